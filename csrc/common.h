@@ -1,0 +1,132 @@
+// The LibTorch stable ABI as the kernels use it: tensors in, dtypes, allocation, checks.
+// The only file that knows torch's headers.  Checks here are invariants; what a user can get
+// wrong is checked in Python, where the error can name the argument.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "average.h"
+#include "dtype.h"
+#include "element.h"
+#include "layout.h"
+
+namespace customloss {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Bool: return Dtype::kBool;
+    case ScalarType::Byte: return Dtype::kUInt8;
+    case ScalarType::Char: return Dtype::kInt8;
+    case ScalarType::UInt16: return Dtype::kUInt16;
+    case ScalarType::Short: return Dtype::kInt16;
+    case ScalarType::UInt32: return Dtype::kUInt32;
+    case ScalarType::Int: return Dtype::kInt32;
+    case ScalarType::UInt64: return Dtype::kUInt64;
+    case ScalarType::Long: return Dtype::kInt64;
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    default: STD_TORCH_CHECK(false, "customloss: dtype without a kernel");
+  }
+}
+
+// An uninitialised contiguous float32 or float64 tensor on the device of `like`.
+inline Tensor empty(std::initializer_list<int64_t> sizes, bool is_double, const Tensor& like) {
+  std::array<int64_t, 4> strides;
+  int64_t next = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = next;
+    next *= sizes.begin()[i];
+  }
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+      is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), device_type,
+      device_index, &handle));
+  return Tensor(handle);
+}
+
+inline Strided strided(const Tensor& tensor) {
+  return {tensor.sizes().data(), tensor.strides().data(), static_cast<int>(tensor.dim())};
+}
+
+// What one pass reads, as the ops receive it.
+struct Elements {
+  const Tensor& input;
+  const Tensor& target;
+  const std::optional<Tensor>& weight;
+  Activation activation;
+  double scale, offset;
+  bool per_sample, per_class;
+
+  // `out` is the gradient that is written, null in the forward pass.
+  Layout layout(const Tensor* out = nullptr) const {
+    Layout layout;
+    const bool fits = make_layout({strided(input), strided(target),
+                                   weight ? strided(*weight) : Strided{},
+                                   out ? strided(*out) : Strided{}},
+                                  per_sample, per_class, &layout);
+    STD_TORCH_CHECK(fits, "customloss: more than ", kMaxReduced,
+                    " dimensions that cannot be merged");
+    return layout;
+  }
+};
+
+// The loss tensor of `groups` = samples x classes: scalar, [samples], [classes] or both.
+inline Tensor empty_loss(const Layout& layout, const Scoring& scoring, const Elements& elements) {
+  const bool is_double = elements.input.scalar_type() == ScalarType::Double;
+  const bool keep = scoring.reduction == Reduction::kNone;
+  const bool samples = keep && elements.per_sample;
+  const bool classes = keep && elements.per_class && scoring.average == Average::kNone;
+  if (samples && classes) {
+    return empty({layout.sample.size, layout.cls.size}, is_double, elements.input);
+  }
+  if (samples) return empty({layout.sample.size}, is_double, elements.input);
+  if (classes) return empty({layout.cls.size}, is_double, elements.input);
+  return empty({}, is_double, elements.input);
+}
+
+// The incoming gradient, reached from (sample, class): stride 0 where the loss was reduced.
+struct OuterGrad {
+  const void* data = nullptr;  // null means 1
+  bool is_double = false;
+  int64_t sample_stride = 0, class_stride = 0;
+};
+
+inline OuterGrad outer_grad(const std::optional<Tensor>& grad, bool per_sample) {
+  OuterGrad outer;
+  if (!grad) return outer;
+  outer.data = grad->const_data_ptr();
+  outer.is_double = grad->scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(outer.is_double || grad->scalar_type() == ScalarType::Float,
+                  "customloss: the gradient of a loss is float32 or float64");
+  const int64_t rank = grad->dim();
+  if (rank == 2) {
+    outer.sample_stride = grad->stride(0);
+    outer.class_stride = grad->stride(1);
+  } else if (rank == 1) {
+    (per_sample ? outer.sample_stride : outer.class_stride) = grad->stride(0);
+  }
+  return outer;
+}
+
+}  // namespace customloss

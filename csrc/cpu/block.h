@@ -1,0 +1,73 @@
+// What one instruction set has to offer: loops over a block of at most kBlock elements.
+// T is the type computed in, float or double.  Blocks live in the first-level cache; a caller
+// stages whatever is not already a contiguous T (halves, integers, strided views) into one.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtype.h"
+#include "../element.h"
+
+namespace customloss::cpu {
+
+// Elements per block: also how many float32 terms are added before a flush to float64.
+constexpr int64_t kBlock = 1024;
+
+// Exactly one of `soft` and `hard` is set; `weight` may be null.
+template <class T>
+struct Block {
+  const T* input;
+  const T* soft;
+  const uint8_t* hard;
+  const T* weight;
+  int64_t size;
+  Activation activation;
+  T scale, offset;
+};
+
+// Coefficients of a block: one for all elements, or one per element (`per_element`).
+template <class T>
+struct Coefficients {
+  const T *a, *b, *c, *d;
+  bool per_element;
+};
+
+template <class T>
+struct BlockKernels {
+  // to[i] = T(from[i * stride])
+  void (*stage)(Dtype dtype, const void* from, int64_t stride, int64_t size, T* to);
+  // to[i * stride] = dtype(from[i]), rounded to nearest even
+  void (*unstage)(Dtype dtype, const T* from, int64_t size, void* to, int64_t stride);
+  // sums[0..3] += tp, fp, fn, tn of the block
+  void (*sum)(const Block<T>& block, double* sums);
+  // tp[i] += ..., column by column; `sums` is four arrays of `pitch` elements
+  void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
+  // out[i] = the gradient by `wrt`
+  void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);
+};
+
+struct InstructionSet {
+  const char* name;
+  BlockKernels<float> f32;
+  BlockKernels<double> f64;
+};
+
+extern const InstructionSet kBaseline;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const InstructionSet kAvx2;
+extern const InstructionSet kAvx512;
+#endif
+
+// The best set this processor has, or the one CUSTOMLOSS_CPU_ISA names; chosen once.
+const InstructionSet& instruction_set();
+
+template <class T>
+const BlockKernels<T>& block_kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return instruction_set().f32;
+  } else {
+    return instruction_set().f64;
+  }
+}
+
+}  // namespace customloss::cpu

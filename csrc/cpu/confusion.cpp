@@ -1,0 +1,350 @@
+// The soft confusion sums and their gradient on the CPU.
+//
+//   sums[tp, fp, fn, tn][sample][class] = sum of w t p, w (1-t) p, w t q, w (1-t) q
+//   dL/dx = w dp/dx [ t (g_tp - g_fn) + (1-t) (g_fp - g_tn) ]
+//
+// Work is cut into units by the shape alone, whatever the number of threads: float32 runs of at
+// most kBlock elements are flushed to float64, and the units of a group are added in order, so
+// the same bits come out on 1 or 64 threads.
+//   planar       a unit is a stretch of one group's elements
+//   interleaved  a unit is a band of rows times a stretch of neighbouring classes
+// Bytes moved: forward reads input and target once; backward reads both and writes the gradient.
+#include <memory>
+#include <vector>
+
+#include "walk.h"
+
+namespace customloss::cpu {
+namespace {
+
+constexpr int64_t kPlanarUnit = 65536;   // elements of a group per unit
+constexpr int64_t kShortAxis = 64;       // innermost axes below this are gathered
+constexpr int64_t kMaxColumnAdds = 4096;  // float32 additions per column before a flush
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How an interleaved layout is cut: bands of rows, tiles of columns.
+struct Bands {
+  int64_t rows, band_rows, bands;
+  int64_t columns, tile_columns, tiles;
+  int64_t fold;  // rows side by side in one block, so that few classes still fill it
+
+  explicit Bands(const Layout& layout) {
+    constexpr int64_t kMostBands = 64, kSmallestUnit = 65536;
+    rows = layout.reduced_size;
+    columns = layout.cls.size;
+    tile_columns = std::min(columns, kBlock);
+    tiles = ceil_div(columns, tile_columns);
+    fold = std::max<int64_t>(1, kBlock / tile_columns);
+    const int64_t smallest = ceil_div(kSmallestUnit, tile_columns);
+    band_rows = std::max(smallest, ceil_div(rows, kMostBands));
+    band_rows = ceil_div(band_rows, fold) * fold;
+    bands = ceil_div(rows, band_rows);
+  }
+
+  int64_t units(const Layout& layout) const { return layout.sample.size * bands * tiles; }
+};
+
+// One unit of an interleaved layout.
+struct Band {
+  int64_t sample, band, first_row, last_row, first_column, columns;
+
+  Band(const Bands& bands, int64_t unit) {
+    const int64_t tile = unit % bands.tiles;
+    band = unit / bands.tiles % bands.bands;
+    sample = unit / bands.tiles / bands.bands;
+    first_row = band * bands.band_rows;
+    last_row = std::min(bands.rows, first_row + bands.band_rows);
+    first_column = tile * bands.tile_columns;
+    columns = std::min(bands.tile_columns, bands.columns - first_column);
+  }
+};
+
+// Calls body(patch) for the patches of a band: `fold` rows at a time.
+template <class Body>
+void for_patches(const Layout& layout, const Bands& bands, const Band& band, const Body& body) {
+  Place origin;
+  origin.move(layout.sample, band.sample);
+  origin.move(layout.cls, band.first_column);
+  Cursor cursor(layout, origin, band.first_row);
+  for (int64_t row = band.first_row; row < band.last_row;) {
+    const int64_t rows = std::min({bands.fold, cursor.run(), band.last_row - row});
+    body(Patch{cursor.place(), layout.inner(), layout.cls, rows, band.columns});
+    cursor.advance(rows);
+    row += rows;
+  }
+}
+
+// Calls body(block, patch or null, cursor before it) over [first, last) of one group.
+template <class T, class Body>
+void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_t last,
+                Stager<T>* stager, const Body& body) {
+  const bool gathered = layout.reduced_axes > 1 && layout.inner().size < kShortAxis;
+  Cursor cursor(layout, origin, first);
+  for (int64_t i = first; i < last;) {
+    if (gathered) {
+      const Cursor before = cursor;
+      const Block<T> block = stager->gather(&cursor, std::min(kBlock, last - i));
+      body(block, nullptr, before);
+      i += block.size;
+    } else {
+      const int64_t size = std::min({kBlock, cursor.run(), last - i});
+      const Patch patch{cursor.place(), layout.inner(), Axis{}, size, 1};
+      body(stager->block(patch), &patch, cursor);
+      cursor.advance(size);
+      i += size;
+    }
+  }
+}
+
+// ---- forward ----------------------------------------------------------------------------
+
+template <class T>
+void planar_sums(const Operands& operands, double* sums) {
+  const Layout& layout = operands.layout;
+  const int64_t groups = layout.groups();
+  const int64_t stretches = std::max<int64_t>(1, ceil_div(layout.reduced_size, kPlanarUnit));
+  std::unique_ptr<double[]> partials(new double[groups * stretches * 4]);
+  for_units(groups * stretches, groups * layout.reduced_size, [&](int64_t unit) {
+    const int64_t group = unit / stretches, first = unit % stretches * kPlanarUnit;
+    Place origin;
+    origin.move(layout.sample, group / layout.cls.size);
+    origin.move(layout.cls, group % layout.cls.size);
+    double own[4] = {0.0, 0.0, 0.0, 0.0};
+    Stager<T> stager(operands);
+    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), &stager,
+               [&](const Block<T>& block, const Patch*, const Cursor&) {
+                 block_kernels<T>().sum(block, own);
+               });
+    std::copy(own, own + 4, &partials[unit * 4]);
+  });
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int s = 0; s < 4; ++s) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < stretches; ++i) sum += partials[(group * stretches + i) * 4 + s];
+      sums[s * groups + group] = sum;
+    }
+  }
+}
+
+// Adds folded float columns to the float64 sums of a band and clears them.
+template <class T>
+void flush_columns(T* folded, int64_t columns, int64_t fold, double* sums, int64_t pitch) {
+  for (int s = 0; s < 4; ++s) {
+    T* own = folded + s * kBlock;
+    for (int64_t f = 0; f < fold; ++f) {
+      for (int64_t c = 0; c < columns; ++c) {
+        sums[s * pitch + c] += static_cast<double>(own[f * columns + c]);
+      }
+    }
+    std::fill(own, own + fold * columns, T(0));
+  }
+}
+
+template <class T>
+void interleaved_sums(const Operands& operands, double* sums) {
+  const Layout& layout = operands.layout;
+  const Bands bands(layout);
+  const int64_t groups = layout.groups();
+  std::unique_ptr<double[]> partials(new double[bands.bands * 4 * groups]);
+  for_units(bands.units(layout), groups * layout.reduced_size, [&](int64_t unit) {
+    const Band band(bands, unit);
+    double* own = &partials[band.band * 4 * groups + band.sample * bands.columns + band.first_column];
+    for (int s = 0; s < 4; ++s) std::fill(own + s * groups, own + s * groups + band.columns, 0.0);
+    alignas(64) T folded[4 * kBlock] = {};
+    int64_t adds = 0;
+    Stager<T> stager(operands);
+    for_patches(layout, bands, band, [&](const Patch& patch) {
+      block_kernels<T>().sum_columns(stager.block(patch), folded, kBlock);
+      if (++adds == kMaxColumnAdds) {
+        flush_columns(folded, band.columns, bands.fold, own, groups);
+        adds = 0;
+      }
+    });
+    flush_columns(folded, band.columns, bands.fold, own, groups);
+  });
+  const int64_t numbers = 4 * groups;
+  for_units(ceil_div(numbers, kBlock), numbers * bands.bands, [&](int64_t unit) {
+    const int64_t first = unit * kBlock, last = std::min(numbers, first + kBlock);
+    std::fill(sums + first, sums + last, 0.0);
+    for (int64_t b = 0; b < bands.bands; ++b) {
+      for (int64_t i = first; i < last; ++i) sums[i] += partials[b * numbers + i];
+    }
+  });
+}
+
+// sums: [4, samples, classes], float64.
+void confusion_sums(const Operands& operands, double* sums) {
+  const bool wide = operands.memory[kInputOperand].dtype == Dtype::kFloat64;
+  if (operands.layout.interleaved()) {
+    wide ? interleaved_sums<double>(operands, sums) : interleaved_sums<float>(operands, sums);
+  } else {
+    wide ? planar_sums<double>(operands, sums) : planar_sums<float>(operands, sums);
+  }
+}
+
+// ---- backward ---------------------------------------------------------------------------
+
+// The gradient by the sums of every group: coefficients[4, samples, classes] times `outer`.
+struct GroupGrads {
+  const double* coefficients;
+  OuterGrad outer;
+  Wrt wrt;
+  int64_t groups, classes;
+
+  template <class T>
+  Coefficient<T> at(int64_t sample, int64_t cls) const {
+    const double* own = coefficients + sample * classes + cls;
+    const int64_t offset = sample * outer.sample_stride + cls * outer.class_stride;
+    double g = 1.0;
+    if (outer.data != nullptr) {
+      g = outer.is_double ? static_cast<const double*>(outer.data)[offset]
+                          : static_cast<const float*>(outer.data)[offset];
+    }
+    return coefficient<T>(wrt, g * own[0], g * own[groups], g * own[2 * groups],
+                          g * own[3 * groups]);
+  }
+};
+
+template <class T>
+void planar_gradient(const Operands& operands, const GroupGrads& grads) {
+  const Layout& layout = operands.layout;
+  const int64_t stretches = ceil_div(layout.reduced_size, kPlanarUnit);
+  for_units(layout.groups() * stretches, layout.groups() * layout.reduced_size, [&](int64_t unit) {
+    const int64_t group = unit / stretches, first = unit % stretches * kPlanarUnit;
+    const int64_t sample = group / layout.cls.size, cls = group % layout.cls.size;
+    Place origin;
+    origin.move(layout.sample, sample);
+    origin.move(layout.cls, cls);
+    const Coefficient<T> own = grads.at<T>(sample, cls);
+    const Coefficients<T> g{&own.a, &own.b, &own.c, &own.d, false};
+    Stager<T> stager(operands);
+    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), &stager,
+               [&](const Block<T>& block, const Patch* patch, const Cursor& before) {
+                 T* out = patch ? stager.out(*patch) : stager.out();
+                 block_kernels<T>().gradient(block, grads.wrt, g, out);
+                 patch ? stager.write(*patch) : stager.scatter(before, block.size);
+               });
+  });
+}
+
+template <class T>
+void interleaved_gradient(const Operands& operands, const GroupGrads& grads) {
+  const Layout& layout = operands.layout;
+  const Bands bands(layout);
+  for_units(bands.units(layout), layout.groups() * layout.reduced_size, [&](int64_t unit) {
+    const Band band(bands, unit);
+    alignas(64) T a[kBlock], b[kBlock], c[kBlock], d[kBlock];
+    for (int64_t i = 0; i < band.columns * bands.fold; ++i) {
+      const Coefficient<T> own =
+          grads.at<T>(band.sample, band.first_column + i % band.columns);
+      a[i] = own.a, b[i] = own.b, c[i] = own.c, d[i] = own.d;
+    }
+    const Coefficients<T> g{a, b, c, d, true};
+    Stager<T> stager(operands);
+    for_patches(layout, bands, band, [&](const Patch& patch) {
+      block_kernels<T>().gradient(stager.block(patch), grads.wrt, g, stager.out(patch));
+      stager.write(patch);
+    });
+  });
+}
+
+// ---- operators --------------------------------------------------------------------------
+
+Operands operands_of(const Elements& elements, const Tensor* out = nullptr) {
+  Operands operands{elements.layout(out), {}, elements.activation, elements.scale, elements.offset};
+  operands.memory[kInputOperand] = memory(elements.input);
+  operands.memory[kTargetOperand] = memory(elements.target);
+  if (elements.weight) operands.memory[kWeightOperand] = memory(*elements.weight);
+  if (out != nullptr) operands.memory[kOutOperand] = memory(*out);
+  return operands;
+}
+
+Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                 int64_t activation, double scale, double offset, bool per_sample,
+                 bool per_class) {
+  const Elements elements{input, target, weight, static_cast<Activation>(activation),
+                          scale, offset, per_sample, per_class};
+  const Operands operands = operands_of(elements);
+  const Layout& layout = operands.layout;
+  Tensor sums = empty({4, layout.sample.size, layout.cls.size}, true, input);
+  confusion_sums(operands, static_cast<double*>(sums.mutable_data_ptr()));
+  return sums;
+}
+
+std::tuple<Tensor, Tensor> confusion_score(
+    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+    int64_t activation, double scale, double offset, bool per_sample, bool per_class,
+    double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma,
+    int64_t link, int64_t absent, int64_t average, int64_t reduction) {
+  const Elements elements{input, target, weight, static_cast<Activation>(activation),
+                          scale, offset, per_sample, per_class};
+  const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
+                         static_cast<Absent>(absent)},
+                        static_cast<Average>(average),
+                        static_cast<Reduction>(reduction)};
+  const Operands operands = operands_of(elements);
+  const Layout& layout = operands.layout;
+  Tensor coefficients = empty({4, layout.sample.size, layout.cls.size}, true, input);
+  double* sums = static_cast<double*>(coefficients.mutable_data_ptr());
+  confusion_sums(operands, sums);
+  Tensor loss = empty_loss(layout, scoring, elements);
+  const int64_t values = loss.numel();
+  std::vector<double> wide(values);
+  GroupAverage(scoring, layout.sample.size, layout.cls.size, sums).run(wide.data());
+  if (loss.scalar_type() == ScalarType::Double) {
+    std::copy(wide.begin(), wide.end(), static_cast<double*>(loss.mutable_data_ptr()));
+  } else {
+    std::copy(wide.begin(), wide.end(), static_cast<float*>(loss.mutable_data_ptr()));
+  }
+  return {loss, coefficients};
+}
+
+Tensor empty_gradient(const Elements& elements, Wrt wrt) {
+  switch (wrt) {
+    case Wrt::kInput: return torch::stable::empty_like(elements.input);
+    case Wrt::kTarget: return torch::stable::empty_like(elements.target);
+    default: {
+      const bool is_double = elements.input.scalar_type() == ScalarType::Double;
+      return torch::stable::new_empty(elements.input, elements.input.sizes(),
+                                      is_double ? ScalarType::Double : ScalarType::Float);
+    }
+  }
+}
+
+Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
+                          const Tensor& input, const Tensor& target,
+                          const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,
+                          double scale, double offset, bool per_sample, bool per_class) {
+  const Elements elements{input, target, weight, static_cast<Activation>(activation),
+                          scale, offset, per_sample, per_class};
+  Tensor out = empty_gradient(elements, static_cast<Wrt>(wrt));
+  const Operands operands = operands_of(elements, &out);
+  const Layout& layout = operands.layout;
+  const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()),
+                         outer_grad(grad, per_sample), static_cast<Wrt>(wrt), layout.groups(),
+                         layout.cls.size};
+  const bool wide = operands.memory[kInputOperand].dtype == Dtype::kFloat64;
+  if (layout.interleaved()) {
+    wide ? interleaved_gradient<double>(operands, grads) : interleaved_gradient<float>(operands, grads);
+  } else {
+    wide ? planar_gradient<double>(operands, grads) : planar_gradient<float>(operands, grads);
+  }
+  return out;
+}
+
+std::string cpu_isa() { return instruction_set().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(customloss, CPU, m) {
+  m.impl("confusion", TORCH_BOX(&confusion));
+  m.impl("confusion_score", TORCH_BOX(&confusion_score));
+  m.impl("confusion_backward", TORCH_BOX(&confusion_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(customloss, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+}
+
+}  // namespace customloss::cpu

@@ -1,0 +1,49 @@
+// Chooses the instruction set once, at the first call.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "block.h"
+
+namespace customloss::cpu {
+namespace {
+
+struct Candidate {
+  const InstructionSet* set;
+  bool available;
+};
+
+const InstructionSet& choose() {
+#if defined(__x86_64__) || defined(_M_X64)
+  __builtin_cpu_init();
+  const Candidate candidates[] = {
+      {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {&kBaseline, true}};
+#else
+  const Candidate candidates[] = {{&kBaseline, true}};
+#endif
+  const char* wanted = std::getenv("CUSTOMLOSS_CPU_ISA");
+  for (const Candidate& candidate : candidates) {
+    if (wanted == nullptr || *wanted == '\0') {
+      if (candidate.available) return *candidate.set;
+    } else if (std::strcmp(wanted, candidate.set->name) == 0) {
+      if (candidate.available) return *candidate.set;
+      throw std::runtime_error(std::string("CUSTOMLOSS_CPU_ISA=") + wanted +
+                               ": this processor does not have it");
+    }
+  }
+  throw std::runtime_error(std::string("CUSTOMLOSS_CPU_ISA=") + wanted +
+                           ": expected baseline, avx2 or avx512");
+}
+
+}  // namespace
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet& chosen = choose();
+  return chosen;
+}
+
+}  // namespace customloss::cpu

@@ -1,0 +1,20 @@
+// The block loops for AVX2, switched on for this file alone.
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cstdint>
+#include <cstring>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#endif
+#include "block.h"
+#include "block_impl.h"
+
+namespace customloss::cpu {
+const InstructionSet kAvx2 = {"avx2", kernels<float>(), kernels<double>()};
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,7 @@
+// The block loops for whatever the compiler's default target is.
+#include "block.h"
+#include "block_impl.h"
+
+namespace customloss::cpu {
+const InstructionSet kBaseline = {"baseline", kernels<float>(), kernels<double>()};
+}

@@ -1,0 +1,42 @@
+// The dtypes a kernel reads, without torch's headers.
+#pragma once
+
+namespace customloss {
+
+enum class Dtype : int {
+  kBool,
+  kUInt8,
+  kInt8,
+  kUInt16,
+  kInt16,
+  kUInt32,
+  kInt32,
+  kUInt64,
+  kInt64,
+  kFloat16,
+  kBFloat16,
+  kFloat32,
+  kFloat64,
+};
+
+inline int dtype_size(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kBool:
+    case Dtype::kUInt8:
+    case Dtype::kInt8:
+      return 1;
+    case Dtype::kUInt16:
+    case Dtype::kInt16:
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16:
+      return 2;
+    case Dtype::kUInt32:
+    case Dtype::kInt32:
+    case Dtype::kFloat32:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
+}  // namespace customloss

@@ -1,0 +1,131 @@
+// Closed forms of the built-in losses: the loss of one group from its four sums, its gradient
+// by each of them, and the average over groups.  Everything is float64: a handful of numbers.
+//
+//   similarity  S = (A tp + s) / (A tp + s + B fp + C fn)
+//   complement  1 - S = (B fp + C fn) / (A tp + s + B fp + C fn)     no cancellation near 0
+//   log         -log S = log1p((B fp + C fn) / (A tp + s))
+//   focal       (1 - S)^gamma
+//   negative    -S
+//
+// (A, B, C) = (1 + beta^2, 1, beta^2) is F-beta, (2, 1, 1) Dice, (1, 1, 1) Jaccard and
+// (1, fp_weight, fn_weight) Tversky.  Compiled for the host and for the device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "element.h"
+
+namespace customloss {
+
+// Mirrored by customloss/_ops.py.
+enum class Link : int64_t { kComplement = 0, kLog = 1, kFocal = 2, kNegative = 3 };
+enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2 };
+enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2 };  // over classes
+enum class Reduction : int64_t { kMean = 0, kSum = 1, kNone = 2 };    // over what is left
+
+struct Score {
+  double tp_weight, fp_weight, fn_weight, smooth, gamma;
+  Link link;
+  Absent absent;
+};
+
+// The four sums of one group, or the derivatives by them.
+struct Sums {
+  double tp, fp, fn, tn;
+};
+
+// `support` is tp + fn; a group that is not `counted` is left out of every mean.
+struct GroupLoss {
+  double value;
+  Sums grad;
+  double support;
+  bool counted;
+};
+
+namespace {
+
+// Floor of A tp + s under a logarithm: the loss stays below 70 + log(fp + fn), and
+// gradients stay inside float32, when no positive has any probability left.
+constexpr double kLogFloor = 1e-30;
+
+// The linked similarity and its gradient.  0 / 0 (an empty group that is predicted empty)
+// is a similarity of 1 with gradient 0.
+CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
+  const double hit = score.tp_weight * sums.tp + score.smooth;
+  const double miss = score.fp_weight * sums.fp + score.fn_weight * sums.fn;
+  const double whole = hit + miss;
+  GroupLoss loss{0.0, {0.0, 0.0, 0.0, 0.0}, sums.tp + sums.fn, true};
+  if (whole == 0.0) {
+    loss.value = score.link == Link::kNegative ? -1.0 : 0.0;
+    return loss;
+  }
+  if (score.link == Link::kLog) {
+    const bool low = hit < kLogFloor;
+    const double floored = low ? kLogFloor : hit;
+    loss.value = log1p(miss / floored);
+    loss.grad.tp = low ? 0.0 : -score.tp_weight * (miss / hit) / whole;
+    loss.grad.fp = score.fp_weight / (floored + miss);
+    loss.grad.fn = score.fn_weight / (floored + miss);
+    return loss;
+  }
+  const double complement = miss / whole;
+  double slope = 1.0;
+  loss.value = complement;
+  if (score.link == Link::kNegative) loss.value = -(hit / whole);
+  if (score.link == Link::kFocal) {
+    loss.value = pow(complement, score.gamma);
+    // a perfect group has slope 0: gamma < 1 would make it infinite
+    slope = complement > 0.0 || complement != complement
+                ? score.gamma * pow(complement, score.gamma - 1.0)
+                : (score.gamma == 1.0 ? 1.0 : 0.0);
+  }
+  loss.grad.tp = -slope * score.tp_weight * complement / whole;
+  loss.grad.fp = slope * score.fp_weight * (hit / whole) / whole;
+  loss.grad.fn = slope * score.fn_weight * (hit / whole) / whole;
+  return loss;
+}
+
+// A group without a positive target, and what the caller wants of it.
+CUSTOMLOSS_HD GroupLoss group_loss(const Score& score, const Sums& sums) {
+  GroupLoss loss = similarity_loss(score, sums);
+  if (score.absent == Absent::kScore || loss.support != 0.0) return loss;
+  loss.value = 0.0;
+  loss.grad = {0.0, 0.0, 0.0, 0.0};
+  if (score.absent == Absent::kSkip) {
+    loss.counted = false;
+    return loss;
+  }
+  const double negatives = sums.fp + sums.tn;
+  if (negatives != 0.0) {
+    loss.value = sums.fp / negatives;
+    loss.grad.fp = (sums.tn / negatives) / negatives;
+    loss.grad.tn = -loss.value / negatives;
+  }
+  return loss;
+}
+
+// What a group counts in the average over the classes of its sample.
+CUSTOMLOSS_HD double group_weight(Average average, const GroupLoss& loss) {
+  if (!loss.counted) return 0.0;
+  return average == Average::kWeighted ? loss.support : 1.0;
+}
+
+// d(average)/d(sums) of one group, given the average over its classes and the total weight.
+// With support weights the support itself, tp + fn, moves the average too.
+CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double mean,
+                                 double total_weight, double outer) {
+  if (total_weight == 0.0 || !loss.counted) return {0.0, 0.0, 0.0, 0.0};
+  const double inner = outer * group_weight(average, loss) / total_weight;
+  Sums grad{loss.grad.tp * inner, loss.grad.fp * inner, loss.grad.fn * inner,
+            loss.grad.tn * inner};
+  if (average == Average::kWeighted) {
+    const double shift = outer * (loss.value - mean) / total_weight;
+    grad.tp += shift;
+    grad.fn += shift;
+  }
+  return grad;
+}
+
+}  // namespace
+}  // namespace customloss

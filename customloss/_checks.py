@@ -1,0 +1,95 @@
+"""What a user can get wrong, said before any kernel runs: the argument, what was expected and
+what came. Nothing here reads tensor data, except ``target_values``, which is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+TARGET_DTYPES = frozenset(
+    (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32)
+    + (torch.uint64, torch.int64, *INPUT_DTYPES)
+)
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """``value`` is one of the words ``allowed``."""
+    allowed = tuple(allowed)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, one of {allowed}, got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+
+
+def number(
+    name: str, value: float, *, at_least: float | None = None, above: float | None = None
+) -> None:
+    """``value`` is a finite number within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name}: expected a number >= {at_least}, got {value}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name}: expected a number > {above}, got {value}")
+
+
+def are_tensors(input: object, target: object, weight: object) -> None:
+    """The three operands are tensors (``weight`` may be None)."""
+    for name, value in (("input", input), ("target", target), ("weight", weight)):
+        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def tensors(
+    input: Tensor, target: Tensor, weight: Tensor | None, per_sample: bool, per_class: bool
+) -> None:
+    """Dtypes, shapes and devices fit together, and there is at least one group."""
+    shape = input.shape
+    if input.dtype not in INPUT_DTYPES:
+        raise TypeError(
+            f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}"
+        )
+    if not shape:
+        raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
+    if target.dtype not in TARGET_DTYPES:
+        raise TypeError(f"target: expected a bool, integer or float dtype, got {target.dtype}")
+    if target.shape != shape:
+        raise ValueError(
+            f"target: expected the shape of input, {list(shape)}, got {list(target.shape)}"
+        )
+    if target.device != input.device:
+        raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
+    if weight is not None:
+        _weight(weight, input)
+    if (per_sample and shape[0] == 0) or (per_class and len(shape) > 1 and shape[1] == 0):
+        raise ValueError(f"input: there is no group to score in shape {list(shape)}")
+
+
+def _weight(weight: Tensor, input: Tensor) -> None:
+    if weight.dtype not in TARGET_DTYPES:
+        raise TypeError(f"weight: expected a bool, integer or float dtype, got {weight.dtype}")
+    own, shape = weight.shape, input.shape
+    fits = len(own) <= len(shape) and all(
+        mine == 1 or mine == theirs for mine, theirs in zip(reversed(own), reversed(shape))
+    )
+    if not fits:
+        raise ValueError(
+            f"weight: expected a shape that broadcasts to {list(shape)} (input's), got {list(own)}"
+        )
+    if weight.device != input.device:
+        raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
+
+
+def target_values(target: Tensor) -> None:
+    """Every target lies in [0, 1]. Reads the tensor, and waits for its device."""
+    if target.dtype == torch.bool or target.numel() == 0:
+        return
+    low, high = (float(bound) for bound in torch.aminmax(target))
+    if not (0.0 <= low and high <= 1.0):
+        raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")
