@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define CUSTOMLOSS_HD __host__ __device__ __forceinline__
@@ -44,29 +45,31 @@ CUSTOMLOSS_HD float exp_minus(float a) {
   return result;
 #else
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const float clamped = a > 87.0f ? 87.0f : a;
+  const float clamped = 88.0f < a ? 88.0f : a;  // 88 makes the exponent field 0, and so the result
   const float rounded = clamped * -1.44269504f + kRound;
   const float n = rounded - kRound;
-  const float r = (-clamped - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // Cody-Waite
-  float poly = 0x1.6ab95cp-10f;
-  poly = poly * r + 0x1.126d3p-7f;
-  poly = poly * r + 0x1.55589ap-5f;
-  poly = poly * r + 0x1.55540ap-3f;
-  poly = poly * r + 0x1.fffffap-2f;
-  poly = poly * r + 1.0f;
-  poly = poly * r + 1.0f;
+#if defined(__FMA__)
+  const float r = -n * 0x1.62e43p-1f - clamped;  // exact product: the constant errs by 2e-9 n
+#else
+  const float r = (-n * 0x1.62e4p-1f - clamped) - n * 0x1.7f7d1cp-20f;
+#endif
+  float poly = 0x1.0fe5a8p-7f;
+  poly = poly * r + 0x1.575f22p-5f;
+  poly = poly * r + 0x1.555a1ap-3f;
+  poly = poly * r + 0x1.fffd1ap-2f;
+  poly = poly * r + 0x1.fffff6p-1f;
+  poly = poly * r + 0x1.000002p+0f;
   const uint32_t exponent = (bit_cast<uint32_t>(rounded) << 23) + 0x3f800000u;
-  const float result = poly * bit_cast<float>(exponent);
-  return a > 87.0f ? 0.0f : result;
+  return poly * bit_cast<float>(exponent);
 #endif
 }
 
 CUSTOMLOSS_HD double exp_minus(double a) {
   constexpr double kRound = 0x1.8p52;
-  const double clamped = a > 708.0 ? 708.0 : a;
+  const double clamped = 709.0 < a ? 709.0 : a;  // exponent field 0 again
   const double rounded = clamped * -1.4426950408889634 + kRound;
   const double n = rounded - kRound;
-  const double r = (-clamped - n * 0x1.62e42fefa38p-1) - n * 0x1.ef35793c7673p-45;
+  const double r = (-n * 0x1.62e42fefa38p-1 - clamped) - n * 0x1.ef35793c7673p-45;
   double poly = 1.0 / 6227020800.0;  // Taylor to r^13: error below 5e-18 for |r| <= ln(2)/2
   poly = poly * r + 1.0 / 479001600.0;
   poly = poly * r + 1.0 / 39916800.0;
@@ -82,8 +85,7 @@ CUSTOMLOSS_HD double exp_minus(double a) {
   poly = poly * r + 1.0;
   poly = poly * r + 1.0;
   const uint64_t exponent = (bit_cast<uint64_t>(rounded) << 52) + 0x3ff0000000000000ull;
-  const double result = poly * bit_cast<double>(exponent);
-  return a > 708.0 ? 0.0 : result;
+  return poly * bit_cast<double>(exponent);
 }
 
 // 1 / a for a in [1, 2].
@@ -126,11 +128,51 @@ struct Share {
   T tp, fp, fn, tn;
 };
 
+// A hard target or a condition, as what the compiler handles best: a bool on the device, all
+// bits or none on the host, where loops over comparisons often do not vectorise.
+#if defined(__CUDA_ARCH__)
+template <class T>
+using Flag = bool;
+#else
+template <class T>
+struct Flag {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  Bits bits;
+
+  CUSTOMLOSS_HD Flag(bool set) : bits(Bits(0) - Bits(set)) {}
+  CUSTOMLOSS_HD explicit Flag(Bits bits) : bits(bits) {}
+  CUSTOMLOSS_HD Flag operator!() const { return Flag(Bits(~bits)); }
+};
+#endif
+
+template <class T>
+CUSTOMLOSS_HD T select(Flag<T> flag, T yes, T no) {
+#if defined(__CUDA_ARCH__)
+  return flag ? yes : no;
+#else
+  using Bits = typename Flag<T>::Bits;
+  return bit_cast<T>(
+      static_cast<Bits>((bit_cast<Bits>(yes) & flag.bits) | (bit_cast<Bits>(no) & ~flag.bits)));
+#endif
+}
+
+template <class T>
+CUSTOMLOSS_HD Flag<T> nonzero(T value) {
+#if defined(__CUDA_ARCH__)
+  return value != T(0);
+#else
+  using Bits = typename Flag<T>::Bits;
+  const Bits magnitude = static_cast<Bits>(bit_cast<Bits>(value) << 1);
+  const Bits top = static_cast<Bits>(magnitude | (Bits(0) - magnitude)) >> (8 * sizeof(T) - 1);
+  return Flag<T>(static_cast<Bits>(Bits(0) - top));
+#endif
+}
+
 // Weight 0 removes the element, whatever it holds: a NaN there must not leak.
 template <bool kWeighted, class T>
 CUSTOMLOSS_HD T weigh(T value, T w) {
   if constexpr (kWeighted) {
-    return w == T(0) ? T(0) : w * value;
+    return select(nonzero(w), w * value, T(0));
   } else {
     return value;
   }
@@ -138,10 +180,10 @@ CUSTOMLOSS_HD T weigh(T value, T w) {
 
 // Hard targets select: cheaper than a product, and the same value.
 template <bool kWeighted, class T>
-CUSTOMLOSS_HD Share<T> share(T p, T q, bool t, T w) {
+CUSTOMLOSS_HD Share<T> share(T p, T q, Flag<T> t, T w) {
   const T wp = weigh<kWeighted>(p, w);
   const T wq = weigh<kWeighted>(q, w);
-  return {t ? wp : T(0), t ? T(0) : wp, t ? wq : T(0), t ? T(0) : wq};
+  return {select(t, wp, T(0)), select(t, T(0), wp), select(t, wq, T(0)), select(t, T(0), wq)};
 }
 
 template <bool kWeighted, class T>
@@ -173,13 +215,13 @@ CUSTOMLOSS_HD Coefficient<T> coefficient(Wrt wrt, double tp, double fp, double f
 }
 
 template <Wrt kWrt, bool kWeighted, class T>
-CUSTOMLOSS_HD T gradient(const Probability<T>& prob, bool t, T w, const Coefficient<T>& g) {
+CUSTOMLOSS_HD T gradient(const Probability<T>& prob, Flag<T> t, T w, const Coefficient<T>& g) {
   if constexpr (kWrt == Wrt::kInput) {
-    return weigh<kWeighted>(prob.slope * (t ? g.a : g.b), w);
+    return weigh<kWeighted>(prob.slope * select(t, g.a, g.b), w);
   } else if constexpr (kWrt == Wrt::kTarget) {
     return weigh<kWeighted>(prob.p * g.a + prob.q * g.b, w);
   } else {
-    return t ? prob.p * g.a + prob.q * g.b : prob.p * g.c + prob.q * g.d;
+    return select(t, prob.p * g.a + prob.q * g.b, prob.p * g.c + prob.q * g.d);
   }
 }
 

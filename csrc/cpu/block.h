@@ -12,10 +12,17 @@ namespace customloss::cpu {
 
 // Elements per block: also how many float32 terms are added before a flush to float64.
 constexpr int64_t kBlock = 1024;
+constexpr int64_t kColumnAdds = 1000;
 
 // Exactly one of `soft` and `hard` is set; `weight` may be null.
 template <class T>
 struct Block {
+  // bool targets, no weight, sigmoid(x) as it is: the case that has loops of its own
+  bool plain() const {
+    return hard != nullptr && weight == nullptr && activation == Activation::kSigmoid &&
+           scale == T(1) && offset == T(0);
+  }
+
   const T* input;
   const T* soft;
   const uint8_t* hard;
@@ -23,6 +30,7 @@ struct Block {
   int64_t size;
   Activation activation;
   T scale, offset;
+  const uint16_t* bf16 = nullptr;  // instead of `input` where the kernels take it as it is
 };
 
 // Coefficients of a block: one for all elements, or one per element (`per_element`).
@@ -30,6 +38,13 @@ template <class T>
 struct Coefficients {
   const T *a, *b, *c, *d;
   bool per_element;
+};
+
+// How the columns of sum_columns() came about: `rows` rows side by side, adds[row] times each.
+struct Fold {
+  int64_t rows, columns;
+  const int32_t* adds;
+  bool plain;  // the blocks were
 };
 
 template <class T>
@@ -40,8 +55,13 @@ struct BlockKernels {
   void (*unstage)(Dtype dtype, const T* from, int64_t size, void* to, int64_t stride);
   // sums[0..3] += tp, fp, fn, tn of the block
   void (*sum)(const Block<T>& block, double* sums);
-  // tp[i] += ..., column by column; `sums` is four arrays of `pitch` elements
+  // Column by column into `sums`, four arrays of `pitch` elements whose meaning is the set's own,
+  // zero at first; at most kColumnAdds times before flush_columns() adds them to tp, fp, fn, tn,
+  // four arrays of `to_pitch`.
   void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
+  void (*flush_columns)(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch);
+  // Whether sum() reads bfloat16 by itself, given a bool target, no weight and a plain sigmoid.
+  bool sums_bf16;
   // out[i] = the gradient by `wrt`
   void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);
 };

@@ -112,136 +112,144 @@ void unstage(Dtype dtype, const T* from, int64_t size, void* to, int64_t stride)
 // ---- block loops ------------------------------------------------------------------------
 
 // A block whose target type, weighting and activation are known at compile time.
-template <class T, bool kHard, bool kWeighted, Activation kActivation>
+template <class T, bool kHard, bool kWeighted, bool kScaled, Activation kActivation>
 struct Known {
-  const Block<T>& block;
+  using Target = std::conditional_t<kHard, uint8_t, T>;
 
-  inline T weight(int64_t i) const {
-    if constexpr (kWeighted) return block.weight[i];
-    return T(1);
-  }
-  inline auto target(int64_t i) const {
+  const T* __restrict input;
+  const Target* __restrict target;
+  const T* __restrict weight;
+  const int64_t size;
+  const T scale, offset;
+
+  explicit Known(const Block<T>& block)
+      : input(block.input), target(pick(block)), weight(block.weight), size(block.size),
+        scale(kScaled ? block.scale : T(1)), offset(kScaled ? block.offset : T(0)) {}
+
+  static const Target* pick(const Block<T>& block) {
     if constexpr (kHard) {
-      return block.hard[i] != 0;
+      return block.hard;
     } else {
-      return block.soft[i];
+      return block.soft;
     }
   }
-  inline Probability<T> probability_at(int64_t i, T scale, T offset) const {
-    return probability<kActivation>(block.input[i], scale, offset);
+  inline T weight_at(int64_t i) const {
+    if constexpr (kWeighted) return weight[i];
+    return T(1);
   }
-  inline Share<T> share_at(int64_t i, T scale, T offset) const {
-    const Probability<T> prob = probability_at(i, scale, offset);
-    return share<kWeighted>(prob.p, prob.q, target(i), weight(i));
+  inline auto target_at(int64_t i) const {
+    if constexpr (kHard) {
+      using Bits = typename Flag<T>::Bits;
+      const uint8_t one = target[i] < 1 ? target[i] : 1;  // whatever else a bool may hold
+      return Flag<T>(static_cast<Bits>(Bits(0) - Bits(one)));
+    } else {
+      return target[i];
+    }
+  }
+  inline Probability<T> probability_at(int64_t i) const {
+    if constexpr (kScaled) return probability<kActivation>(input[i], scale, offset);
+    return probability<kActivation>(input[i], T(1), T(0));
+  }
+  inline Share<T> share_at(int64_t i) const {
+    const Probability<T> prob = probability_at(i);
+    return share<kWeighted>(prob.p, prob.q, target_at(i), weight_at(i));
   }
 };
 
-// Calls body(Known<...>{block}) for the block at hand.
+// Calls body(Known<...>(block)) for the block at hand.
+template <class T, bool kHard, bool kWeighted, class Body>
+inline void with_activation(const Block<T>& block, const Body& body) {
+  if (block.activation == Activation::kNone) {
+    body(Known<T, kHard, kWeighted, false, Activation::kNone>(block));
+  } else if (block.scale == T(1) && block.offset == T(0)) {
+    body(Known<T, kHard, kWeighted, false, Activation::kSigmoid>(block));
+  } else {
+    body(Known<T, kHard, kWeighted, true, Activation::kSigmoid>(block));
+  }
+}
+
 template <class T, class Body>
 inline void with_known(const Block<T>& block, const Body& body) {
-  const bool sigmoid = block.activation == Activation::kSigmoid;
-  constexpr Activation kS = Activation::kSigmoid, kN = Activation::kNone;
-  if (block.hard && block.weight) {
-    return sigmoid ? body(Known<T, true, true, kS>{block}) : body(Known<T, true, true, kN>{block});
-  }
   if (block.hard) {
-    return sigmoid ? body(Known<T, true, false, kS>{block})
-                   : body(Known<T, true, false, kN>{block});
+    block.weight ? with_activation<T, true, true>(block, body)
+                 : with_activation<T, true, false>(block, body);
+  } else {
+    block.weight ? with_activation<T, false, true>(block, body)
+                 : with_activation<T, false, false>(block, body);
   }
-  if (block.weight) {
-    return sigmoid ? body(Known<T, false, true, kS>{block})
-                   : body(Known<T, false, true, kN>{block});
-  }
-  return sigmoid ? body(Known<T, false, false, kS>{block})
-                 : body(Known<T, false, false, kN>{block});
-}
-
-template <class T>
-inline double total(const T* lanes, int count) {
-  double sum = 0.0;
-  for (int j = 0; j < count; ++j) sum += static_cast<double>(lanes[j]);
-  return sum;
-}
-
-template <class T, class K>
-inline void sum_known(const K& known, double* sums) {
-  constexpr int kLanes = 128 / sizeof(T);  // two registers of the widest set
-  T tp[kLanes] = {}, fp[kLanes] = {}, fn[kLanes] = {}, tn[kLanes] = {};
-  const T scale = known.block.scale, offset = known.block.offset;
-  const int64_t size = known.block.size;
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      const Share<T> s = known.share_at(i + j, scale, offset);
-      tp[j] += s.tp;
-      fp[j] += s.fp;
-      fn[j] += s.fn;
-      tn[j] += s.tn;
-    }
-  }
-  for (int j = 0; i < size; ++i, ++j) {
-    const Share<T> s = known.share_at(i, scale, offset);
-    tp[j] += s.tp;
-    fp[j] += s.fp;
-    fn[j] += s.fn;
-    tn[j] += s.tn;
-  }
-  sums[0] += total(tp, kLanes);
-  sums[1] += total(fp, kLanes);
-  sums[2] += total(fn, kLanes);
-  sums[3] += total(tn, kLanes);
 }
 
 template <class T>
 void sum(const Block<T>& block, double* sums) {
-  with_known(block, [&](const auto& known) { sum_known<T>(known, sums); });
-}
-
-template <class T, class K>
-inline void sum_columns_known(const K& known, T* __restrict sums, int64_t pitch) {
-  T* __restrict tp = sums;
-  T* __restrict fp = sums + pitch;
-  T* __restrict fn = sums + 2 * pitch;
-  T* __restrict tn = sums + 3 * pitch;
-  const T scale = known.block.scale, offset = known.block.offset;
-  const int64_t size = known.block.size;
-  for (int64_t i = 0; i < size; ++i) {
-    const Share<T> s = known.share_at(i, scale, offset);
-    tp[i] += s.tp;
-    fp[i] += s.fp;
-    fn[i] += s.fn;
-    tn[i] += s.tn;
-  }
+  with_known(block, [sums](const auto known) {
+    T tp = 0, fp = 0, fn = 0, tn = 0;
+#pragma omp simd reduction(+ : tp, fp, fn, tn)
+    for (int64_t i = 0; i < known.size; ++i) {
+      const Share<T> s = known.share_at(i);
+      tp += s.tp;
+      fp += s.fp;
+      fn += s.fn;
+      tn += s.tn;
+    }
+    sums[0] += static_cast<double>(tp);
+    sums[1] += static_cast<double>(fp);
+    sums[2] += static_cast<double>(fn);
+    sums[3] += static_cast<double>(tn);
+  });
 }
 
 template <class T>
 void sum_columns(const Block<T>& block, T* sums, int64_t pitch) {
-  with_known(block, [&](const auto& known) { sum_columns_known<T>(known, sums, pitch); });
+  T* __restrict tp = sums;
+  T* __restrict fp = sums + pitch;
+  T* __restrict fn = sums + 2 * pitch;
+  T* __restrict tn = sums + 3 * pitch;
+  with_known(block, [=](const auto known) {
+#pragma omp simd
+    for (int64_t i = 0; i < known.size; ++i) {
+      const Share<T> s = known.share_at(i);
+      tp[i] += s.tp;
+      fp[i] += s.fp;
+      fn[i] += s.fn;
+      tn[i] += s.tn;
+    }
+  });
+}
+
+template <class T>
+void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch) {
+  for (int s = 0; s < 4; ++s) {
+    for (int64_t f = 0; f < fold.rows; ++f) {
+      const T* own = sums + s * pitch + f * fold.columns;
+      for (int64_t c = 0; c < fold.columns; ++c) to[s * to_pitch + c] += static_cast<double>(own[c]);
+    }
+  }
 }
 
 template <Wrt kWrt, bool kWeighted, class T, class K>
-inline void gradient_known(const K& known, const Coefficients<T>& g, T* __restrict out) {
-  const T scale = known.block.scale, offset = known.block.offset;
-  const int64_t size = known.block.size;
+inline void gradient_known(const K known, const Coefficients<T>& g, T* __restrict out) {
   if (g.per_element) {
-    for (int64_t i = 0; i < size; ++i) {
-      const Coefficient<T> own{g.a[i], g.b[i], g.c[i], g.d[i]};
-      out[i] = gradient<kWrt, kWeighted>(known.probability_at(i, scale, offset), known.target(i),
-                                         known.weight(i), own);
+    const Coefficients<T> each = g;
+#pragma omp simd
+    for (int64_t i = 0; i < known.size; ++i) {
+      const Coefficient<T> own{each.a[i], each.b[i], each.c[i], each.d[i]};
+      out[i] = gradient<kWrt, kWeighted>(known.probability_at(i), known.target_at(i),
+                                         known.weight_at(i), own);
     }
   } else {
     const Coefficient<T> own{g.a[0], g.b[0], g.c[0], g.d[0]};
-    for (int64_t i = 0; i < size; ++i) {
-      out[i] = gradient<kWrt, kWeighted>(known.probability_at(i, scale, offset), known.target(i),
-                                         known.weight(i), own);
+#pragma omp simd
+    for (int64_t i = 0; i < known.size; ++i) {
+      out[i] = gradient<kWrt, kWeighted>(known.probability_at(i), known.target_at(i),
+                                         known.weight_at(i), own);
     }
   }
 }
 
 template <class T>
 void gradient_block(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out) {
-  with_known(block, [&]<bool kHard, bool kWeighted, Activation kA>(
-                        const Known<T, kHard, kWeighted, kA>& known) {
+  with_known(block, [&]<bool kHard, bool kWeighted, bool kScaled, Activation kA>(
+                        const Known<T, kHard, kWeighted, kScaled, kA> known) {
     switch (wrt) {
       case Wrt::kInput: return gradient_known<Wrt::kInput, kWeighted>(known, g, out);
       case Wrt::kTarget: return gradient_known<Wrt::kTarget, kWeighted>(known, g, out);
@@ -252,7 +260,8 @@ void gradient_block(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T*
 
 template <class T>
 constexpr BlockKernels<T> kernels() {
-  return {stage<T>, unstage<T>, sum<T>, sum_columns<T>, gradient_block<T>};
+  return {stage<T>,         unstage<T>, sum<T>, sum_columns<T>,
+          flush_columns<T>, false,      gradient_block<T>};
 }
 
 }  // namespace

@@ -19,7 +19,6 @@ namespace {
 
 constexpr int64_t kPlanarUnit = 65536;   // elements of a group per unit
 constexpr int64_t kShortAxis = 64;       // innermost axes below this are gathered
-constexpr int64_t kMaxColumnAdds = 4096;  // float32 additions per column before a flush
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -78,7 +77,7 @@ void for_patches(const Layout& layout, const Bands& bands, const Band& band, con
 // Calls body(block, patch or null, cursor before it) over [first, last) of one group.
 template <class T, class Body>
 void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_t last,
-                Stager<T>* stager, const Body& body) {
+                bool for_sum, Stager<T>* stager, const Body& body) {
   const bool gathered = layout.reduced_axes > 1 && layout.inner().size < kShortAxis;
   Cursor cursor(layout, origin, first);
   for (int64_t i = first; i < last;) {
@@ -90,7 +89,7 @@ void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_
     } else {
       const int64_t size = std::min({kBlock, cursor.run(), last - i});
       const Patch patch{cursor.place(), layout.inner(), Axis{}, size, 1};
-      body(stager->block(patch), &patch, cursor);
+      body(for_sum ? stager->sum_block(patch) : stager->block(patch), &patch, cursor);
       cursor.advance(size);
       i += size;
     }
@@ -112,8 +111,8 @@ void planar_sums(const Operands& operands, double* sums) {
     origin.move(layout.cls, group % layout.cls.size);
     double own[4] = {0.0, 0.0, 0.0, 0.0};
     Stager<T> stager(operands);
-    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), &stager,
-               [&](const Block<T>& block, const Patch*, const Cursor&) {
+    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), true,
+               &stager, [&](const Block<T>& block, const Patch*, const Cursor&) {
                  block_kernels<T>().sum(block, own);
                });
     std::copy(own, own + 4, &partials[unit * 4]);
@@ -127,19 +126,41 @@ void planar_sums(const Operands& operands, double* sums) {
   }
 }
 
-// Adds folded float columns to the float64 sums of a band and clears them.
+// The columns of one band: float32 sums that are flushed to float64 in time.
 template <class T>
-void flush_columns(T* folded, int64_t columns, int64_t fold, double* sums, int64_t pitch) {
-  for (int s = 0; s < 4; ++s) {
-    T* own = folded + s * kBlock;
-    for (int64_t f = 0; f < fold; ++f) {
-      for (int64_t c = 0; c < columns; ++c) {
-        sums[s * pitch + c] += static_cast<double>(own[f * columns + c]);
-      }
-    }
-    std::fill(own, own + fold * columns, T(0));
+class Columns {
+ public:
+  Columns(int64_t columns, int64_t fold, bool plain, double* to, int64_t to_pitch)
+      : columns_(columns), fold_(fold), plain_(plain), to_(to), to_pitch_(to_pitch) {
+    clear();
   }
-}
+
+  void add(const Block<T>& block) {
+    block_kernels<T>().sum_columns(block, sums_, kBlock);
+    const int64_t rows = block.size / columns_;
+    for (int64_t f = 0; f < rows; ++f) ++adds_[f];
+    if (adds_[0] == kColumnAdds) flush();
+  }
+
+  void flush() {
+    const Fold fold{fold_, columns_, adds_, plain_};
+    block_kernels<T>().flush_columns(fold, sums_, kBlock, to_, to_pitch_);
+    clear();
+  }
+
+ private:
+  void clear() {
+    for (int s = 0; s < 4; ++s) std::fill_n(sums_ + s * kBlock, fold_ * columns_, T(0));
+    std::fill_n(adds_, fold_, 0);
+  }
+
+  const int64_t columns_, fold_;
+  const bool plain_;
+  double* const to_;
+  const int64_t to_pitch_;
+  alignas(64) T sums_[4 * kBlock];
+  int32_t adds_[kBlock];
+};
 
 template <class T>
 void interleaved_sums(const Operands& operands, double* sums) {
@@ -151,17 +172,11 @@ void interleaved_sums(const Operands& operands, double* sums) {
     const Band band(bands, unit);
     double* own = &partials[band.band * 4 * groups + band.sample * bands.columns + band.first_column];
     for (int s = 0; s < 4; ++s) std::fill(own + s * groups, own + s * groups + band.columns, 0.0);
-    alignas(64) T folded[4 * kBlock] = {};
-    int64_t adds = 0;
     Stager<T> stager(operands);
-    for_patches(layout, bands, band, [&](const Patch& patch) {
-      block_kernels<T>().sum_columns(stager.block(patch), folded, kBlock);
-      if (++adds == kMaxColumnAdds) {
-        flush_columns(folded, band.columns, bands.fold, own, groups);
-        adds = 0;
-      }
-    });
-    flush_columns(folded, band.columns, bands.fold, own, groups);
+    Columns<T> columns(band.columns, bands.fold, stager.plain(), own, groups);
+    for_patches(layout, bands, band,
+                [&](const Patch& patch) { columns.add(stager.block(patch)); });
+    columns.flush();
   });
   const int64_t numbers = 4 * groups;
   for_units(ceil_div(numbers, kBlock), numbers * bands.bands, [&](int64_t unit) {
@@ -219,8 +234,8 @@ void planar_gradient(const Operands& operands, const GroupGrads& grads) {
     const Coefficient<T> own = grads.at<T>(sample, cls);
     const Coefficients<T> g{&own.a, &own.b, &own.c, &own.d, false};
     Stager<T> stager(operands);
-    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), &stager,
-               [&](const Block<T>& block, const Patch* patch, const Cursor& before) {
+    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), false,
+               &stager, [&](const Block<T>& block, const Patch* patch, const Cursor& before) {
                  T* out = patch ? stager.out(*patch) : stager.out();
                  block_kernels<T>().gradient(block, grads.wrt, g, out);
                  patch ? stager.write(*patch) : stager.scatter(before, block.size);

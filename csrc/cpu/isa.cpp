@@ -19,7 +19,8 @@ const InstructionSet& choose() {
   __builtin_cpu_init();
   const Candidate candidates[] = {
       {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512cd")},
       {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
       {&kBaseline, true}};
 #else

@@ -1,4 +1,6 @@
 // The block loops for whatever the compiler's default target is.
+#include <type_traits>
+
 #include "block.h"
 #include "block_impl.h"
 

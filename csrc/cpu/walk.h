@@ -93,19 +93,38 @@ template <class T>
 class Stager {
  public:
   explicit Stager(const Operands& operands)
-      : operands_(operands), kernels_(block_kernels<T>()), has_weight_(operands.memory[kWeightOperand].data) {}
+      : operands_(operands), kernels_(block_kernels<T>()),
+        has_weight_(operands.memory[kWeightOperand].data != nullptr),
+        hard_(operands.memory[kTargetOperand].dtype == Dtype::kBool),
+        bf16_(kernels_.sums_bf16 && plain() &&
+              operands.memory[kInputOperand].dtype == Dtype::kBFloat16) {}
+
+  // Whether every block is (see Block::plain).
+  bool plain() const {
+    return hard_ && !has_weight_ && operands_.activation == Activation::kSigmoid &&
+           operands_.scale == 1.0 && operands_.offset == 0.0;
+  }
 
   // The block that holds one patch, without a copy where it lies ready.
   Block<T> block(const Patch& patch) {
     Block<T> block = empty_block(patch.rows * patch.columns);
-    block.input = direct(patch, kInputOperand, input_);
-    const Memory& target = operands_.memory[kTargetOperand];
-    if (target.dtype == Dtype::kBool && patch.dense(kTargetOperand)) {
-      block.hard = reinterpret_cast<const uint8_t*>(target.at(patch.place.offset[kTargetOperand]));
+    if (hard_) {
+      block.hard = direct(patch, kTargetOperand, hard_target_);
     } else {
       block.soft = direct(patch, kTargetOperand, target_);
     }
     if (has_weight_) block.weight = direct(patch, kWeightOperand, weight_);
+    block.input = direct(patch, kInputOperand, input_);
+    return block;
+  }
+
+  // The same for sum(), which may read bfloat16 by itself.
+  Block<T> sum_block(const Patch& patch) {
+    const Memory& input = operands_.memory[kInputOperand];
+    if (!bf16_ || !patch.dense(kInputOperand)) return block(patch);
+    Block<T> block = empty_block(patch.rows * patch.columns);
+    block.hard = direct(patch, kTargetOperand, hard_target_);
+    block.bf16 = reinterpret_cast<const uint16_t*>(input.at(patch.place.offset[kInputOperand]));
     return block;
   }
 
@@ -117,14 +136,19 @@ class Stager {
       const int64_t run = std::min(cursor->run(), limit - size);
       const Place& place = cursor->place();
       fill(kInputOperand, place, inner, run, input_ + size);
-      fill(kTargetOperand, place, inner, run, target_ + size);
+      hard_ ? fill(kTargetOperand, place, inner, run, hard_target_ + size)
+            : fill(kTargetOperand, place, inner, run, target_ + size);
       if (has_weight_) fill(kWeightOperand, place, inner, run, weight_ + size);
       cursor->advance(run);
       size += run;
     }
     Block<T> block = empty_block(size);
     block.input = input_;
-    block.soft = target_;
+    if (hard_) {
+      block.hard = hard_target_;
+    } else {
+      block.soft = target_;
+    }
     if (has_weight_) block.weight = weight_;
     return block;
   }
@@ -169,13 +193,18 @@ class Stager {
   bool lies_ready(const Patch& patch, int operand) const {
     return operands_.memory[operand].dtype == kDtypeOf<T> && patch.dense(operand);
   }
-  T* ready(const Patch& patch, int operand) const {
-    return reinterpret_cast<T*>(operands_.memory[operand].at(patch.place.offset[operand]));
+  template <class V = T>
+  V* ready(const Patch& patch, int operand) const {
+    return reinterpret_cast<V*>(operands_.memory[operand].at(patch.place.offset[operand]));
   }
 
   void fill(int operand, const Place& place, const Axis& axis, int64_t size, T* to) const {
     const Memory& from = operands_.memory[operand];
     kernels_.stage(from.dtype, from.at(place.offset[operand]), axis.stride[operand], size, to);
+  }
+  void fill(int operand, const Place& place, const Axis& axis, int64_t size, uint8_t* to) const {
+    const char* from = operands_.memory[operand].at(place.offset[operand]);
+    for (int64_t i = 0; i < size; ++i) to[i] = static_cast<uint8_t>(from[i * axis.stride[operand]]);
   }
   void spill(const Place& place, const Axis& axis, int64_t size, const T* from) const {
     const Memory& to = operands_.memory[kOutOperand];
@@ -183,8 +212,11 @@ class Stager {
                      axis.stride[kOutOperand]);
   }
 
-  const T* direct(const Patch& patch, int operand, T* buffer) {
-    if (lies_ready(patch, operand)) return ready(patch, operand);
+  // The operand's own memory where it is dense and of type V, else `buffer`, filled.
+  template <class V>
+  const V* direct(const Patch& patch, int operand, V* buffer) {
+    const bool same = sizeof(V) == 1 || operands_.memory[operand].dtype == kDtypeOf<T>;
+    if (same && patch.dense(operand)) return ready<V>(patch, operand);
     if (patch.dense(operand)) {
       fill(operand, patch.place, unit_axis(), patch.rows * patch.columns, buffer);
     } else if (patch.columns == 1) {
@@ -200,9 +232,10 @@ class Stager {
 
   const Operands& operands_;
   const BlockKernels<T>& kernels_;
-  const bool has_weight_;
+  const bool has_weight_, hard_, bf16_;
   alignas(64) T input_[kBlock];
   alignas(64) T target_[kBlock];
+  alignas(64) uint8_t hard_target_[kBlock];
   alignas(64) T weight_[kBlock];
   alignas(64) T out_[kBlock];
 };

@@ -1,0 +1,192 @@
+// The headline loop by hand: unweighted sigmoid sums of bool targets in float32, where what the
+// compiler makes of the plain loops reaches half of what the memory delivers.
+// Included by isa_avx512.cpp alone.
+//
+// With m = sigmoid(-|x|) <= 1/2 and d = m where x < 0, -m where not, per class of target
+//   sum of p = #(x >= 0) + sum of d        sum of 1-p = #(x < 0) - sum of d
+// and neither side cancels: both are at least half of the terms that enter with a minus.
+// So two masked additions and three popcounts serve all four sums.
+#pragma once
+
+#include <immintrin.h>
+
+#include "block.h"
+
+namespace customloss::cpu {
+namespace {
+
+// 2^(j/32), bit for bit, j = 0..31.
+constexpr uint32_t kExp2Bits[32] = {
+    0x3f800000, 0x3f82cd87, 0x3f85aac3, 0x3f88980f, 0x3f8b95c2, 0x3f8ea43a, 0x3f91c3d3, 0x3f94f4f0,
+    0x3f9837f0, 0x3f9b8d3a, 0x3f9ef532, 0x3fa27043, 0x3fa5fed7, 0x3fa9a15b, 0x3fad583f, 0x3fb123f6,
+    0x3fb504f3, 0x3fb8fbaf, 0x3fbd08a4, 0x3fc12c4d, 0x3fc5672a, 0x3fc9b9be, 0x3fce248c, 0x3fd2a81e,
+    0x3fd744fd, 0x3fdbfbb8, 0x3fe0ccdf, 0x3fe5b907, 0x3feac0c7, 0x3fefe4ba, 0x3ff5257d, 0x3ffa83b3,
+};
+
+// The same minus j << 18: adding n << 18 to entry n % 32 gives 2^(n/32).
+struct Exp2Table {
+  alignas(64) uint32_t bits[32] = {};
+  constexpr Exp2Table() {
+    for (uint32_t j = 0; j < 32; ++j) bits[j] = kExp2Bits[j] - (j << 18);
+  }
+};
+constexpr Exp2Table kExp2;
+
+#define CUSTOMLOSS_EACH(statement) \
+  _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
+
+// d = m copysign(1, -x) of kVectors registers, step by step so that their chains interleave.
+// e^-c = 2^(n/32) e^r with |r| <= log(2)/64: a table of 32 in two registers and a parabola.
+template <int kVectors>
+inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
+  const __m512 round = _mm512_set1_ps(0x1.8p23f), one = _mm512_set1_ps(1.0f);
+  const __m512i low = _mm512_load_si512(kExp2.bits), high = _mm512_load_si512(kExp2.bits + 16);
+  __m512 c[kVectors], n[kVectors], r[kVectors], e[kVectors];
+  __m512i bits[kVectors];
+  // 127 log(2), where the exponent field becomes 0; min keeps a NaN in its second operand
+  CUSTOMLOSS_EACH(c[u] = _mm512_min_ps(_mm512_set1_ps(88.02969f), _mm512_abs_ps(x[u])))
+  CUSTOMLOSS_EACH(n[u] = _mm512_fmadd_ps(c[u], _mm512_set1_ps(-46.1662413f), round))
+  CUSTOMLOSS_EACH(bits[u] = _mm512_castps_si512(n[u]); n[u] = _mm512_sub_ps(n[u], round))
+  CUSTOMLOSS_EACH(r[u] = _mm512_fnmsub_ps(n[u], _mm512_set1_ps(0x1.62e43p-6f), c[u]))
+  CUSTOMLOSS_EACH(e[u] = _mm512_fmadd_ps(r[u], _mm512_set1_ps(0x1.ffff0ap-2f),
+                                         _mm512_set1_ps(0x1.0000f6p+0f)))
+  CUSTOMLOSS_EACH(e[u] = _mm512_fmadd_ps(e[u], r[u], one))
+  CUSTOMLOSS_EACH(bits[u] = _mm512_add_epi32(_mm512_slli_epi32(bits[u], 18),
+                                             _mm512_permutex2var_epi32(low, bits[u], high)))
+  CUSTOMLOSS_EACH(e[u] = _mm512_mul_ps(e[u], _mm512_castsi512_ps(bits[u])))
+  CUSTOMLOSS_EACH(e[u] = _mm512_div_ps(e[u], _mm512_add_ps(one, e[u])))
+  // e ^ (~x & sign bit)
+  CUSTOMLOSS_EACH(d[u] = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+                      _mm512_castps_si512(e[u]), _mm512_castps_si512(x[u]),
+                      _mm512_set1_epi32(INT32_MIN), 0xd2)))
+}
+
+inline __mmask16 negative(__m512 x) { return _mm512_movepi32_mask(_mm512_castps_si512(x)); }
+
+// Sums of d and counts by class of target and sign of x.
+struct HardSums {
+  __m512 positives, negatives;
+  int64_t size, target = 0, below = 0, target_below = 0;
+
+  // spelled out: an implicit constructor would miss this file's instruction set
+  explicit HardSums(int64_t n)
+      : positives(_mm512_setzero_ps()), negatives(_mm512_setzero_ps()), size(n) {}
+
+  // `m[u]` are the positives of lane group u, `valid` all of its elements.
+  template <int kVectors>
+  inline void add(const __m512 (&x)[kVectors], const __mmask16 (&m)[kVectors], __mmask16 valid) {
+    __m512 d[kVectors];
+    signed_misses(x, d);
+    uint64_t is_target = 0, is_below = 0;
+    CUSTOMLOSS_EACH(positives = _mm512_mask_add_ps(positives, m[u], positives, d[u]))
+    CUSTOMLOSS_EACH(negatives = _mm512_mask_add_ps(
+                        negatives, static_cast<__mmask16>(valid & ~m[u]), negatives, d[u]))
+    CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(m[u]) << (16 * u))
+    CUSTOMLOSS_EACH(is_below |= static_cast<uint64_t>(negative(x[u]) & valid) << (16 * u))
+    target += __builtin_popcountll(is_target);
+    below += __builtin_popcountll(is_below);
+    target_below += __builtin_popcountll(is_target & is_below);
+  }
+
+  void flush(double* sums) const {
+    const double p = _mm512_reduce_add_ps(positives), q = _mm512_reduce_add_ps(negatives);
+    sums[0] += static_cast<double>(target - target_below) + p;
+    sums[1] += static_cast<double>(size - target - (below - target_below)) + q;
+    sums[2] += static_cast<double>(target_below) - p;
+    sums[3] += static_cast<double>(below - target_below) - q;
+  }
+};
+
+inline __mmask16 nonzero_bytes(const uint8_t* from, __mmask16 valid) {
+  return _mm_test_epi8_mask(_mm_maskz_loadu_epi8(valid, from), _mm_set1_epi8(-1));
+}
+
+inline __m512 widen_bf16(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// 64 elements a step; what is left goes one masked register at a time.
+void sum_hard_avx512(const Block<float>& block, double* sums) {
+  constexpr int kVectors = 4;
+  HardSums total(block.size);
+  int64_t i = 0;
+  for (; i + 16 * kVectors <= block.size; i += 16 * kVectors) {
+    __m512 x[kVectors];
+    __mmask16 m[kVectors];
+    if (block.bf16 != nullptr) {
+      CUSTOMLOSS_EACH(x[u] = widen_bf16(_mm256_loadu_si256(
+                          reinterpret_cast<const __m256i*>(block.bf16 + i + 16 * u))))
+    } else {
+      CUSTOMLOSS_EACH(x[u] = _mm512_loadu_ps(block.input + i + 16 * u))
+    }
+    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u, 0xffff))
+    total.add(x, m, 0xffff);
+  }
+  for (; i < block.size; i += 16) {
+    const int64_t left = block.size - i;
+    const __mmask16 valid = left < 16 ? static_cast<__mmask16>((1u << left) - 1u) : 0xffff;
+    const __m512 x[1] = {block.bf16 != nullptr
+                             ? widen_bf16(_mm256_maskz_loadu_epi16(valid, block.bf16 + i))
+                             : _mm512_maskz_loadu_ps(valid, block.input + i)};
+    const __mmask16 m[1] = {nonzero_bytes(block.hard + i, valid)};
+    total.add(x, m, valid);
+  }
+  total.flush(sums);
+}
+
+// Per column: sums of d by class of target, and three counts of 10 bits in one integer
+// (targets, x < 0, both), so at most 1023 additions between flushes.
+constexpr int kCountBits = 10;
+
+void sum_columns_hard_avx512(const Block<float>& block, float* sums, int64_t pitch) {
+  constexpr int kVectors = 4;
+  const __m512i one = _mm512_set1_epi32(1), two = _mm512_slli_epi32(one, kCountBits),
+                three = _mm512_slli_epi32(two, kCountBits);
+  for (int64_t i = 0; i < block.size; i += 16 * kVectors) {
+    __m512 x[kVectors], d[kVectors];
+    __mmask16 valid[kVectors], m[kVectors], below[kVectors];
+    CUSTOMLOSS_EACH(const int64_t left = std::clamp<int64_t>(block.size - i - 16 * u, 0, 16);
+                    valid[u] = static_cast<__mmask16>((1u << left) - 1u))
+    CUSTOMLOSS_EACH(x[u] = _mm512_maskz_loadu_ps(valid[u], block.input + i + 16 * u))
+    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u, valid[u]))
+    signed_misses(x, d);
+    CUSTOMLOSS_EACH(below[u] = negative(x[u]))
+    for (int u = 0; u < kVectors; ++u) {
+      const int64_t at = i + 16 * u;
+      if (at >= block.size) break;
+      const __m512 positives = _mm512_loadu_ps(sums + at);
+      const __m512 negatives = _mm512_loadu_ps(sums + pitch + at);
+      __m512i counts = _mm512_loadu_si512(sums + 2 * pitch + at);
+      const __mmask16 n = static_cast<__mmask16>(valid[u] & ~m[u]);
+      counts = _mm512_mask_add_epi32(counts, m[u], counts, one);
+      counts = _mm512_mask_add_epi32(counts, below[u], counts, two);
+      counts = _mm512_mask_add_epi32(counts, m[u] & below[u], counts, three);
+      _mm512_storeu_ps(sums + at, _mm512_mask_add_ps(positives, m[u], positives, d[u]));
+      _mm512_storeu_ps(sums + pitch + at, _mm512_mask_add_ps(negatives, n, negatives, d[u]));
+      _mm512_storeu_si512(sums + 2 * pitch + at, counts);
+    }
+  }
+}
+
+void flush_columns_hard_avx512(const Fold& fold, float* sums, int64_t pitch, double* to,
+                               int64_t to_pitch) {
+  constexpr int32_t kMask = (1 << kCountBits) - 1;
+  for (int64_t f = 0; f < fold.rows; ++f) {
+    for (int64_t c = 0; c < fold.columns; ++c) {
+      const int64_t i = f * fold.columns + c;
+      const double p = sums[i], q = sums[pitch + i];
+      const int32_t counts = bit_cast<int32_t>(sums[2 * pitch + i]);
+      const int32_t target = counts & kMask, below = (counts >> kCountBits) & kMask;
+      const int32_t target_below = counts >> (2 * kCountBits);
+      to[c] += (target - target_below) + p;
+      to[to_pitch + c] += (fold.adds[f] - target - (below - target_below)) + q;
+      to[2 * to_pitch + c] += target_below - p;
+      to[3 * to_pitch + c] += (below - target_below) - q;
+    }
+  }
+}
+
+#undef CUSTOMLOSS_EACH
+
+}  // namespace
+}  // namespace customloss::cpu
