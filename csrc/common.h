@@ -78,8 +78,28 @@ struct Elements {
   double scale, offset;
   bool per_sample, per_class;
 
+  // The kernels trust the shapes from here on.
+  void check_shapes() const {
+    const int64_t rank = input.dim();
+    STD_TORCH_CHECK(rank > 0 && rank <= 64 && target.dim() == rank,
+                    "customloss: target must have the shape of input");
+    for (int64_t dim = 0; dim < rank; ++dim) {
+      STD_TORCH_CHECK(target.size(dim) == input.size(dim),
+                      "customloss: target must have the shape of input");
+    }
+    if (!weight) return;
+    const int64_t missing = rank - weight->dim();
+    STD_TORCH_CHECK(missing >= 0, "customloss: weight must broadcast to input");
+    for (int64_t dim = missing; dim < rank; ++dim) {
+      const int64_t own = weight->size(dim - missing);
+      STD_TORCH_CHECK(own == 1 || own == input.size(dim),
+                      "customloss: weight must broadcast to input");
+    }
+  }
+
   // `out` is the gradient that is written, null in the forward pass.
   Layout layout(const Tensor* out = nullptr) const {
+    check_shapes();
     Layout layout;
     const bool fits = make_layout({strided(input), strided(target),
                                    weight ? strided(*weight) : Strided{},
@@ -112,9 +132,20 @@ struct OuterGrad {
   int64_t sample_stride = 0, class_stride = 0;
 };
 
-inline OuterGrad outer_grad(const std::optional<Tensor>& grad, bool per_sample) {
+inline OuterGrad outer_grad(const std::optional<Tensor>& grad, const Tensor& coefficients,
+                            const Layout& layout, bool per_sample) {
+  const int64_t samples = layout.sample.size, classes = layout.cls.size;
+  STD_TORCH_CHECK(coefficients.scalar_type() == ScalarType::Double &&
+                      coefficients.is_contiguous() && coefficients.numel() == 4 * samples * classes,
+                  "customloss: coefficients must be contiguous float64 [4, samples, classes]");
   OuterGrad outer;
   if (!grad) return outer;
+  const int64_t values = grad->dim() == 2   ? samples * classes
+                         : grad->dim() == 0 ? 1
+                         : per_sample       ? samples
+                                            : classes;
+  STD_TORCH_CHECK(grad->dim() <= 2 && grad->numel() == values,
+                  "customloss: grad must have the shape of the loss");
   outer.data = grad->const_data_ptr();
   outer.is_double = grad->scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(outer.is_double || grad->scalar_type() == ScalarType::Float,

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-TARGET_DTYPES = frozenset(
+TARGET_DTYPES = (
     (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32)
     + (torch.uint64, torch.int64, *INPUT_DTYPES)
-)
+)  # fmt: skip
+_TARGETS = frozenset(TARGET_DTYPES)
+
+
+_SIGNED = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
@@ -44,6 +52,8 @@ def are_tensors(input: object, target: object, weight: object) -> None:
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
 
 
 def tensors(
@@ -57,7 +67,7 @@ def tensors(
         )
     if not shape:
         raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
-    if target.dtype not in TARGET_DTYPES:
+    if target.dtype not in _TARGETS:
         raise TypeError(f"target: expected a bool, integer or float dtype, got {target.dtype}")
     if target.shape != shape:
         raise ValueError(
@@ -72,7 +82,7 @@ def tensors(
 
 
 def _weight(weight: Tensor, input: Tensor) -> None:
-    if weight.dtype not in TARGET_DTYPES:
+    if weight.dtype not in _TARGETS:
         raise TypeError(f"weight: expected a bool, integer or float dtype, got {weight.dtype}")
     own, shape = weight.shape, input.shape
     fits = len(own) <= len(shape) and all(
@@ -86,10 +96,35 @@ def _weight(weight: Tensor, input: Tensor) -> None:
         raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
 
 
+def sums_dtype(dtype: object) -> None:
+    """``dtype`` is None or a real floating dtype."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
+
+
+def option_types(
+    words: dict[str, object], numbers: dict[str, object], flags: dict[str, object]
+) -> None:
+    """Every option is of its type. Asked only after the dispatcher refused a call: its message
+    is about schemas, and it checks types before any code of ours runs."""
+    for name, value in words.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected a string, got {value!r}")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
 def target_values(target: Tensor) -> None:
     """Every target lies in [0, 1]. Reads the tensor, and waits for its device."""
     if target.dtype == torch.bool or target.numel() == 0:
         return
-    low, high = (float(bound) for bound in torch.aminmax(target))
-    if not (0.0 <= low and high <= 1.0):
+    signed = _SIGNED.get(target.dtype)  # aminmax knows no wide unsigned types
+    low, high = (bound.item() for bound in torch.aminmax(target.view(signed) if signed else target))
+    if signed and low < 0:
+        low, high = 0, low + 2 * torch.iinfo(signed).max + 2
+    if not (0 <= low and high <= 1):
         raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")

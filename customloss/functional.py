@@ -88,22 +88,42 @@ def soft_f1_loss(
     _checks.are_tensors(input, target, weight)
     if check_target:
         _checks.target_values(target)
-    loss: Tensor = torch.ops.customloss.soft_f1(
-        input,
-        target,
-        weight,
-        beta=beta,
-        activation=activation,
-        average=average,
-        samplewise=samplewise,
-        reduction=reduction,
-        smooth=smooth,
-        absent=absent,
-        link=link,
-        gamma=gamma,
-        logit_scale=logit_scale,
-        logit_offset=logit_offset,
-    )
+    try:
+        loss: Tensor = torch.ops.customloss.soft_f1(
+            input,
+            target,
+            weight,
+            beta=beta,
+            activation=activation,
+            average=average,
+            samplewise=samplewise,
+            reduction=reduction,
+            smooth=smooth,
+            absent=absent,
+            link=link,
+            gamma=gamma,
+            logit_scale=logit_scale,
+            logit_offset=logit_offset,
+        )
+    except RuntimeError:
+        _checks.option_types(
+            {
+                "activation": activation,
+                "average": average,
+                "reduction": reduction,
+                "absent": absent,
+                "link": link,
+            },
+            {
+                "beta": beta,
+                "smooth": smooth,
+                "gamma": gamma,
+                "logit_scale": logit_scale,
+                "logit_offset": logit_offset,
+            },
+            {"samplewise": samplewise},
+        )
+        raise
     return loss
 
 
@@ -138,18 +158,27 @@ def confusion_sums(
         loss = 1 - (2 * tp / (2 * tp + fp + fn)).mean()
     """
     _checks.are_tensors(input, target, weight)
+    _checks.sums_dtype(dtype)
     if check_target:
         _checks.target_values(target)
-    sums = torch.ops.customloss.confusion_sums(
-        input,
-        target,
-        weight,
-        activation=activation,
-        average=average,
-        samplewise=samplewise,
-        logit_scale=logit_scale,
-        logit_offset=logit_offset,
-    )
+    try:
+        sums = torch.ops.customloss.confusion_sums(
+            input,
+            target,
+            weight,
+            activation=activation,
+            average=average,
+            samplewise=samplewise,
+            logit_scale=logit_scale,
+            logit_offset=logit_offset,
+        )
+    except RuntimeError:
+        _checks.option_types(
+            {"activation": activation, "average": average},
+            {"logit_scale": logit_scale, "logit_offset": logit_offset},
+            {"samplewise": samplewise},
+        )
+        raise
     sums = sums.to(dtype or reference.accumulator(input))
     if average == "micro" or input.dim() == 1:
         sums = sums[:, :, 0]

@@ -28,7 +28,7 @@ class Probability(NamedTuple):
 
 def accumulator(input: Tensor) -> torch.dtype:
     """Half inputs are computed with in float32, everything else as it is."""
-    return torch.promote_types(input.dtype, torch.float32)
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def probability(input: Tensor, activation: str, scale: float, offset: float) -> Probability:
@@ -37,8 +37,13 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
     if activation == "none":
         return Probability(x, 1 - x, 1.0)
     z = scale * (x - offset)
-    p, q = torch.sigmoid(z), torch.sigmoid(-z)
-    return Probability(p, q, scale * (p * q))
+    # autograd of y = sigmoid(z) is y (1 - y), which is 0 in float32 from z = 16.7 on: of the two
+    # only the smaller is made that way
+    negative = z < 0
+    small = torch.sigmoid(torch.where(negative, z, -z))
+    big = 1 - small
+    p, q = torch.where(negative, small, big), torch.where(negative, big, small)
+    return Probability(p, q, scale * (small * big))
 
 
 def _removed(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -147,7 +152,8 @@ def similarity_loss(
         return torch.where(empty, torch.zeros_like(loss), loss)
     if link == "negative":
         return torch.where(empty, -torch.ones_like(hit), -hit / whole)
-    complement = miss / whole
+    # not 0 / 1, whose gradient is not 0
+    complement = torch.where(empty, torch.zeros_like(miss), miss / whole)
     if link == "focal" and gamma != 1.0:
         positive = complement != 0
         base = torch.where(positive, complement, torch.ones_like(complement))
@@ -164,17 +170,19 @@ def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor
     if absent == "penalize":
         negatives = fp + tn
         safe = torch.where(negatives == 0, torch.ones_like(negatives), negatives)
-        loss = torch.where(missing, fp / safe, loss)
+        rate = torch.where(negatives == 0, torch.zeros_like(fp), fp / safe)
+        loss = torch.where(missing, rate, loss)
     return loss, torch.ones_like(missing)
 
 
-def _mean(loss: Tensor, weight: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
-    """The weighted mean and which means are of something; a mean over nothing is 0."""
-    total = weight.sum() if dim is None else weight.sum(dim)
-    used = torch.where(weight == 0, torch.zeros_like(loss), weight * loss)
-    numerator = used.sum() if dim is None else used.sum(dim)
+def _mean(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted mean over the last dim and whether it is of something, else it is 0."""
+    total = weight.sum(-1)
+    # a group of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
+    hidden = (weight == 0) & ~torch.isfinite(loss)
+    numerator = torch.where(hidden, torch.zeros_like(loss), weight * loss).sum(-1)
     safe = torch.where(total == 0, torch.ones_like(total), total)
-    return numerator / safe, total != 0
+    return torch.where(total == 0, torch.zeros_like(numerator), numerator / safe), total != 0
 
 
 def average_groups(
@@ -185,7 +193,7 @@ def average_groups(
     samplewise: bool,
     reduction: str,
 ) -> Tensor:
-    """Losses ``[samples, classes]`` to what the caller asked for.
+    """Losses ``[..., samples, classes]`` to what the caller asked for.
 
     First over the classes of a sample (``"macro"`` and ``"micro"`` a mean, ``"weighted"`` by
     support tp + fn, ``"none"`` not at all), then ``reduction`` over what is left.
@@ -193,13 +201,14 @@ def average_groups(
     weight = counted.to(loss.dtype)
     if average == "weighted":
         weight = weight * (sums[0] + sums[2])
+    left = 2
     if average != "none":
-        loss, counted = _mean(loss, weight, 1)
-    if reduction == "mean":
-        return _mean(loss, counted.to(loss.dtype), None)[0]
-    if reduction == "sum":
-        return loss.sum()
-    return loss if samplewise else loss[0]
+        loss, counted = _mean(loss, weight)
+        left = 1
+    if reduction == "none":
+        return loss if samplewise else loss.squeeze(-left)
+    loss, counted = loss.flatten(-left), counted.flatten(-left)
+    return _mean(loss, counted.to(loss.dtype))[0] if reduction == "mean" else loss.sum(-1)
 
 
 def soft_f1(

@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "pages.h"
 #include "walk.h"
 
 namespace customloss::cpu {
@@ -29,14 +30,14 @@ struct Bands {
   int64_t fold;  // rows side by side in one block, so that few classes still fill it
 
   explicit Bands(const Layout& layout) {
-    constexpr int64_t kMostBands = 64, kSmallestUnit = 65536;
+    constexpr int64_t kMostBands = 64, kSmallestBand = 512, kSmallestUnit = 65536;
     rows = layout.reduced_size;
     columns = layout.cls.size;
     tile_columns = std::min(columns, kBlock);
     tiles = ceil_div(columns, tile_columns);
     fold = std::max<int64_t>(1, kBlock / tile_columns);
     const int64_t smallest = ceil_div(kSmallestUnit, tile_columns);
-    band_rows = std::max(smallest, ceil_div(rows, kMostBands));
+    band_rows = std::max({smallest, ceil_div(rows, kMostBands), std::min(rows, kSmallestBand)});
     band_rows = ceil_div(band_rows, fold) * fold;
     bands = ceil_div(rows, band_rows);
   }
@@ -136,7 +137,7 @@ class Columns {
   }
 
   void add(const Block<T>& block) {
-    block_kernels<T>().sum_columns(block, sums_, kBlock);
+    block_kernels<T>().sum_columns(block, sums_, kPitch);
     const int64_t rows = block.size / columns_;
     for (int64_t f = 0; f < rows; ++f) ++adds_[f];
     if (adds_[0] == kColumnAdds) flush();
@@ -144,13 +145,13 @@ class Columns {
 
   void flush() {
     const Fold fold{fold_, columns_, adds_, plain_};
-    block_kernels<T>().flush_columns(fold, sums_, kBlock, to_, to_pitch_);
+    block_kernels<T>().flush_columns(fold, sums_, kPitch, to_, to_pitch_);
     clear();
   }
 
  private:
   void clear() {
-    for (int s = 0; s < 4; ++s) std::fill_n(sums_ + s * kBlock, fold_ * columns_, T(0));
+    for (int s = 0; s < 4; ++s) std::fill_n(sums_ + s * kPitch, fold_ * columns_, T(0));
     std::fill_n(adds_, fold_, 0);
   }
 
@@ -158,7 +159,8 @@ class Columns {
   const bool plain_;
   double* const to_;
   const int64_t to_pitch_;
-  alignas(64) T sums_[4 * kBlock];
+  static constexpr int64_t kPitch = kBlock + 208;
+  alignas(64) T sums_[4 * kPitch];
   int32_t adds_[kBlock];
 };
 
@@ -335,9 +337,11 @@ Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coeff
                           scale, offset, per_sample, per_class};
   Tensor out = empty_gradient(elements, static_cast<Wrt>(wrt));
   const Operands operands = operands_of(elements, &out);
+  prefer_huge_pages(operands.memory[kOutOperand].data,
+                    out.numel() * static_cast<int64_t>(out.element_size()));
   const Layout& layout = operands.layout;
   const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()),
-                         outer_grad(grad, per_sample), static_cast<Wrt>(wrt), layout.groups(),
+                         outer_grad(grad, coefficients, layout, per_sample), static_cast<Wrt>(wrt), layout.groups(),
                          layout.cls.size};
   const bool wide = operands.memory[kInputOperand].dtype == Dtype::kFloat64;
   if (layout.interleaved()) {

@@ -97,8 +97,18 @@ struct HardSums {
   }
 };
 
+inline __mmask16 first(int64_t lanes) {
+  return lanes < 16 ? static_cast<__mmask16>((1u << lanes) - 1u) : 0xffff;
+}
+
+// Masked loads only where they must be: the prefetcher does not follow them.
+inline __mmask16 nonzero_bytes(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm_test_epi8_mask(bytes, bytes);
+}
 inline __mmask16 nonzero_bytes(const uint8_t* from, __mmask16 valid) {
-  return _mm_test_epi8_mask(_mm_maskz_loadu_epi8(valid, from), _mm_set1_epi8(-1));
+  const __m128i bytes = _mm_maskz_loadu_epi8(valid, from);
+  return _mm_test_epi8_mask(bytes, bytes);
 }
 
 inline __m512 widen_bf16(__m256i halves) {
@@ -119,12 +129,11 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
     } else {
       CUSTOMLOSS_EACH(x[u] = _mm512_loadu_ps(block.input + i + 16 * u))
     }
-    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u, 0xffff))
+    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u))
     total.add(x, m, 0xffff);
   }
   for (; i < block.size; i += 16) {
-    const int64_t left = block.size - i;
-    const __mmask16 valid = left < 16 ? static_cast<__mmask16>((1u << left) - 1u) : 0xffff;
+    const __mmask16 valid = first(block.size - i);
     const __m512 x[1] = {block.bf16 != nullptr
                              ? widen_bf16(_mm256_maskz_loadu_epi16(valid, block.bf16 + i))
                              : _mm512_maskz_loadu_ps(valid, block.input + i)};
@@ -138,33 +147,43 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
 // (targets, x < 0, both), so at most 1023 additions between flushes.
 constexpr int kCountBits = 10;
 
-void sum_columns_hard_avx512(const Block<float>& block, float* sums, int64_t pitch) {
-  constexpr int kVectors = 4;
+template <int kVectors>
+inline void add_columns(const __m512 (&x)[kVectors], const __mmask16 (&m)[kVectors],
+                        __mmask16 valid, float* sums, int64_t pitch) {
   const __m512i one = _mm512_set1_epi32(1), two = _mm512_slli_epi32(one, kCountBits),
                 three = _mm512_slli_epi32(two, kCountBits);
-  for (int64_t i = 0; i < block.size; i += 16 * kVectors) {
-    __m512 x[kVectors], d[kVectors];
-    __mmask16 valid[kVectors], m[kVectors], below[kVectors];
-    CUSTOMLOSS_EACH(const int64_t left = std::clamp<int64_t>(block.size - i - 16 * u, 0, 16);
-                    valid[u] = static_cast<__mmask16>((1u << left) - 1u))
-    CUSTOMLOSS_EACH(x[u] = _mm512_maskz_loadu_ps(valid[u], block.input + i + 16 * u))
-    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u, valid[u]))
-    signed_misses(x, d);
-    CUSTOMLOSS_EACH(below[u] = negative(x[u]))
-    for (int u = 0; u < kVectors; ++u) {
-      const int64_t at = i + 16 * u;
-      if (at >= block.size) break;
-      const __m512 positives = _mm512_loadu_ps(sums + at);
-      const __m512 negatives = _mm512_loadu_ps(sums + pitch + at);
-      __m512i counts = _mm512_loadu_si512(sums + 2 * pitch + at);
-      const __mmask16 n = static_cast<__mmask16>(valid[u] & ~m[u]);
-      counts = _mm512_mask_add_epi32(counts, m[u], counts, one);
-      counts = _mm512_mask_add_epi32(counts, below[u], counts, two);
-      counts = _mm512_mask_add_epi32(counts, m[u] & below[u], counts, three);
-      _mm512_storeu_ps(sums + at, _mm512_mask_add_ps(positives, m[u], positives, d[u]));
-      _mm512_storeu_ps(sums + pitch + at, _mm512_mask_add_ps(negatives, n, negatives, d[u]));
-      _mm512_storeu_si512(sums + 2 * pitch + at, counts);
-    }
+  __m512 d[kVectors];
+  signed_misses(x, d);
+#pragma GCC unroll 8
+  for (int u = 0; u < kVectors; ++u) {
+    float* own = sums + 16 * u;
+    const __m512 positives = _mm512_loadu_ps(own), negatives = _mm512_loadu_ps(own + pitch);
+    __m512i counts = _mm512_loadu_si512(own + 2 * pitch);
+    const __mmask16 n = static_cast<__mmask16>(valid & ~m[u]), below = negative(x[u]);
+    counts = _mm512_mask_add_epi32(counts, m[u], counts, one);
+    counts = _mm512_mask_add_epi32(counts, below, counts, two);
+    counts = _mm512_mask_add_epi32(counts, m[u] & below, counts, three);
+    _mm512_storeu_ps(own, _mm512_mask_add_ps(positives, m[u], positives, d[u]));
+    _mm512_storeu_ps(own + pitch, _mm512_mask_add_ps(negatives, n, negatives, d[u]));
+    _mm512_storeu_si512(own + 2 * pitch, counts);
+  }
+}
+
+void sum_columns_hard_avx512(const Block<float>& block, float* sums, int64_t pitch) {
+  constexpr int kVectors = 4;
+  int64_t i = 0;
+  for (; i + 16 * kVectors <= block.size; i += 16 * kVectors) {
+    __m512 x[kVectors];
+    __mmask16 m[kVectors];
+    CUSTOMLOSS_EACH(x[u] = _mm512_loadu_ps(block.input + i + 16 * u))
+    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u))
+    add_columns(x, m, 0xffff, sums + i, pitch);
+  }
+  for (; i < block.size; i += 16) {
+    const __mmask16 valid = first(block.size - i);
+    const __m512 x[1] = {_mm512_maskz_loadu_ps(valid, block.input + i)};
+    const __mmask16 m[1] = {nonzero_bytes(block.hard + i, valid)};
+    add_columns(x, m, valid, sums + i, pitch);
   }
 }
 
