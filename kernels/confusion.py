@@ -1,0 +1,462 @@
+"""The soft confusion sums and their gradient in Triton: the twin of csrc/cuda/confusion.cu.
+
+Two launches forward (the pass over the data; the score of what it left) and one backward.  No
+atomics: every partial sum has its own place, and they are added in a fixed order.  Nothing here
+waits for the device.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from customloss._words import ABSENT, ACTIVATIONS, AVERAGES, INPUT, REDUCTIONS, TARGET, WEIGHT
+
+from . import score as _score
+from .element import groups_of, number, offsets, probability, tile_rows, weigh
+from .layout import Plan, Strided, plan
+from .score import load_sums
+
+# eight elements of a tile for each thread; enable_fp_fusion is spelt out because Triton's default
+# for it changes with 3.10
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+
+_INPUT, _TARGET, _WEIGHT = tl.constexpr(INPUT), tl.constexpr(TARGET), tl.constexpr(WEIGHT)
+
+
+# ---- forward ---------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tile_sums(
+    tp, fp, fn, tn, x_ptr, t_ptr, w_ptr, scale, offset, x_at, t_at, w_at, inside,
+    SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr, HARD: tl.constexpr,
+    TN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The accumulators with one tile added."""
+    # all loads before any arithmetic: that many bytes are in flight
+    if MASKED:
+        x = tl.load(x_ptr + x_at, mask=inside, other=0)
+        t = tl.load(t_ptr + t_at, mask=inside, other=0)
+        if w_ptr is not None:
+            w = tl.load(w_ptr + w_at, mask=inside, other=0)
+    else:
+        x = tl.load(x_ptr + x_at)
+        t = tl.load(t_ptr + t_at)
+        if w_ptr is not None:
+            w = tl.load(w_ptr + w_at)
+    p, q = probability(number(x, WIDE), scale, offset, SIGMOID, AFFINE, WIDE)
+    if w_ptr is not None:
+        w = number(w, WIDE)
+        p = weigh(p, w)
+        q = weigh(q, w)
+    elif MASKED:
+        p = tl.where(inside, p, 0.0)
+        q = tl.where(inside, q, 0.0)
+    if HARD:
+        # a hard target selects: cheaper than a product, and the same value
+        t = t != 0
+        tp += tl.where(t, p, 0.0)
+        fp += tl.where(t, 0.0, p)
+        fn += tl.where(t, q, 0.0)
+        if TN:
+            tn += tl.where(t, 0.0, q)
+    else:
+        t = number(t, WIDE)
+        if w_ptr is not None:
+            t = tl.where(w == 0.0, 0.0, t)
+        u = 1.0 - t
+        tp += t * p
+        fp += u * p
+        fn += t * q
+        if TN:
+            tn += u * q
+    return tp, fp, fn, tn
+
+
+@triton.jit
+def sums_kernel(
+    partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
+    plane, groups, classes, column_tiles, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides,
+    AXES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
+    COLS: tl.constexpr, ONE_SAMPLE: tl.constexpr, LONG: tl.constexpr, SIGMOID: tl.constexpr,
+    AFFINE: tl.constexpr, WIDE: tl.constexpr, HARD: tl.constexpr, TN: tl.constexpr,
+):  # fmt: skip
+    """The soft confusion sums of a chunk of every group.
+
+    Maths:  tp = Σ w t p, fp = Σ w (1-t) p, fn = Σ w t q, tn = Σ w (1-t) q (TN) with
+            p = sigmoid(scale (x - offset)) or x, q = 1 - p
+    Launch: one program per chunk of `per_chunk` tiles x COLS groups; neighbouring programs
+            share rows of memory
+    Moves:  reads input, target and weight once; writes 3 or 4 floats per chunk and group
+    """
+    pid = tl.program_id(0)
+    group, sample, cls = groups_of(pid, column_tiles, classes, ONE_SAMPLE, LONG, COLS)
+    chunk = pid // column_tiles
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, tiles)
+    if LONG:
+        first = first.to(tl.int64)
+        last = last.to(tl.int64)
+    DTYPE: tl.constexpr = tl.float64 if WIDE else tl.float32
+    scale = tl.full([1, 1], scale, DTYPE)
+    offset = tl.full([1, 1], offset, DTYPE)
+    tp = tl.zeros([ROWS, COLS], DTYPE)
+    fp = tl.zeros([ROWS, COLS], DTYPE)
+    fn = tl.zeros([ROWS, COLS], DTYPE)
+    tn = tl.zeros([ROWS, COLS], DTYPE)
+    masked_from = first
+    if EVEN or (AXES == 1 and COLS == 1):
+        # whole tiles need no mask, which would split their loads where the size is odd
+        masked_from = last
+        if not EVEN:
+            masked_from = tl.maximum(first, tl.minimum(last, reduced // ROWS))
+        for tile in range(first, masked_from):
+            row, outer, inside = tile_rows(tile, pieces, sizes, reduced, AXES, SPLIT, ROWS)
+            tp, fp, fn, tn = _tile_sums(
+                tp, fp, fn, tn, x_ptr, t_ptr, w_ptr, scale, offset,
+                offsets(x_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(t_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(w_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                None, SIGMOID, AFFINE, WIDE, HARD, TN, False,
+            )  # fmt: skip
+    if not EVEN:
+        for tile in range(masked_from, last):
+            row, outer, inside = tile_rows(tile, pieces, sizes, reduced, AXES, SPLIT, ROWS)
+            tp, fp, fn, tn = _tile_sums(
+                tp, fp, fn, tn, x_ptr, t_ptr, w_ptr, scale, offset,
+                offsets(x_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(t_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(w_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                inside[:, None] & (group < groups)[None, :],
+                SIGMOID, AFFINE, WIDE, HARD, TN, True,
+            )  # fmt: skip
+    at = partials + chunk.to(tl.int64) * groups + group
+    # stepping from plane to plane: 3 * plane may not fit 32 bits
+    tl.store(at, tl.sum(tp, 0), mask=group < groups)
+    at += plane
+    tl.store(at, tl.sum(fp, 0), mask=group < groups)
+    at += plane
+    tl.store(at, tl.sum(fn, 0), mask=group < groups)
+    if TN:
+        at += plane
+        tl.store(at, tl.sum(tn, 0), mask=group < groups)
+
+
+# ---- backward --------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tile_gradient(
+    out, x_ptr, t_ptr, w_ptr, scale, offset, out_at, x_at, t_at, w_at, inside, a, b, c, d,
+    WRT: tl.constexpr, SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr,
+    HARD: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient of one tile."""
+    if MASKED:
+        x = tl.load(x_ptr + x_at, mask=inside, other=0)
+        if WRT != _TARGET:
+            t = tl.load(t_ptr + t_at, mask=inside, other=0)
+        if w_ptr is not None:
+            w = tl.load(w_ptr + w_at, mask=inside, other=0)
+    else:
+        x = tl.load(x_ptr + x_at)
+        if WRT != _TARGET:
+            t = tl.load(t_ptr + t_at)
+        if w_ptr is not None:
+            w = tl.load(w_ptr + w_at)
+    x = number(x, WIDE)
+    if w_ptr is not None:
+        w = number(w, WIDE)
+        if WRT == _WEIGHT:
+            # an element that weight 0 removed still has a slope by its weight, unless it is
+            # not finite; x - x is 0 for finite x only
+            x = tl.where((w == 0.0) & ((x - x) != 0.0), 0.0, x)
+    p, q = probability(x, scale, offset, SIGMOID, AFFINE, WIDE)
+    if WRT != _TARGET:
+        if HARD:
+            t = t != 0
+        else:
+            t = number(t, WIDE)
+            if WRT == _WEIGHT and w_ptr is not None:
+                t = tl.where((w == 0.0) & ((t - t) != 0.0), 0.0, t)
+    if WRT == _INPUT:
+        g = tl.where(t, a, b) if HARD else t * a + (1.0 - t) * b
+        if SIGMOID:
+            slope = p * q
+            if AFFINE:
+                slope = scale * slope
+            g = slope * g
+    elif WRT == _TARGET:
+        g = p * a + q * b
+    else:
+        if HARD:
+            g = tl.where(t, p * a + q * b, p * c + q * d)
+        else:
+            g = t * (p * a + q * b) + (1.0 - t) * (p * c + q * d)
+    if w_ptr is not None and WRT != _WEIGHT:
+        g = weigh(g, w)
+    if out.dtype.element_ty.primitive_bitwidth < 32:
+        g = g.to(tl.float32)  # float64 has no direct conversion to bfloat16
+    if MASKED:
+        tl.store(out + out_at, g, mask=inside)
+    else:
+        tl.store(out + out_at, g)
+
+
+@triton.jit
+def gradient_kernel(
+    out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
+    grad_sample, grad_class, groups, classes, column_tiles, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides, out_strides,
+    WRT: tl.constexpr, AXES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, ONE_SAMPLE: tl.constexpr, LONG: tl.constexpr,
+    SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr, HARD: tl.constexpr,
+):  # fmt: skip
+    """The gradient of every element, from the gradient by the sums of its group.
+
+    Maths:  input   w dp/dx (t a + (1-t) b)                a = g_tp - g_fn   b = g_fp - g_tn
+            target  w (p a + q b)                          a = g_tp - g_fp   b = g_fn - g_tn
+            weight  t (p a + q b) + (1-t) (p c + q d)      a, b, c, d = g_tp, g_fn, g_fp, g_tn
+            with g the coefficients of the group times the incoming gradient
+    Launch: one program per chunk of `per_chunk` tiles x COLS groups
+    Moves:  reads input, target (not for WRT target) and weight once, writes the gradient once
+    """
+    pid = tl.program_id(0)
+    group, sample, cls = groups_of(pid, column_tiles, classes, ONE_SAMPLE, LONG, COLS)
+    chunk = pid // column_tiles
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, tiles)
+    if LONG:
+        first = first.to(tl.int64)
+        last = last.to(tl.int64)
+    DTYPE: tl.constexpr = tl.float64 if WIDE else tl.float32
+    scale = tl.full([1, 1], scale, DTYPE)
+    offset = tl.full([1, 1], offset, DTYPE)
+
+    known = group < groups
+    tp, fp, fn, tn = load_sums(coefficients, groups, group, known)
+    if grad is not None:
+        g = tl.load(grad + sample * grad_sample + cls * grad_class, mask=known, other=0.0)
+        g = g.to(tl.float64)
+        tp *= g
+        fp *= g
+        fn *= g
+        tn *= g
+    if WRT == _INPUT:
+        a, b = tp - fn, fp - tn
+    elif WRT == _TARGET:
+        a, b = tp - fp, fn - tn
+    else:
+        a, b = tp, fn
+    a = a.to(DTYPE)[None, :]
+    b = b.to(DTYPE)[None, :]
+    c = fp.to(DTYPE)[None, :]
+    d = tn.to(DTYPE)[None, :]
+
+    masked_from = first
+    if EVEN or (AXES == 1 and COLS == 1):
+        masked_from = last
+        if not EVEN:
+            masked_from = tl.maximum(first, tl.minimum(last, reduced // ROWS))
+        for tile in range(first, masked_from):
+            row, outer, inside = tile_rows(tile, pieces, sizes, reduced, AXES, SPLIT, ROWS)
+            _tile_gradient(
+                out, x_ptr, t_ptr, w_ptr, scale, offset,
+                offsets(out_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(x_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(t_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(w_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                None, a, b, c, d, WRT, SIGMOID, AFFINE, WIDE, HARD, False,
+            )  # fmt: skip
+    if not EVEN:
+        for tile in range(masked_from, last):
+            row, outer, inside = tile_rows(tile, pieces, sizes, reduced, AXES, SPLIT, ROWS)
+            _tile_gradient(
+                out, x_ptr, t_ptr, w_ptr, scale, offset,
+                offsets(out_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(x_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(t_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                offsets(w_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
+                inside[:, None] & known[None, :],
+                a, b, c, d, WRT, SIGMOID, AFFINE, WIDE, HARD, True,
+            )  # fmt: skip
+
+
+# ---- launches --------------------------------------------------------------------------------
+
+
+def require(device: torch.device) -> None:
+    """Raises RuntimeError where Triton cannot run on ``device``."""
+    if not isinstance(sums_kernel, triton.JITFunction):
+        return  # TRITON_INTERPRET=1 runs anywhere
+    if device.type not in ("cuda", "xpu"):
+        raise RuntimeError(
+            f'backend "triton" needs a CUDA, ROCm or XPU tensor, got one on {device} '
+            "(TRITON_INTERPRET=1, set before customloss is imported, runs it on the CPU)"
+        )
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    device = tensor.device
+    if device.type == "cpu" or device.index == torch.accelerator.current_device_index():
+        return nullcontext()
+    return torch.accelerator.device_index(device.index)
+
+
+def _strided(tensor: Tensor | None) -> Strided:
+    return None if tensor is None else (tensor.shape, tensor.stride())
+
+
+def _constants(
+    plan: Plan, input: Tensor, target: Tensor, activation: int, scale: float, offset: float
+) -> dict[str, Any]:
+    return {
+        "AXES": len(plan.sizes),
+        "SPLIT": plan.split,
+        "EVEN": plan.even,
+        "ROWS": plan.rows,
+        "COLS": plan.cols,
+        "ONE_SAMPLE": plan.samples == 1,
+        "LONG": plan.long,
+        "SIGMOID": activation == ACTIVATIONS.index("sigmoid"),
+        "AFFINE": (scale, offset) != (1.0, 0.0),
+        "WIDE": input.dtype == torch.float64,
+        "HARD": target.dtype == torch.bool,
+        **OPTIONS,
+    }
+
+
+def _partials(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    activation: int,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+    with_tn: bool,
+) -> tuple[Plan, Tensor]:
+    """The pass over the data: ``[3 or 4, chunks, groups]``."""
+    operands = (_strided(input), _strided(target), _strided(weight))
+    how = plan(operands, per_sample, per_class and input.dim() > 1)
+    partials = input.new_empty(
+        (4 if with_tn else 3, how.chunks, how.groups),
+        dtype=torch.float64 if input.dtype == torch.float64 else torch.float32,
+    )
+    if partials.numel():
+        sums_kernel[(how.chunks * how.column_tiles,)](
+            partials, input, target, weight, scale, offset,
+            how.chunks * how.groups, how.groups, how.classes, how.column_tiles, how.reduced,
+            how.tiles, how.pieces, how.per_chunk, how.sizes, *how.strides,
+            TN=with_tn, **_constants(how, input, target, activation, scale, offset),
+        )  # fmt: skip
+    return how, partials
+
+
+def confusion(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    activation: int,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+) -> Tensor:
+    """See ``customloss::confusion``."""
+    with _on(input):
+        how, partials = _partials(
+            input, target, weight, activation, scale, offset, per_sample, per_class, True
+        )
+        return _score.combine(partials, how.samples, how.classes)
+
+
+def confusion_score(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    activation: int,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+    tpweight: float,
+    fpweight: float,
+    fnweight: float,
+    smooth: float,
+    gamma: float,
+    link: int,
+    absent: int,
+    average: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``customloss::confusion_score``."""
+    scoring = _score.Scoring(
+        tpweight, fpweight, fnweight, smooth, gamma, link, absent, average, reduction
+    )
+    with_tn = absent == ABSENT.index("penalize")  # nothing else depends on it
+    with _on(input):
+        how, partials = _partials(
+            input, target, weight, activation, scale, offset, per_sample, per_class, with_tn
+        )
+        kept = []
+        if reduction == REDUCTIONS.index("none"):
+            kept += [how.samples] if per_sample else []
+            kept += [how.classes] if per_class and average == AVERAGES.index("none") else []
+        loss = partials.new_empty(kept)
+        coefficients = _score.score(partials, how.samples, how.classes, scoring, loss)
+    return loss, coefficients
+
+
+def confusion_backward(
+    grad: Tensor | None,
+    coefficients: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    wrt: int,
+    activation: int,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+) -> Tensor:
+    """See ``customloss::confusion_backward``."""
+    if wrt == WEIGHT:
+        wide = input.dtype == torch.float64
+        out = input.new_empty(input.shape, dtype=torch.float64 if wide else torch.float32)
+    else:
+        out = torch.empty_like(input if wrt == INPUT else target)
+    if not out.numel():
+        return out
+    operands = (_strided(input), _strided(target), _strided(weight), _strided(out))
+    how = plan(operands, per_sample, per_class and input.dim() > 1)
+    grad_strides = (0, 0)
+    if grad is not None and grad.dim() == 1:
+        grad_strides = (grad.stride(0), 0) if per_sample else (0, grad.stride(0))
+    elif grad is not None and grad.dim() == 2:
+        grad_strides = (grad.stride(0), grad.stride(1))
+    with _on(input):
+        gradient_kernel[(how.chunks * how.column_tiles,)](
+            out, grad, coefficients.contiguous(), input, target, weight, scale, offset,
+            *grad_strides, how.groups, how.classes, how.column_tiles, how.reduced, how.tiles,
+            how.pieces, how.per_chunk, how.sizes, *how.strides,
+            WRT=wrt, **_constants(how, input, target, activation, scale, offset),
+        )  # fmt: skip
+    return out
+
+
+def register(library: torch.library.Library) -> None:
+    """Makes these the primitives of ``library`` for devices that Triton compiles for."""
+    for key in ("CUDA", "XPU"):
+        for function in (confusion, confusion_score, confusion_backward):
+            library.impl(function.__name__, function, key)

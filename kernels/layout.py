@@ -1,0 +1,177 @@
+"""How tensors of any rank and strides become the loops of a kernel: the twin of csrc/layout.h.
+
+A kernel sees *groups* (the flattened sample x class pairs) times a *reduced* index over a few
+nested axes, and reaches an element of each operand by that operand's own strides: nothing is
+copied, a broadcast weight has stride 0.  It works in tiles of ``rows`` reduced indices by
+``cols`` groups, and whichever of the two is contiguous in memory gets the long side.
+
+Everything here depends on shapes and strides alone, so it is computed once per geometry, and the
+order in which numbers are added never depends on the device or on what else is running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+TILE = 1024  # elements of a tile: eight for each of 128 threads, 16 bytes of float16
+MOST_COLUMNS = 512  # each brings four sums in float64, and a thread holds those of four
+CLASS_RUN = 32  # neighbouring classes of an interleaved tile: 128 bytes of float32
+SHORT_AXIS = 64  # innermost axes below this are walked together with the next ones
+MOST_PARTIALS = 32768  # floats of one sum that all programs together leave behind
+FEWEST_PROGRAMS, MOST_PROGRAMS = 1024, 4096  # where the input is large enough for them
+MOST_TILES = 256  # float32 additions per accumulator
+INT32_LIMIT = 2**31 - 2**16
+
+# shape and strides of an operand, None where it is absent
+Strided = tuple[Sequence[int], Sequence[int]] | None
+
+
+class Axis(NamedTuple):
+    """One loop: its size, and its stride in elements of every operand."""
+
+    size: int
+    strides: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """The group axes, and the axes that are summed over, outermost first (at least one)."""
+
+    sample: Axis
+    cls: Axis
+    reduced: tuple[Axis, ...]
+
+    @property
+    def interleaved(self) -> bool:
+        """The classes lie next to each other in memory: ``[N, C]`` rows and channels_last."""
+        return self.cls.size > 1 and self.cls.strides[0] == 1 and self.reduced[-1].strides[0] != 1
+
+
+class Plan(NamedTuple):
+    """What a launch needs to know; ``strides`` are (sample, class, *reduced) of each operand."""
+
+    samples: int
+    classes: int
+    sizes: tuple[int, ...]
+    reduced: int  # their product
+    strides: tuple[tuple[int, ...], ...]
+    rows: int
+    cols: int
+    split: bool  # a tile stays inside one run of the innermost axis
+    even: bool  # every tile is full
+    long: bool  # offsets need 64 bits
+    tiles: int  # along the reduced index
+    pieces: int  # tiles per run of the innermost axis, where `split`
+    per_chunk: int  # tiles that one program adds up
+    column_tiles: int
+
+    @property
+    def groups(self) -> int:
+        return self.samples * self.classes
+
+    @property
+    def chunks(self) -> int:
+        """Partial sums per group."""
+        return ceil_div(self.tiles, self.per_chunk)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _stride(operand: Strided, dim: int, rank: int) -> int:
+    if operand is None:
+        return 0
+    shape, strides = operand
+    own = dim - (rank - len(shape))
+    return 0 if own < 0 or shape[own] == 1 else strides[own]
+
+
+def _mergeable(outer: Axis, inner: Axis) -> bool:
+    return all(a == b * inner.size for a, b in zip(outer.strides, inner.strides))
+
+
+def make_layout(operands: Sequence[Strided], per_sample: bool, per_class: bool) -> Layout:
+    """The layout of ``operands``, of which the first is the input."""
+    assert operands[0] is not None
+    shape = operands[0][0]
+    one = Axis(1, (0,) * len(operands))
+    sample = cls = one
+    axes = []
+    for dim, size in enumerate(shape):
+        axis = Axis(size, tuple(_stride(operand, dim, len(shape)) for operand in operands))
+        if dim == 0 and per_sample:
+            sample = axis
+        elif dim == 1 and per_class:
+            cls = axis
+        elif size != 1:
+            axes.append(axis)
+    axes.sort(key=lambda axis: -axis.strides[0])
+    merged: list[Axis] = []
+    for axis in axes:
+        if merged and _mergeable(merged[-1], axis):
+            axis = Axis(merged.pop().size * axis.size, axis.strides)
+        merged.append(axis)
+    return Layout(sample, cls, tuple(merged) or (one,))
+
+
+def _tile(layout: Layout, groups: int, extent: int) -> tuple[int, int]:
+    """Rows and columns of a tile, for ``extent`` reduced indices that can share one."""
+    if layout.interleaved:
+        cols = min(power_of_2(groups), CLASS_RUN)
+        if ceil_div(groups, cols) * cols > 1.25 * groups and cols > 16:
+            cols = 16
+        rows = min(power_of_2(extent), TILE // cols)
+        cols = max(cols, min(power_of_2(groups), TILE // rows, MOST_COLUMNS))
+    else:
+        rows = min(power_of_2(extent), TILE)
+        cols = min(power_of_2(groups), TILE // rows, MOST_COLUMNS)
+    return max(rows, 128 // cols), cols
+
+
+@lru_cache(maxsize=1024)
+def plan(operands: tuple[Strided, ...], per_sample: bool, per_class: bool) -> Plan:
+    """How to run over ``operands``, of which the first is the input."""
+    layout = make_layout(operands, per_sample, per_class)
+    axes = layout.reduced
+    groups = layout.sample.size * layout.cls.size
+    reduced, inner = prod(axis.size for axis in axes), axes[-1].size
+    rows, cols = _tile(layout, groups, inner)
+    split = len(axes) == 1 or (inner >= SHORT_AXIS and 2 * rows * cols >= TILE)
+    if split:
+        pieces = ceil_div(inner, rows)
+        tiles = reduced // inner * pieces if inner else 0
+    else:
+        rows, cols = _tile(layout, groups, reduced)
+        pieces, tiles = 1, ceil_div(reduced, rows)
+    column_tiles = ceil_div(groups, cols)
+    programs = min(max(MOST_PARTIALS // cols, FEWEST_PROGRAMS), MOST_PROGRAMS)
+    per_chunk = min(max(1, ceil_div(tiles * column_tiles, programs)), MOST_TILES)
+    every = (layout.sample, layout.cls, *axes)
+    span = max(
+        sum(max(axis.size - 1, 0) * axis.strides[k] for axis in every) for k in range(len(operands))
+    )
+    return Plan(
+        samples=layout.sample.size,
+        classes=layout.cls.size,
+        sizes=tuple(axis.size for axis in axes),
+        reduced=reduced,
+        strides=tuple(tuple(axis.strides[k] for axis in every) for k in range(len(operands))),
+        rows=rows,
+        cols=cols,
+        split=split,
+        even=(inner if split else reduced) % rows == 0 and groups % cols == 0,
+        long=max(span, groups * reduced) >= INT32_LIMIT,
+        tiles=tiles,
+        pieces=pieces,
+        per_chunk=per_chunk,
+        column_tiles=column_tiles,
+    )

@@ -1,0 +1,229 @@
+"""The Triton kernels compiled for GPUs that are not here.
+
+A stand-in driver names the target, and every launch stops after the compilation: the launchers
+run as they are, so what is compiled, and how it is specialised, is what a GPU would get.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+backends = pytest.importorskip("triton.backends.compiler")
+
+import triton_package  # noqa: E402
+
+triton_package.load()
+
+from customloss._words import ABSENT, AVERAGES, LINKS, REDUCTIONS  # noqa: E402
+from customloss.kernels import confusion as kernels  # noqa: E402
+from customloss.kernels import layout  # noqa: E402
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(
+        not isinstance(kernels.sums_kernel, triton.JITFunction),
+        reason="TRITON_INTERPRET=1: there is nothing to compile",
+    ),
+]
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHARED_LIMIT = 48 * 1024  # what every GPU grants without being asked
+REGISTER_LIMIT = 255
+
+
+class StandIn:
+    """As much of a Triton driver as a compilation asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        return backends.GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> str:
+        return f"sm_{self.capability}"  # compiled kernels are kept per device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+class Compiled:
+    """The kernels that were compiled instead of launched, by name."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[str, list[Any]] = {}
+
+    def ptx(self, name: str) -> str:
+        return str(self.kernels[name][-1].asm["ptx"])
+
+    def check(self) -> None:
+        """Nothing spills, and everything fits."""
+        for name, found in self.kernels.items():
+            for kernel in found:
+                assert kernel.asm["cubin"], name
+                assert kernel.metadata.shared <= SHARED_LIMIT, name
+                ptx = kernel.asm["ptx"]
+                assert ".local" not in ptx, f"{name} keeps an array in local memory"
+                assert not re.search(r"\batom\.|\bred\.", ptx), f"{name} uses an atomic"
+                registers, stack, local = _resources(kernel.asm["cubin"])
+                assert stack == 0 and local == 0, f"{name} spills"
+                assert registers <= REGISTER_LIMIT
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, stack and local bytes; zeros where Triton ships no cuobjdump."""
+    if not CUOBJDUMP.is_file():
+        return 0, 0, 0
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+@pytest.fixture
+def compiled(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Compiled]:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    result = Compiled()
+    run = triton.JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        result.kernels.setdefault(self.fn.__name__, []).append(kernel)
+        return kernel
+
+    monkeypatch.setattr(triton.JITFunction, "run", compile_only)
+    driver = triton.runtime.driver
+    # its private fields: reading the public one looks for a GPU
+    before = driver._active if hasattr(driver, "_active") else None
+    driver.set_active(StandIn(getattr(request, "param", 90)))
+    yield result
+    result.check()
+    driver.set_active(before)
+
+
+def passes(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    per_sample: bool = False,
+    per_class: bool = True,
+    scale: float = 1.0,
+    wrt: int = 0,
+    link: str = "complement",
+    absent: str = "score",
+    average: str = "macro",
+    reduction: str = "mean",
+) -> None:
+    """Every launch of a forward and a backward pass."""
+    elements = (0, scale, 0.0, per_sample, per_class)
+    kernels.confusion(input, target, weight, *elements)
+    loss, coefficients = kernels.confusion_score(
+        input, target, weight, *elements, 2.0, 1.0, 1.0, 0.0, 2.0, LINKS.index(link),
+        ABSENT.index(absent), AVERAGES.index(average), REDUCTIONS.index(reduction),
+    )  # fmt: skip
+    kernels.confusion_backward(loss, coefficients, input, target, weight, wrt, *elements)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, last: bool = False) -> Tensor:
+    memory = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, memory_format=memory)
+
+
+IMAGES = (2, 16, 512, 1024)  # chunks of several tiles
+
+
+@pytest.mark.parametrize("compiled", [80, 90, 100], indirect=True)
+@pytest.mark.parametrize("last", [False, True], ids=["planar", "channels_last"])
+@pytest.mark.parametrize(
+    ("input", "target"),
+    [(torch.bfloat16, torch.bool), (torch.float32, torch.uint8), (torch.float64, torch.float64)],
+    ids=str,
+)
+def test_targets(compiled: Compiled, input: torch.dtype, target: torch.dtype, last: bool) -> None:
+    passes(empty(IMAGES, input, last), empty(IMAGES, target, last))
+    if input != torch.float64:
+        # 16-byte accesses, all of them: a warp moves its bytes in the fewest transactions
+        for name in ("sums_kernel", "gradient_kernel"):
+            widths = re.findall(r"ld\.global(?:\.\w+)*?(\.v\d)?\.b(\d+)", compiled.ptx(name))
+            assert (".v4", "32") in widths, widths
+        assert re.search(r"st\.global(\.\w+)*\.v4\.b32", compiled.ptx("gradient_kernel"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64, torch.int64,
+     torch.float16, torch.bfloat16, torch.float32, torch.float64],
+    ids=str,
+)  # fmt: skip
+def test_dtypes(compiled: Compiled, target: torch.dtype) -> None:
+    wide = target in (torch.int8, torch.uint64, torch.bfloat16)
+    for input in (torch.float16, torch.float64) if wide else (torch.float16,):
+        passes(torch.empty(300, 40, dtype=input), torch.empty(300, 40, dtype=target))
+
+
+@pytest.mark.parametrize("wrt", range(3))
+def test_weights(compiled: Compiled, wrt: int) -> None:
+    for dtype in (torch.bool, torch.float32):
+        passes(
+            torch.empty(3, 5, 70, 70),
+            torch.empty(3, 5, 70, 70, dtype=torch.bfloat16),
+            torch.empty(5, 1, 1, dtype=dtype),
+            scale=2.0,
+            wrt=wrt,
+        )
+    input = torch.empty(3, 80, dtype=torch.float64)
+    target = torch.empty(3, 80, dtype=torch.bfloat16)
+    passes(input, target, torch.empty(3, 1), wrt=wrt)
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("absent", ABSENT)
+@pytest.mark.parametrize("shape", [(64, 80), (8, 3000)], ids=["one program", "many"])
+def test_scores(compiled: Compiled, shape: tuple[int, int], absent: str, link: str) -> None:
+    tensors = torch.empty(shape), torch.empty(shape, dtype=torch.bool)
+    passes(*tensors, average="weighted", link=link, absent=absent)
+    if link == "log":
+        passes(*tensors, average="none", reduction="none", link=link, absent=absent)
+        passes(*tensors, reduction="sum", per_sample=True, link=link, absent=absent)
+
+
+def test_odd_sizes_keep_wide_loads(compiled: Compiled) -> None:
+    passes(torch.empty(5_000_011), torch.empty(5_000_011, dtype=torch.bool), per_class=False)
+    assert ".v4.b32" in compiled.ptx("sums_kernel")
+
+
+def test_64_bit_offsets(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "INT32_LIMIT", 0)
+    layout.plan.cache_clear()
+    for input in (torch.empty(3, 5, 70, 70), torch.empty(70, 70, 5, 3).permute(3, 2, 0, 1)):
+        passes(input, torch.empty(3, 5, 70, 70, dtype=torch.bool), per_sample=True)
+    layout.plan.cache_clear()
+
+
+def test_huge_layouts_are_planned_with_64_bits() -> None:
+    def plan_of(*shape: int) -> layout.Plan:
+        strides = torch.empty(shape, device="meta").stride()
+        return layout.plan(((torch.Size(shape), strides),) * 2, False, True)
+
+    assert not plan_of(8, 4, 1024, 1024).long
+    huge = plan_of(1, 1, 65536, 32769)
+    assert huge.long
+    assert huge.tiles * huge.rows * huge.cols >= 65536 * 32769
+    assert huge.per_chunk <= layout.MOST_TILES

@@ -1,0 +1,371 @@
+"""What test_triton_interpret.py runs, in a process where ``TRITON_INTERPRET=1`` was set first.
+
+The interpreter runs the Triton kernels on CPU tensors, program after program: slow, so the cases
+are small, and blind to races, so their absence is not shown here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import cases
+import judge
+import pytest
+import torch
+import triton_package
+from cases import INPUT_DTYPES, OPTIONS, Case, short
+from judge import assert_near, assert_right, differentiated, soft_f1
+from torch import Tensor
+from torch.autograd import gradcheck
+
+import customloss
+from customloss import _fallback
+from customloss._words import INPUT, WEIGHT
+
+triton_package.load()
+
+from customloss.kernels import confusion as kernels  # noqa: E402
+from customloss.kernels import layout, score  # noqa: E402
+
+NAN, INF = float("nan"), float("inf")
+
+pytestmark = [
+    # numpy warns where a GPU computes inf - inf or 0 * inf without a word
+    pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning"),
+    # the interpreter of Triton 3.6 makes an index of an array
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
+
+# the interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest
+judge.ROUNDING[torch.bfloat16] = (2**-7, 0.0)
+
+# a program of the interpreter takes milliseconds
+SMALL_SIZES = [case for case in cases.SIZES if torch.Size(case.shape).numel() <= 20000]
+
+
+@pytest.fixture(autouse=True)
+def _triton() -> Iterator[None]:
+    with customloss.backend("triton"):
+        yield
+
+
+@pytest.fixture
+def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on large inputs: few programs, each over many tiles."""
+    monkeypatch.setattr(layout, "TILE", 128)
+    monkeypatch.setattr(layout, "FEWEST_PROGRAMS", 3)
+    monkeypatch.setattr(layout, "MOST_PROGRAMS", 3)
+    layout.plan.cache_clear()
+    yield
+    layout.plan.cache_clear()
+
+
+@pytest.fixture
+def many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with thousands of groups: the score takes two launches, over tiles of 4 groups."""
+    monkeypatch.setattr(score, "ONE_PROGRAM", 0)
+    monkeypatch.setattr(score, "GROUP_TILE", 4)
+    monkeypatch.setattr(score, "LANES", 8)
+
+
+# ---- against the reference -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SMALL_SIZES, ids=str)
+def test_sizes(case: Case) -> None:
+    assert_right(soft_f1, case.build(torch.float32))
+
+
+@pytest.mark.parametrize("case", (*cases.MIXED_LAYOUTS, *cases.WEIGHTED), ids=str)
+def test_weights_and_layouts(case: Case) -> None:
+    assert_right(soft_f1, case.build(torch.float32))
+
+
+@pytest.mark.parametrize("case", cases.TARGETS, ids=str)
+def test_target_dtypes(case: Case) -> None:
+    assert_right(soft_f1, case.build(torch.float32 if len(case.shape) == 1 else torch.float64))
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
+@pytest.mark.parametrize("case", cases.FEW, ids=str)
+def test_input_dtypes(case: Case, dtype: torch.dtype) -> None:
+    assert_right(soft_f1, case.build(dtype))
+
+
+@pytest.mark.parametrize("case", cases.OPTIONED, ids=str)
+def test_options(case: Case) -> None:
+    assert_right(soft_f1, case.build(torch.float64))
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("option", ["micro", "none", "samplewise_groups", "samplewise_micro"])
+def test_options_by_layout(option: str, layout: str) -> None:
+    for shape in ((5, 4), (3, 4, 70), (2, 3, 4, 5)):
+        case = Case("x", shape, layout=layout, target=None, weight="full", weight_layout=layout)
+        assert_right(soft_f1, replace(case, options=OPTIONS[option]).build())
+
+
+@pytest.mark.usefixtures("long_chunks")
+@pytest.mark.parametrize("option", ["default", "micro", "samplewise_groups"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("flat", (1403,), weight="full"),
+        Case("images", (5, 3, 11, 13), target=None),
+        Case("even", (4, 2, 2, 128), target=torch.uint8),
+        Case("rows", (67, 40), target=None, weight="class"),
+        Case("last", (3, 21, 3, 17), layout="class_last", weight="last"),
+        Case("gathered", (9, 2, 20, 3), layout="sliced"),
+        Case("reverse", (3, 2, 70, 5), layout="transposed"),
+    ],
+    ids=str,
+)
+def test_long_chunks(case: Case, option: str) -> None:
+    assert_right(soft_f1, replace(case, options=OPTIONS[option]).build())
+
+
+@pytest.mark.usefixtures("many_groups")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_many_groups(option: str) -> None:
+    for shape in ((3, 2, 5), (2, 11)):
+        case = Case(f"many{shape}", shape, target=torch.bool, options=OPTIONS[option])
+        assert_right(soft_f1, case.build(torch.float64))
+
+
+@pytest.mark.parametrize("option", ["default", "weighted", "none", "samplewise_skip", "skip"])
+def test_thousands_of_groups(option: str) -> None:
+    for shape in ((2, 1030), (300, 4), (1030, 1)):
+        case = Case(f"thousands{shape}", shape, options=OPTIONS[option])
+        assert_right(soft_f1, case.build(torch.float64))
+
+
+def test_64_bit_offsets_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in (*cases.MIXED_LAYOUTS, Case("flat", (1300,)), Case("images", (3, 4, 5, 70))):
+        sample = case.build(torch.float32)
+        expected = differentiated(soft_f1, sample)
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, "INT32_LIMIT", 0)
+            layout.plan.cache_clear()
+            actual = differentiated(soft_f1, sample)
+        layout.plan.cache_clear()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+# ---- against the compiled kernels ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["default", "micro", "everything"])
+def test_agrees_with_the_cpu_kernels(option: str) -> None:
+    case = Case("twins", (3, 5, 9, 7), target=None, weight="full", options=OPTIONS[option])
+    sample = case.build(torch.float32)
+    loss, gradients = differentiated(soft_f1, sample)
+    with customloss.backend("auto"):
+        expected, wanted = differentiated(soft_f1, sample)
+    torch.testing.assert_close(loss, expected, rtol=4e-6, atol=0)
+    for own, other in zip(gradients, wanted):
+        torch.testing.assert_close(own, other, rtol=4e-6, atol=float(other.abs().max()) * 4e-6)
+
+
+# ---- the primitives --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_sums(per_class: bool, per_sample: bool) -> None:
+    for case in (
+        Case("rows", (33, 5), target=None, weight="class"),
+        Case("images", (3, 2, 9, 7), layout="class_last", weight="full"),
+        Case("vector", (1100,), target=torch.int16),
+        Case("empty", (0, 4)),
+    ):
+        if per_sample and case.name == "empty":
+            continue
+        sample = case.build(torch.float32)
+        elements = (0, 1.5, 0.25, per_sample, per_class and sample.input.dim() > 1)
+        sums = kernels.confusion(*sample.operands, *elements)
+        expected = _fallback.confusion(*sample.as_double().operands, *elements)
+        assert sums.dtype == torch.float64 and sums.is_contiguous()
+        assert_near(sums, expected, torch.float32)
+
+
+GRADS: dict[str, Any] = {
+    "none": None,
+    "scalar": torch.tensor(0.7, dtype=torch.float64),
+    "sample": torch.rand(3),
+    "class": torch.rand(8)[::2],
+    "both": torch.rand(4, 3).T,
+    "expanded": torch.tensor(0.3).expand(3, 4),
+}
+
+
+@pytest.mark.parametrize("wrt", range(3))
+@pytest.mark.parametrize("grad", GRADS)
+def test_backward(grad: str, wrt: int) -> None:
+    """A shape of the incoming gradient, and an output like the fallback's."""
+    per_sample = grad != "class"
+    per_class = grad != "sample"
+    sample = Case("b", (3, 4, 5, 6), layout="class_last", target=None, weight="full").build()
+    coefficients = torch.randn(
+        4, 3 if per_sample else 1, 4 if per_class else 1, dtype=torch.float64
+    )
+    arguments = (GRADS[grad], coefficients, *sample.operands, wrt, 0, 2.0, 0.5)
+    own = kernels.confusion_backward(*arguments, per_sample, per_class)
+    other = _fallback.confusion_backward(*arguments, per_sample, per_class)
+    assert own.dtype == other.dtype and own.stride() == other.stride()
+    torch.testing.assert_close(own, other, rtol=2e-5, atol=1e-6)
+
+
+def test_nothing_depends_on_uninitialised_memory() -> None:
+    torch.use_deterministic_algorithms(True)  # every allocation starts as NaN
+    for case in cases.FEW:
+        assert_right(soft_f1, case.build(torch.float32))
+
+
+def test_same_bits_every_time() -> None:
+    sample = Case("again", (5, 7, 90), target=None, weight="full").build()
+    expected = differentiated(soft_f1, sample)
+    for _ in range(3):
+        torch.testing.assert_close(differentiated(soft_f1, sample), expected, rtol=0, atol=0)
+
+
+# ---- values that are not finite, and values that are absent ----------------------------------
+
+
+def backward_of(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Any:
+    leaf = input.detach().requires_grad_()
+    loss = soft_f1(leaf, target, weight, reduction="none", average="none", **options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("target", [torch.bool, torch.float32], ids=short)
+def test_infinite_logits_are_exact(target: torch.dtype) -> None:
+    input = torch.tensor([[INF, -INF], [-INF, INF], [INF, INF]]).repeat(50, 1)
+    truth = (input > 0).to(target)
+    loss, gradient = backward_of(input, truth)
+    assert loss.tolist() == [0.0, 0.0]
+    assert torch.equal(gradient, torch.zeros_like(input))
+    loss, _ = backward_of(input, 1 - truth.float())
+    assert loss.tolist() == [1.0, 1.0]
+
+
+def test_no_cancellation_near_a_perfect_score() -> None:
+    input = torch.full((400, 1), 40.0)
+    loss, gradient = backward_of(input, torch.ones(400, 1, dtype=torch.bool))
+    # 1 - p = exp(-40) in every element, and loss = fn / (2 tp + fn)
+    q = torch.tensor(-40.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(loss[0].double(), q / 2, rtol=4e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), (-q / 800).expand(400, 1), rtol=8e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
+def test_nan_spoils_its_own_group_only(dtype: torch.dtype) -> None:
+    for at in (0, 1):
+        sample = Case("nan", (40, 5), target=None).build(dtype)
+        sample.operands[at][7, 2] = NAN
+        loss, _ = backward_of(*sample.operands)
+        assert loss.isnan().tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("target", [torch.bool, torch.int64, torch.float32], ids=short)
+def test_weight_0_removes_a_nan(target: torch.dtype) -> None:
+    sample = Case("removed", (6, 5, 33), target=target, weight="full").build()
+    input, truth, weight = sample.operands
+    assert weight is not None
+    removed = weight == 0
+    expected = backward_of(*sample.operands)
+    for bad in (NAN, INF, -INF):
+        spoilt = torch.where(removed, bad, input)
+        fouled = torch.where(removed, bad, truth) if truth.is_floating_point() else truth
+        actual = backward_of(spoilt, fouled, weight)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        assert bool((actual[1][removed] == 0).all())
+        for wrt in (INPUT, WEIGHT):
+            elements = (0, 1.0, 0.0, False, True)
+            coefficients = torch.rand(4, 1, 5, dtype=torch.float64)
+            arguments = (None, coefficients, spoilt, fouled, weight, wrt, *elements)
+            own = kernels.confusion_backward(*arguments)
+            torch.testing.assert_close(own, _fallback.confusion_backward(*arguments))
+
+
+@pytest.mark.parametrize("absent", ["score", "skip", "penalize"])
+@pytest.mark.parametrize("link", ["complement", "log", "focal", "negative"])
+def test_groups_without_positives(link: str, absent: str) -> None:
+    """No positives, no elements with weight, nothing but positives."""
+    input = torch.randn(4, 3, 6, dtype=torch.float64)
+    truth = torch.rand(4, 3, 6) < 0.4
+    truth[:, 0], truth[1], truth[2] = False, False, True
+    weight = torch.ones(4, 1, 1, dtype=torch.float64)
+    weight[3] = 0
+    for average in ("macro", "none"):
+        for samplewise in (False, True):
+            options = {"link": link, "absent": absent, "average": average, "gamma": 1.0}
+            options |= {"samplewise": samplewise, "gamma": 2.0 if link == "focal" else 1.0}
+            leaf = input.clone().requires_grad_()
+            found = []
+            for backend in ("triton", "reference"):
+                with customloss.backend(backend):
+                    loss = soft_f1(leaf, truth, weight, **options)
+                    found.append((loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]))
+            torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_empty() -> None:
+    for shape in ((0, 4), (0,), (3, 2, 0)):
+        for reduction in ("mean", "none"):
+            leaf = torch.zeros(shape, requires_grad=True)
+            loss = soft_f1(leaf, torch.zeros(shape), reduction=reduction)
+            assert loss.tolist() == 0.0
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            assert gradient.shape == torch.Size(shape)
+
+
+# ---- autograd and registration ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["default", "log_smooth", "everything", "samplewise_groups"])
+def test_gradcheck(option: str) -> None:
+    case = Case("check", (3, 2, 2), target=None, weight="scalar", options=OPTIONS[option])
+    sample = case.build(torch.float64, requires_grad=True)
+    assert gradcheck(lambda *o: soft_f1(*o, **sample.options), sample.operands, nondet_tol=0)
+
+
+def test_confusion_sums_are_differentiable() -> None:
+    sample = Case("sums", (4, 3), target=None).build(torch.float64, requires_grad=True)
+    op = torch.ops.customloss.confusion_sums
+    assert gradcheck(lambda *o: op(*o), sample.operands[:2], nondet_tol=0)
+
+
+def test_registration_covers_the_devices_of_triton() -> None:
+    """Through the dispatcher too, under the schemas of the operators."""
+    library = torch.library.Library("customloss_triton_suite", "DEF")
+    seen = []
+
+    class Recorder:
+        def impl(self, name: str, function: Any, key: str) -> None:
+            schema = str(getattr(torch.ops.customloss, name).default._schema)
+            if key == "CUDA":
+                library.define(schema.removeprefix("customloss::"))
+                library.impl(name, function, "CPU")
+            library.impl(name, function, key)
+            seen.append((name, key))
+
+    kernels.register(Recorder())  # type: ignore[arg-type]
+    names = ("confusion", "confusion_score", "confusion_backward")
+    assert sorted(seen) == sorted((name, key) for name in names for key in ("CUDA", "XPU"))
+
+    ops = torch.ops.customloss_triton_suite
+    sample = Case("ops", (5, 4), target=None, weight="class").build()
+    elements = (0, 1.0, 0.0, False, True)
+    scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+    loss, coefficients = ops.confusion_score(*sample.operands, *elements, *scoring)
+    arguments = (loss, coefficients, *sample.operands, 0, *elements)
+    torch.testing.assert_close(
+        ops.confusion_backward(*arguments), _fallback.confusion_backward(*arguments)
+    )
+    assert ops.confusion(*sample.operands, *elements).shape == (4, 1, 4)
+
+
+def test_the_interpreter_needs_no_gpu() -> None:
+    kernels.require(torch.device("cpu"))
