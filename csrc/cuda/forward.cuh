@@ -1,0 +1,189 @@
+// The soft confusion sums of every group, as partial sums of fixed pieces of the tensor.
+#pragma once
+
+#include "walk.cuh"
+
+namespace customloss::cuda {
+namespace {
+
+// float32 additions of a thread before they go to float64.
+constexpr int kMostAdds = 256;
+
+// Blocks that a multiprocessor must be able to hold: what a thread may have of its registers.
+template <class Io, bool kWeighted>
+constexpr int kPlanarBlocks =
+    std::is_same_v<typename Io::T, double> || !Io::kContiguous ? 2 : (kWeighted ? 3 : 4);
+constexpr int kColumnBlocks = 2;
+
+// Where a kernel leaves its partial sums, and the counter it clears for the next launch.
+struct Partials {
+  double* sums;
+  int64_t sum_stride;  // between tp, fp, fn and tn
+  unsigned* ticket;    // null where no block of the next launch has to know that it is the last
+};
+
+// Calls body(i, probability, target, weight) for the elements of a packet.
+template <class Io, bool kWeighted, class Body>
+__device__ __forceinline__ void for_elements(const Pass& pass, const typename Io::Packet& packet,
+                                             typename Io::T scale, typename Io::T offset,
+                                             const Body& body) {
+  if (pass.activation == Activation::kSigmoid) {
+#pragma unroll
+    for (int i = 0; i < Io::kWidth; ++i) {
+      const auto one = Io::template element<kWeighted>(pass, packet, i);
+      body(i, probability<Activation::kSigmoid>(one.x, scale, offset), one.t, one.w);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < Io::kWidth; ++i) {
+      const auto one = Io::template element<kWeighted>(pass, packet, i);
+      body(i, probability<Activation::kNone>(one.x, scale, offset), one.t, one.w);
+    }
+  }
+}
+
+// Calls body(i, probability, target, weight) for one element of contiguous operands.
+template <class Io, bool kWeighted, class T, class Body>
+__device__ __forceinline__ void for_one(const Pass& pass, const Spot& spot, T scale, T offset,
+                                        const Body& body, int i = 0) {
+  if constexpr (Io::kContiguous) {
+    const auto one = Io::template load_one<kWeighted>(pass, spot);
+    body(i,
+         pass.activation == Activation::kSigmoid
+             ? probability<Activation::kSigmoid>(one.x, scale, offset)
+             : probability<Activation::kNone>(one.x, scale, offset),
+         one.t, one.w);
+  }
+}
+
+// Partial sums of groups whose elements a team of threads shares.
+//   maths   tp += w t p, fp += w (1-t) p, fn += w t q, tn += w (1-t) q
+//   launch  one team of cut.lanes threads per unit, kThreads / cut.lanes teams per block
+//   bytes   reads input, target and weight once; writes 32 bytes per unit
+template <class Io, bool kWeighted>
+__global__ __launch_bounds__(kThreads, kPlanarBlocks<Io, kWeighted>) void planar_sums(
+    const __grid_constant__ Pass pass, const __grid_constant__ Planar cut,
+    const Partials partials) {
+  using T = typename Io::T;
+  if (partials.ticket != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *partials.ticket = 0;
+  const T scale = scale_of<T>(pass), offset = offset_of<T>(pass);
+  const bool broadcast = inner(pass).stride[kWeightOperand] == 0;
+  Accumulator<T> own;
+  double sums[4] = {0.0, 0.0, 0.0, 0.0};
+  int adds = 0;
+  const auto add = [&own](int, const auto& prob, auto t, T w) {
+    own.template add<kWeighted>(prob, t, w);
+  };
+  for_stretches<Io>(
+      pass, cut, Unit(cut, blockIdx.x),
+      [&](const Spot& spot) { for_one<Io, kWeighted>(pass, spot, scale, offset, add); },
+      [&](const Spot& first, int count) {
+        for_packets<Io, kWeighted>(pass, cut.step, first, count, broadcast,
+                                   [&](const typename Io::Packet& packet, const Spot&) {
+                                     for_elements<Io, kWeighted>(pass, packet, scale, offset, add);
+                                     adds += Io::kWidth;
+                                     if (adds < kMostAdds) return;
+                                     own.flush(sums);
+                                     adds = 0;
+                                   });
+      });
+  own.flush(sums);
+  if (cut.lanes > kWarp) {
+    sum_block(sums);
+  } else {
+    sum_lanes(sums, cut.lanes);
+  }
+  const Unit unit(cut, block_index());
+  if (unit.exists && (threadIdx.x & (cut.lanes - 1)) == 0) {
+    double* to = partials.sums + unit.group * cut.units + unit.unit;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) to[s * partials.sum_stride] = sums[s];
+  }
+}
+
+// The columns of one thread: kWidth classes, four sums each.
+template <class Io>
+struct ColumnSums {
+  using T = typename Io::T;
+  Accumulator<T> own[Io::kWidth];
+
+  __device__ __forceinline__ T at(int sum, int i) const {
+    return sum == 0 ? own[i].tp : sum == 1 ? own[i].fp : sum == 2 ? own[i].fn : own[i].tn;
+  }
+};
+
+// Adds the columns of a block's threads class by class and writes the band's partial sums.
+//   entries of class c lie at buffer[e * pitch + c], e = 0, 1, ...: the rows of the block, and
+//   the folds of a row
+template <class Io>
+__device__ void write_columns(const Columns& cut, const Band& band, const ColumnSums<Io>& columns,
+                              const Partials& partials) {
+  using T = typename Io::T;
+  constexpr int kWidth = Io::kWidth;
+  __shared__ T buffer[kThreads * kWidth];
+  __shared__ double sums[4][kThreads];
+  const int tile_columns = cut.tile * kWidth;
+  const int pitch = cut.fold > 1 ? static_cast<int>(cut.classes) : tile_columns;
+  const int entries = cut.fold > 1 ? cut.slots * cut.fold : cut.slots;
+  const int classes = static_cast<int>(min(int64_t{pitch}, cut.classes - band.first_class));
+  const int helpers = kThreads / classes;
+  const int cls = threadIdx.x % classes, helper = threadIdx.x / classes;
+#pragma unroll
+  for (int s = 0; s < 4; ++s) {
+    if (static_cast<int>(threadIdx.x) < cut.slots * cut.tile) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) buffer[threadIdx.x * kWidth + i] = columns.at(s, i);
+    }
+    __syncthreads();
+    if (helper < helpers) {
+      double sum = 0.0;
+      for (int e = helper; e < entries; e += helpers) {
+        sum += static_cast<double>(buffer[e * pitch + cls]);
+      }
+      sums[s][threadIdx.x] = sum;
+    }
+    __syncthreads();
+  }
+  const int64_t groups = cut.samples * cut.classes;
+  double* to =
+      partials.sums + band.band * 4 * groups + band.sample * cut.classes + band.first_class;
+  for (int i = threadIdx.x; i < 4 * classes; i += kThreads) {
+    const int s = i / classes, c = i - s * classes;
+    double sum = sums[s][c];
+    for (int h = 1; h < helpers; ++h) sum += sums[s][h * classes + c];
+    to[s * partials.sum_stride + c] = sum;
+  }
+}
+
+// Partial sums of classes that lie next to each other: [N, C] rows and channels_last.
+//   maths   as planar_sums, class by class
+//   launch  one block per band of rows and tile of classes; cut.slots rows at a time
+//   bytes   reads input, target and weight once; writes 32 bytes per class and band
+template <class Io, bool kWeighted>
+__global__ __launch_bounds__(kThreads,
+                             kColumnBlocks) void column_sums(const __grid_constant__ Pass pass,
+                                                             const __grid_constant__ Columns cut,
+                                                             const Partials partials) {
+  using T = typename Io::T;
+  if (partials.ticket != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *partials.ticket = 0;
+  const T scale = scale_of<T>(pass), offset = offset_of<T>(pass);
+  const bool broadcast = pass.layout.cls.stride[kWeightOperand] == 0;
+  ColumnSums<Io> columns;
+  const auto add = [&columns](int i, const auto& prob, auto t, T w) {
+    columns.own[i].template add<kWeighted>(prob, t, w);
+  };
+  const Band band(cut, blockIdx.x, Io::kWidth);
+  for_rows(pass, cut, band, [&](const Spot& first, int count) {
+    for_packets<Io, kWeighted>(pass, cut.step, first, count, broadcast,
+                               [&](const typename Io::Packet& packet, const Spot&) {
+                                 for_elements<Io, kWeighted>(pass, packet, scale, offset, add);
+                               });
+  });
+  for_tail<Io>(pass, cut, Band(cut, block_index(), Io::kWidth), [&](int i, const Spot& spot) {
+    for_one<Io, kWeighted>(pass, spot, scale, offset, add, i);
+  });
+  write_columns<Io>(cut, Band(cut, block_index(), Io::kWidth), columns, partials);
+}
+
+}  // namespace
+}  // namespace customloss::cuda

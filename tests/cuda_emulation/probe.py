@@ -1,0 +1,72 @@
+"""One emulated library in a process of its own: ``probe.py LIBRARY bits|judge``.
+
+``bits`` prints a digest of losses and gradients for each of several orders of the threads;
+``judge`` compares them with the reference and prints how many samples it judged. Run by
+test_cuda_emulated.py, which sets the import path, for libraries that are broken on purpose, or built with sanitizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import cases
+import torch
+from judge import assert_right, differentiated
+
+from build import Emulation
+from customloss import _backend
+
+SEEDS = (1, 2, 3)
+# every kernel: long and short groups, rows of classes, folded rows, many groups
+PROBES = (
+    cases.Case("long", (5000,)),
+    cases.Case("planes", (2, 3, 33, 37), weight="full"),
+    cases.Case("rows", (300, 9), target=None),
+    cases.Case("wide-rows", (70, 40), weight="class"),
+    cases.Case("samples", (40, 21), options=cases.OPTIONS["samplewise_skip"]),
+    cases.Case("segments", (3, 700), options=cases.OPTIONS["weighted"]),
+)
+JUDGED = (
+    *(case for case in cases.SIZES if torch.Size(case.shape).numel() < 3000),
+    *cases.MIXED_LAYOUTS,
+    *cases.TARGETS,
+    *cases.WEIGHTED,
+    *(case for case in cases.OPTIONED if case.name.startswith("few")),
+    *PROBES,
+)
+
+
+def use(emulation: Emulation) -> None:
+    """The public operators run on the emulated primitives from here on."""
+    primitives = _backend.Implementation(
+        emulation.confusion, emulation.confusion_score, emulation.confusion_backward
+    )
+    _backend.implementation = lambda input: primitives
+
+
+def digest(seed: int, emulation: Emulation) -> str:
+    emulation.seed(seed)
+    found = hashlib.sha256()
+    for case in PROBES:
+        loss, gradients = differentiated(torch.ops.customloss.soft_f1, case.build())
+        for tensor in (loss, *gradients):
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def main() -> None:
+    emulation = Emulation(Path(sys.argv[1]))
+    use(emulation)
+    if sys.argv[2] == "bits":
+        print(*(digest(seed, emulation) for seed in SEEDS))
+        return
+    for case in JUDGED:
+        for dtype in (torch.float32, torch.bfloat16):
+            assert_right(torch.ops.customloss.soft_f1, case.build(dtype))
+    print(2 * len(JUDGED))
+
+
+if __name__ == "__main__":
+    main()
