@@ -1,0 +1,132 @@
+"""pytest-benchmark over the cases and rivals of ``customloss._bench``.
+
+One test is one pass of one case by one family. What makes the time judgeable is in
+``extra_info``: bytes, GB/s, percent of the roof, threads, and how wrong the answer is. An answer
+that fails the gate is not timed: ours fails the test, a rival is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from customloss._bench import cases, machine, measure, run
+from customloss._bench.rivals import COMPILED, FAMILIES, OURS
+
+# what rivals and the compiler warn about is not ours to raise
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+class Ready(NamedTuple):
+    """A case with its field, and the roof that was measured beside it."""
+
+    case: cases.Case
+    field: run.Field
+    roof: dict[str, list[float]]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    suite = cases.SUITES[config.getoption("suite")]
+    families = [
+        name for name in FAMILIES if not (name == COMPILED and config.getoption("no_compile"))
+    ]
+    found = [(case, which, name) for case in suite for which in case.passes for name in families]
+    metafunc.parametrize(
+        ("ready", "which", "family"),
+        found,
+        indirect=["ready"],
+        ids=[f"{case.name}-{which}-{name}".replace(" ", "_") for case, which, name in found],
+        scope="module",
+    )
+
+
+@pytest.fixture(scope="module")
+def ready(request: pytest.FixtureRequest, device: torch.device) -> Ready:
+    """Judged once a case; pytest keeps the tests of one case together."""
+    case = request.param
+    compile = not request.config.getoption("no_compile")
+    field = run.prepare(case, device, compile=compile)
+    roof: dict[str, list[float]] = {}
+    if not case.latency:
+        probes = measure.roof_tasks(device, case.written_bytes)
+        roof = measure.interleave(probes, field.inputs, rounds=11, seconds=5.0)
+    return Ready(case, field, roof)
+
+
+def _racer(ready: Ready, which: str, family: str, repeat: int) -> run.Contender:
+    forms = ready.field.families.get(family, [])
+    if not forms:
+        pytest.skip(f"{family} does not race on this device")
+    racer = run.fastest(forms, which, ready.field.inputs[0], repeat)
+    if racer.loss is None:
+        (pytest.fail if family == OURS else pytest.skip)(racer.why_not or "no reason given")
+    return racer
+
+
+def _finished(work: Callable[[Any], Any], device: torch.device) -> Callable[[Any], Any]:
+    """The work until the device is done with it: pytest-benchmark reads the host's clock."""
+    if device.type != "cuda":
+        return work
+
+    def until_done(prepared: Any) -> Any:
+        result = work(prepared)
+        torch.cuda.synchronize()
+        return result
+
+    return until_done
+
+
+def test_pass(
+    benchmark: Any,
+    pytestconfig: pytest.Config,
+    ready: Ready,
+    which: str,
+    family: str,
+    device: torch.device,
+    threads: int,
+) -> None:
+    case, inputs = ready.case, ready.field.inputs
+    repeat = 200 if case.latency else 1
+    racer = _racer(ready, which, family, repeat)
+    assert racer.loss is not None
+    assert racer.verdict is not None
+    job = measure.task(racer.loss, which, repeat)
+    rounds = pytestconfig.getoption("rounds")
+    benchmark.group = f"{case.name}, {which}"
+    turns = iter(range(1 << 30))
+
+    def setup() -> tuple[tuple[Any], dict[str, Any]]:
+        return (job.prepare(inputs[next(turns) % len(inputs)]),), {}
+
+    work = _finished(job.run, device)
+    if case.latency:
+        benchmark.pedantic(work, args=(inputs[0],), rounds=rounds, iterations=repeat)
+    else:
+        benchmark.pedantic(work, setup=setup, rounds=rounds, warmup_rounds=1)
+    benchmark.extra_info.update(
+        machine=machine.describe(device),
+        family=family,
+        form=racer.rival.form,
+        threads=threads,
+        elements=case.elements,
+        bytes=case.moved_bytes(which),
+        value_error=racer.verdict.value_error,
+        gradient_error=racer.verdict.gradient_error,
+    )
+    if benchmark.stats is not None:
+        _against_roof(benchmark, ready, which)
+    if device.type == "cuda" and not case.latency:
+        events = [measure.sample(job, inputs[i % len(inputs)]) for i in range(rounds)]
+        benchmark.extra_info["event_seconds"] = list(measure.spread(events))
+
+
+def _against_roof(benchmark: Any, ready: Ready, which: str) -> None:
+    median = benchmark.stats.stats.median
+    roof = run.roof(ready.case, which, ready.roof)
+    benchmark.extra_info["gbps"] = ready.case.moved_bytes(which) / median / 1e9
+    if roof.seconds is not None:
+        benchmark.extra_info.update(roof._asdict(), percent_of_roof=100 * roof.seconds / median)

@@ -1,0 +1,52 @@
+"""Writes the committed results into Markdown, so that no number in it is typed by hand.
+
+Between ``<!-- table: FOLDER/FILE.json -->`` and ``<!-- /table -->`` in bench/README.md, or in the
+files named, stands what ``customloss bench`` saved as bench/results/FOLDER/FILE.json::
+
+    python bench/table.py [--check] [FILE.md ...]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from customloss._bench import report
+
+HERE = Path(__file__).parent
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def table(name: str) -> str:
+    """The Markdown of one result."""
+    path = HERE / "results" / name
+    return report.markdown(report.load(path)) if path.is_file() else f"No {name} recorded yet."
+
+
+def filled(text: str) -> str:
+    """The text with every block written anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}\n{match[3]}", text)
+
+
+def main(arguments: list[str]) -> int:
+    """0, or with ``--check`` the number of files that are out of date."""
+    check = "--check" in arguments
+    paths = [Path(name) for name in arguments if name != "--check"] or [HERE / "README.md"]
+    stale = 0
+    for path in paths:
+        before = path.read_text()
+        after = filled(before)
+        if after == before:
+            continue
+        stale += 1
+        if check:
+            print(f"{path}: out of date, run python bench/table.py {path}")
+        else:
+            path.write_text(after)
+            print(f"{path}: written")
+    return stale if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""What is measured: shapes, dtypes, the inputs made of them and the bytes they must move."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PASSES = ("forward", "backward", "forward+backward")
+BOTH = PASSES[2]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tensor problem: logits of ``shape`` and ``dtype`` with a bool target of that shape.
+
+    The loss is soft-F1 with a group per class (dim 1), averaged over the classes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    passes: tuple[str, ...] = PASSES
+    channels_last: bool = False
+    latency: bool = False  # too small to be about memory: time many calls, compare no roof
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Logits and target, once: what either pass has to read."""
+        return self.elements * (self.dtype.itemsize + torch.bool.itemsize)
+
+    @property
+    def written_bytes(self) -> int:
+        """The gradient: what the backward has to write."""
+        return self.elements * self.dtype.itemsize
+
+    def moved_bytes(self, which: str) -> int:
+        """The least a two-pass implementation can move."""
+        backward = self.read_bytes + self.written_bytes
+        return {"forward": self.read_bytes, "backward": backward}.get(
+            which, self.read_bytes + backward
+        )
+
+
+class Inputs(NamedTuple):
+    """``scale`` multiplies the loss, as a gradient scaler would: float16 needs it."""
+
+    input: Tensor
+    target: Tensor
+    scale: float
+
+
+_IMAGE = (16, 1, 1024, 1024)
+
+FULL = (
+    Case("image float32", _IMAGE, torch.float32),
+    Case("image bfloat16", _IMAGE, torch.bfloat16),
+    Case("image float16", _IMAGE, torch.float16),
+    Case("image float64", _IMAGE, torch.float64),
+    Case("classes float32", (8192, 1000), torch.float32, ("forward", BOTH)),
+    Case("channels_last float32", (16, 4, 512, 512), torch.float32, channels_last=True),
+    Case("64 logits", (64,), torch.float32, (BOTH,), latency=True),
+)
+
+QUICK = (
+    FULL[0],
+    replace(FULL[1], passes=(BOTH,)),
+    replace(FULL[4], passes=(BOTH,)),
+    FULL[6],
+)
+
+# every kind of case at a size that measures nothing but whether the benchmark itself works
+SMOKE = (
+    Case("image float32", (2, 1, 32, 32), torch.float32),
+    Case("channels_last float16", (2, 4, 16, 16), torch.float16, (BOTH,), channels_last=True),
+    Case("64 logits", (64,), torch.float32, (BOTH,), latency=True),
+)
+
+SUITES = {"quick": QUICK, "full": FULL, "smoke": SMOKE}
+
+
+def make_inputs(case: Case, device: torch.device) -> Inputs:
+    """Logits N(0, 3²) and one positive in ten, likelier where the logit is high."""
+    generator = torch.Generator(device).manual_seed(0)
+    noise = torch.randn(case.shape, generator=generator, device=device)
+    logits = 3 * torch.randn(case.shape, generator=generator, device=device)
+    target = (logits / 3 + noise) > 1.8
+    logits = logits.to(case.dtype)
+    if case.channels_last:
+        logits = logits.contiguous(memory_format=torch.channels_last)
+        target = target.contiguous(memory_format=torch.channels_last)
+    # without it most gradients of 16 M elements are 0 in float16; 2**16 is inf there
+    scale = 2.0**15 if case.dtype == torch.float16 else 1.0
+    return Inputs(logits.requires_grad_(), target, scale)
+
+
+def copies(inputs: Inputs, count: int) -> list[Inputs]:
+    """The same numbers in other places: to rotate through, so that no cache holds the next one."""
+    fresh = [
+        Inputs(inputs.input.detach().clone().requires_grad_(), inputs.target.clone(), inputs.scale)
+        for _ in range(count - 1)
+    ]
+    return [inputs, *fresh]
+
+
+def copies_needed(case: Case, cache_bytes: int) -> int:
+    """How many copies are three caches large; eight at most."""
+    if case.latency:
+        return 1
+    return max(2, min(8, math.ceil(3 * cache_bytes / case.read_bytes)))

@@ -1,0 +1,92 @@
+"""The benchmark as a picture: how close everybody comes to the roof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from customloss._bench import report
+from customloss._bench.rivals import COMPILED, EAGER, OURS
+from customloss._bench.run import Document, Row
+
+COLOURS = {OURS: "#0b5fff", COMPILED: "#e07a00", EAGER: "#6b7280"}
+_OTHERS = ("#2a9d8f", "#9d4edd")
+MARKERS = {OURS: "o", COMPILED: "D", EAGER: "s"}
+
+
+def draw(document: Document, path: Path) -> None:
+    """Writes the PNG: rows with a roof on the left, latencies on the right."""
+    from matplotlib.figure import Figure
+
+    roofed = [row for row in document["rows"] if row["roof_seconds"]]
+    quick = [row for row in document["rows"] if row["latency"]]
+    height = 1.9 + 0.42 * max(len(roofed), 2)
+    figure = Figure(figsize=(10.5, height), layout="constrained")
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 1.3]})
+    _roof_axes(left, roofed, document)
+    _latency_axes(right, quick, document)
+    right.set_ylim(max(len(roofed), 4) - 0.5, -0.5)  # bars as high as the rows beside them
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=6)
+    figure.supxlabel(report.heading(document), fontsize=7, color="#555555")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _colour(family: str, raced: list[str]) -> str:
+    others = [name for name in raced if name not in COLOURS]
+    return COLOURS.get(family) or _OTHERS[others.index(family) % len(_OTHERS)]
+
+
+def _roof_axes(axes: Any, rows: list[Row], document: Document) -> None:
+    raced = report.families(document)
+    for family in reversed(raced):
+        points = [
+            (place, [100 * row["roof_seconds"] / t for t in entry["seconds"]])
+            for place, row in enumerate(rows)
+            if (entry := row["entries"].get(family)) and entry["seconds"] and row["roof_seconds"]
+        ]
+        colour = _colour(family, raced)
+        for place, (_, best, worst) in points:
+            axes.plot([worst, best], [place, place], color=colour, alpha=0.35, linewidth=3)
+        axes.plot(
+            [share[0] for _, share in points],
+            [place for place, _ in points],
+            linestyle="none",
+            marker=MARKERS.get(family, "^"),
+            color=colour,
+            label=family,
+        )
+    axes.axvline(100, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [f"{row['case']}, {row['which']}" for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("% of the roof of this machine, measured in the same rounds (right is better)")
+    axes.set_title("Large tensors: share of the memory roof", fontsize=10)
+    _clean(axes)
+
+
+def _latency_axes(axes: Any, rows: list[Row], document: Document) -> None:
+    raced = report.families(document)
+    bars = [
+        (family, entry["seconds"])
+        for row in rows[:1]
+        for family in raced
+        if (entry := row["entries"].get(family)) and entry["seconds"]
+    ]
+    names = [family for family, _ in bars]
+    middles = [1e6 * seconds[0] for _, seconds in bars]
+    axes.barh(names, middles, color=[_colour(name, raced) for name in names], height=0.55)
+    for place, value in enumerate(middles):
+        axes.text(value, place, f" {value:.0f} µs", va="center", fontsize=8)
+    axes.margins(x=0.25)
+    axes.set_xlabel("µs a step (left is better)")
+    axes.set_title("64 logits: forward+backward", fontsize=10)
+    _clean(axes)
+
+
+def _clean(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
