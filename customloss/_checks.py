@@ -126,5 +126,5 @@ def target_values(target: Tensor) -> None:
     low, high = (bound.item() for bound in torch.aminmax(target.view(signed) if signed else target))
     if signed and low < 0:
         low, high = 0, low + 2 * torch.iinfo(signed).max + 2
-    if not (0 <= low and high <= 1):
+    if not (low >= 0 and high <= 1):
         raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")

@@ -1,0 +1,89 @@
+# make test | demo | lint | test-all | build | clean
+#
+# Everything is installed into $(VENV), nothing outside this folder. It is built anew when
+# pyproject.toml, setup.py, csrc/ or TORCH changes.
+#
+#   TORCH     what to install as torch. The default is the version that the committed benchmarks
+#             used. `make test TORCH=torch` takes the newest; where that is a CUDA build and a
+#             CUDA toolkit is found, the CUDA kernels are built as well.
+#   PYTHON    the interpreter of the environment
+#   PYTEST    more arguments for pytest, e.g. `make test PYTEST='-k backward -x'`
+#   WORKERS   test processes at once
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTEST ?=
+CORES := $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -lt 8 ] && echo "$$n" || echo 8)
+WORKERS ?= $(CORES)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_STAMP := $(VENV)/.torch-$(subst /,_,$(TORCH))
+STAMP := $(VENV)/.customloss
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+ifeq ($(CI),true)
+export CUSTOMLOSS_WERROR ?= 1
+endif
+# installs the requirements of one extra, without building again
+extra = $(BIN)/python -c "import importlib.metadata as m; print(*(r.split(';')[0] \
+	for r in m.requires('customloss') if 'extra == \"$(1)\"' in r), sep='\n')" \
+	> $(VENV)/$(1).txt && $(PIP) install -q -r $(VENV)/$(1).txt
+# one thread each for the test processes; a test that is about threads sets its own number
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+.PHONY: test test-all demo bench lint format build clean
+.DELETE_ON_ERROR:
+
+test: $(STAMP)
+	$(TEST) -m "not slow and not sanitize and not packaging" $(PYTEST)
+
+test-all: $(STAMP)
+	$(TEST) $(PYTEST)
+
+demo: $(VENV)/.demo
+	$(BIN)/customloss demo
+	$(BIN)/customloss bench
+
+bench: $(VENV)/.demo
+	$(BIN)/customloss bench
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy --strict customloss
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+
+build: $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist customloss.egg-info customloss/_build.json
+	rm -f customloss/_C.abi3.so customloss/_C_cuda.abi3.so customloss/_C*.cpython-*.so
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# torch first and by itself: the build below compiles against it instead of fetching another
+$(TORCH_STAMP): | $(VENV)/bin/python
+	rm -f $(VENV)/.torch-*
+	$(PIP) install -q "$(TORCH)" "setuptools>=77" ninja
+	touch "$@"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(TORCH_STAMP) $(SOURCES)
+	$(PIP) install -q --no-build-isolation -e ".[test,demo]"
+	$(BIN)/python -c "import customloss; print(customloss.build_info())"
+	touch "$@"
+
+$(VENV)/.demo: $(STAMP)
+	$(call extra,bench)
+	touch "$@"
+
+$(VENV)/.dev: $(STAMP)
+	$(call extra,dev)
+	touch "$@"

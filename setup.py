@@ -1,0 +1,218 @@
+"""Builds the compiled libraries: ``_C`` (CPU) always, ``_C_cuda`` beside a CUDA torch.
+
+Everything else about the package is in pyproject.toml. What can be set in the environment:
+
+CUSTOMLOSS_CUDA       auto (default): build _C_cuda if torch has CUDA and a toolkit of its major
+                      version is found, whether or not this machine has a GPU; 1: do so or fail
+                      with the reason; 0: do not. FORCE_CUDA=1 means CUSTOMLOSS_CUDA=1
+TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX"; default: ARCHS below, cut to what nvcc knows
+CUDA_HOME             the toolkit; default: the one that the nvcc on PATH belongs to
+MAX_JOBS              how many compilers run at once
+CUSTOMLOSS_WERROR=1   warnings are errors
+
+Both libraries use the LibTorch stable ABI and no Python API: one build serves every torch from
+2.10 on and every Python from 3.10 on. They have no ``PyInit``; ``customloss/_load.py`` loads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import setuptools
+import torch
+from setuptools.command.build_py import build_py
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # pip checks this only in an isolated build
+    raise SystemExit(f"building needs setuptools>=77, found {setuptools.__version__}")
+if os.name == "nt":
+    raise SystemExit("customloss builds on Linux and macOS; on Windows use WSL")
+
+HERE = Path(__file__).resolve().parent
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
+ARCHS = ("8.0", "9.0", "10.0", "12.0")
+FORCE_CUDA = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
+WARNINGS_ARE_ERRORS = os.environ.get("CUSTOMLOSS_WERROR", "0") not in ("", "0")
+
+# the same in CMakeLists.txt; tests/test_packaging.py compares them
+CXX_FLAGS = [
+    "-std=c++20", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast", "-fopenmp-simd", "-Wall", "-Wextra", STABLE_ABI,
+]  # fmt: skip
+# gcc 12 takes its own AVX-512 intrinsics for uninitialized
+WERROR = ["-Werror", "-Wno-error=uninitialized", "-Wno-error=maybe-uninitialized"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", STABLE_ABI]
+
+
+def sources(folder: str) -> list[str]:
+    """Relative, because setuptools wants them so; sorted, because builds should repeat."""
+    found = (HERE / "csrc" / folder).glob("*.c[pu]*")
+    return sorted(path.relative_to(HERE).as_posix() for path in found if path.suffix != ".cuh")
+
+
+def said_by(*command: str) -> str:
+    """What a tool prints; empty where it cannot be run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr
+
+
+class Toolkit(NamedTuple):
+    home: Path
+    version: str
+    archs: str
+    libraries: Path
+
+
+def find_toolkit() -> Toolkit:
+    """Raises RuntimeError with the reason where there is none to build with."""
+    if torch.version.cuda is None:
+        raise RuntimeError("this torch has no CUDA")
+    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = f"{given}/bin/nvcc" if given else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    # the nvcc on PATH may be a wrapper far from its toolkit; nvcc itself knows where it lives
+    dryrun = said_by(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
+    top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
+    version = re.search(r"release (\d+\.\d+)", said_by(nvcc, "--version"))
+    if top is None or version is None:
+        raise RuntimeError(
+            f"no CUDA toolkit: {nvcc} is missing or broken; CUDA_HOME can name another"
+        )
+    home = Path(top[1]).resolve()
+    if version[1].split(".")[0] != torch.version.cuda.split(".")[0]:
+        raise RuntimeError(
+            f"torch has CUDA {torch.version.cuda}, the toolkit in {home} is {version[1]}"
+        )
+    static = [*home.glob("lib*/libcudart_static.a"), *home.glob("targets/*/lib/libcudart_static.a")]
+    if not static:
+        raise RuntimeError(f"the CUDA toolkit in {home} has no libcudart_static.a")
+    known = said_by(nvcc, "--list-gpu-arch").split()
+    kept = [arch for arch in ARCHS if f"compute_{arch.replace('.', '')}" in known]
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(kept) + "+PTX"
+    return Toolkit(home, version[1], archs, static[0].parent)
+
+
+def decide_cuda() -> Toolkit:
+    wanted = os.environ.get("CUSTOMLOSS_CUDA") or ("1" if FORCE_CUDA else "auto")
+    if wanted not in ("auto", "1", "0"):
+        raise SystemExit(f"CUSTOMLOSS_CUDA: expected auto, 1 or 0, got {wanted!r}")
+    if wanted == "0":
+        raise RuntimeError("CUSTOMLOSS_CUDA=0")
+    try:
+        return find_toolkit()
+    except RuntimeError as reason:
+        if wanted == "1":
+            raise SystemExit(f"CUSTOMLOSS_CUDA=1 cannot be met: {reason}") from None
+        raise
+
+
+record: dict[str, str | None] = {
+    "torch": torch.__version__,
+    "python": platform.python_version(),
+    "compiler": said_by(os.environ.get("CXX", "c++"), "--version").partition("\n")[0],
+    "stable_abi": "2.10",
+}
+toolkit = None
+try:
+    toolkit = decide_cuda()
+    # cpp_extension reads the first when it is imported, the second when it compiles
+    os.environ |= {"CUDA_HOME": str(toolkit.home), "TORCH_CUDA_ARCH_LIST": toolkit.archs}
+    record |= {"cuda": toolkit.version, "cuda_archs": toolkit.archs, "no_cuda": None}
+except RuntimeError as reason:
+    record |= {"cuda": None, "cuda_archs": None, "no_cuda": str(reason)}
+from torch.utils import cpp_extension  # noqa: E402
+
+torch_home = Path(torch.__file__).parent
+free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+cxx_flags = [
+    *CXX_FLAGS,
+    "-g0",
+    # no absolute paths in the binaries, nor in the errors they raise
+    f"-ffile-prefix-map={HERE}/=",
+    f"-ffile-prefix-map={torch_home}/=torch/",
+    f"-isystem{torch_home}/include",  # no warnings about torch's own headers
+    *(WERROR if WARNINGS_ARE_ERRORS else []),
+]
+# the standard library ahead of torch's, which export unversioned copies of some templates
+standard = ["stdc++"] if sys.platform == "linux" else []
+extensions = [
+    cpp_extension.CppExtension(
+        "customloss._C",
+        sources("cpu"),
+        extra_compile_args={"cxx": cxx_flags},
+        libraries=[*standard],
+        py_limited_api=not free_threaded,
+    )
+]
+if toolkit is not None:
+    host_flags = [flag for flag in cxx_flags if flag.startswith(("-f", "-g", "-Wall"))]
+    # cpp_extension adds no architectures where any flag has "arch" in it, be it in a path
+    host_flags = [flag for flag in host_flags if "arch" not in flag]
+    cuda = cpp_extension.CUDAExtension(
+        "customloss._C_cuda",
+        sources("cuda"),
+        extra_compile_args={
+            "cxx": [*cxx_flags, "-DUSE_CUDA"],
+            "nvcc": [
+                *NVCC_FLAGS,
+                *(part for flag in host_flags for part in ("-Xcompiler", flag)),
+                *(["-Werror", "all-warnings"] if WARNINGS_ARE_ERRORS else []),
+            ],
+        },
+        libraries=[*standard],
+        py_limited_api=not free_threaded,
+    )
+    # a static runtime, so that the library is not tied to the toolkit's major version
+    cuda.libraries[cuda.libraries.index("cudart")] = "cudart_static"
+    cuda.libraries += ["dl", "rt", "pthread"]
+    cuda.library_dirs.append(str(toolkit.libraries))
+    cuda.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
+    extensions.append(cuda)
+
+
+class BuildPython(build_py):
+    """Starts from nothing: libraries and modules of an earlier build must not end in a wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "customloss", ignore_errors=True)
+        super().run()
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Leaves beside the libraries what they were built with, for ``customloss.build_info()``."""
+
+    def run(self) -> None:
+        super().run()
+        beside = Path(self.get_ext_fullpath("customloss._C")).with_name("_build.json")
+        beside.write_text(json.dumps(record, indent=2) + "\n")
+
+
+cuda_line = f"not built: {record['no_cuda']}"
+if toolkit is not None:
+    cuda_line = f"CUDA {toolkit.version} in {toolkit.home}, for {toolkit.archs}"
+report = f"""customloss build
+  torch     {torch.__version__} in {torch_home}, stable ABI 2.10
+  python    {record["python"]}{"" if free_threaded else ", libraries for any from 3.10 on (abi3)"}
+  compiler  {record["compiler"]}
+  _C        {len(sources("cpu"))} sources
+  _C_cuda   {cuda_line}
+  jobs      {os.environ.get("MAX_JOBS", "one per core")}"""
+print(report, file=sys.stderr, flush=True)
+setuptools.setup(
+    packages=[*setuptools.find_packages(include=["customloss*"]), "customloss.kernels"],
+    package_dir={"customloss.kernels": "kernels"},
+    package_data={"customloss": ["py.typed"]},
+    ext_modules=extensions,
+    cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
+    options={} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}},
+)

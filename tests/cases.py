@@ -1,0 +1,379 @@
+"""The sample inputs of every test: value, grad, opcheck, fake, compile, fuzz and bench.
+
+A :class:`Case` is a recipe with a name and a reason; :meth:`Case.build` turns it into tensors of
+a dtype on a device. The values depend on the name and the seed alone, so that two devices, or two
+backends, see the same numbers. :func:`sample_inputs` yields the built samples.
+
+The sizes are chosen for the edges of the CPU kernel, which any other kernel has in some form:
+a block is 1024 elements, a unit of work 65536; innermost axes below 64 are gathered; rows of C
+classes are folded ``1024 // C`` to a block and cut into bands of about ``65536 / C`` rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+TARGET_DTYPES = (torch.bool, *INTEGERS, *INPUT_DTYPES)
+LAYOUTS = (
+    "contiguous",
+    "class_last",
+    "transposed",
+    "sliced",
+    "stepped",
+    "offset",
+    "expanded_sample",
+    "expanded_class",
+)
+# Shapes of a weight, by the dimensions in which it follows the input; "full" follows all.
+WEIGHTS = ("full", "mask", "class", "sample", "last", "scalar", "ones_rank")
+
+
+class Sample(NamedTuple):
+    """What an operator is called with: ``op(*operands, **options)``."""
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    options: dict[str, Any]
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.input, self.target, self.weight
+
+    def as_double(self) -> Sample:
+        """The same numbers in contiguous float64, for the reference to judge by."""
+
+        def widen(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach().double().contiguous()
+
+        return Sample(widen(self.input), widen(self.target), widen(self.weight), self.options)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """The same values (but where a stride is 0) at other strides.
+
+    Memory between the elements holds NaN, or the largest integer: a wrong stride shows.
+    """
+    shape, rank = values.shape, values.dim()
+    if layout == "contiguous" or rank == 0:
+        return values.contiguous()
+    if layout == "class_last":
+        return values.movedim(1, -1).contiguous().movedim(-1, 1) if rank > 1 else values
+    if layout == "transposed":
+        order = tuple(reversed(range(rank)))
+        return values.permute(order).contiguous().permute(order)
+    if layout == "expanded_sample":
+        return values[:1].contiguous().expand(shape)
+    if layout == "expanded_class":
+        return values[:, :1].contiguous().expand(shape) if rank > 1 else values
+    if layout == "offset":
+        buffer = _poisoned(values, (values.numel() + 1,))
+        view = buffer[1:].view(shape)
+    elif layout == "sliced":
+        buffer = _poisoned(values, tuple(size + 3 for size in shape))
+        view = buffer[tuple(slice(1, 1 + size) for size in shape)]
+    elif layout == "stepped":
+        buffer = _poisoned(values, (*shape[:-1], 2 * shape[-1] + 1))
+        view = buffer[..., 1::2]
+    else:
+        raise ValueError(layout)
+    view.copy_(values)
+    return view
+
+
+def _poisoned(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    dtype = values.dtype
+    if dtype.is_floating_point:
+        fill: float = float("nan")
+    else:
+        fill = 1 if dtype == torch.bool else min(torch.iinfo(dtype).max, 2**31 - 1)
+    # filled through a signed twin: some unsigned dtypes have no fill_
+    return torch.full(shape, fill, dtype=torch.float64).to(dtype).to(values.device)
+
+
+def weight_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    rank = len(shape)
+    if kind in ("full", "mask"):
+        return shape
+    if kind == "class" and rank > 1:
+        return (shape[1], *(1,) * (rank - 2))
+    if kind == "sample":
+        return (shape[0], *(1,) * (rank - 1))
+    if kind == "last":
+        return shape[-1:]
+    if kind == "ones_rank":
+        return (1,) * rank
+    return ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe for a sample, and why it is worth having."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str = ""
+    layout: str = "contiguous"
+    target_layout: str | None = None  # None: that of the input
+    target: torch.dtype | None = torch.bool  # None: soft labels in the dtype of the input
+    weight: str | None = None
+    weight_dtype: torch.dtype | None = None  # None: that of the input
+    weight_layout: str = "contiguous"
+    options: dict[str, Any] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def build(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        requires_grad: bool = False,
+        seed: int = 0,
+    ) -> Sample:
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + seed)
+
+        def uniform(shape: tuple[int, ...]) -> Tensor:
+            return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+        input = 2 * torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        if self.options.get("activation") == "none":
+            input = input.sigmoid()
+        # a third of the targets positive, so that no usual group is without one
+        if self.target is None or self.target.is_floating_point:
+            target = uniform(self.shape).to(self.target or dtype)
+        else:
+            target = (uniform(self.shape) < 0.35).to(self.target)
+        weight = None
+        if self.weight is not None:
+            weight = 2 * uniform(weight_shape(self.weight, self.shape))
+            weight = weight * (uniform(tuple(weight.shape)) > 0.2)  # a fifth are exactly 0
+            if self.weight in ("scalar", "ones_rank"):
+                weight = weight + 0.5  # a group needs some weight
+            masks = self.weight == "mask"
+            weight = weight != 0 if masks else weight.to(self.weight_dtype or dtype)
+            weight = lay_out(weight.to(device), self.weight_layout)
+        input = lay_out(input.to(device, dtype), self.layout)
+        target = lay_out(target.to(device), self.target_layout or self.layout)
+        if requires_grad:
+            input.requires_grad_()
+            for other in (target, weight):
+                if other is not None and other.is_floating_point():
+                    other.requires_grad_()
+        return Sample(input, target, weight, dict(self.options))
+
+
+# ---- sizes: each with its reason -----------------------------------------------------------------
+
+
+def _sized(shape: tuple[int, ...], reason: str, **more: Any) -> Case:
+    name = "x".join(map(str, shape)) + "".join(f"-{value}" for value in more.values())
+    return Case(name, shape, reason, **more)
+
+
+SIZES = (
+    _sized((1,), "one element, one group"),
+    _sized((1, 1), "one element, a class dimension"),
+    _sized((5,), "below a vector: the tail loop alone"),
+    _sized((31,), "one short of the 32 lanes of float32"),
+    _sized((33,), "one vector and a tail of one"),
+    _sized((1023,), "one short of a block"),
+    _sized((1024,), "a block"),
+    _sized((1025,), "a block and one element"),
+    _sized((65535,), "one short of a unit"),
+    _sized((65537,), "a unit and one element"),
+    _sized((131101,), "a prime above two units: threads, tail"),
+    _sized((7, 3), "rows of classes, less than a fold"),
+    _sized((340, 3), "one row short of a fold (1024 // 3 = 341)"),
+    _sized((341, 3), "a fold of rows"),
+    _sized((342, 3), "a fold and one row"),
+    _sized((22166, 3), "a band (22165 rows of 3) and one row"),
+    _sized((5, 512), "two rows to a block"),
+    _sized((5, 513), "one row to a block, not full"),
+    _sized((3, 1024), "a tile of columns"),
+    _sized((3, 1025), "a tile and one column"),
+    _sized((131, 2053), "primes: tiles, bands and tails at once"),
+    _sized((1, 40), "one row"),
+    _sized((40, 1), "one class"),
+    _sized((3, 4, 5), "a short inner axis is gathered"),
+    _sized((3, 2, 63), "gathered: one below the limit of 64"),
+    _sized((3, 2, 64), "not gathered: the limit"),
+    _sized((17, 2, 65), "runs of 65 that no block size divides"),
+    _sized((1100, 2, 61), "a gathered group longer than a unit"),
+    _sized((2, 3, 1, 1), "size-1 axes have any stride"),
+    _sized((2, 3, 33, 37), "images with prime sides"),
+    _sized((2, 2, 3, 4, 5), "volumes"),
+    _sized((2, 3, 7, 5), "classes last in memory: folded rows", layout="class_last"),
+    _sized((2, 65, 4, 4), "classes last, more classes than pixels", layout="class_last"),
+    _sized((2, 1031, 3, 2), "classes last, a tile and a tail", layout="class_last"),
+    _sized((2, 3, 2, 3, 4), "volumes, classes last", layout="class_last"),
+    _sized((3, 700), "a class is a row of memory", layout="transposed"),
+    _sized((700, 3), "few classes, each a row of memory", layout="transposed"),
+    _sized((2, 3, 5, 7), "memory in the reverse order", layout="transposed"),
+    _sized((2, 3, 5, 7), "rows with gaps, from an offset", layout="sliced"),
+    _sized((50, 6), "rows of classes with gaps", layout="sliced"),
+    _sized((129, 7), "every second element", layout="stepped"),
+    _sized((1500,), "every second element of a long axis", layout="stepped"),
+    _sized((2050,), "unaligned: starts one element late", layout="offset"),
+    _sized((30, 5), "stride 0 between samples", layout="expanded_sample"),
+    _sized((30, 5), "stride 0 between classes", layout="expanded_class"),
+    _sized((2, 3, 6, 5), "stride 0 between classes of images", layout="expanded_class"),
+)
+
+# rows that cannot be merged fold 2 at a time: more than 4096 additions to one float32 column
+FLUSHED = Case("flushed-columns", (9001, 4, 2), "columns are flushed to float64", "class_last")
+
+MIXED_LAYOUTS = tuple(
+    Case(f"{one}-{other}", (4, 6, 9), "operands of unlike layout", one, other, weight="full",
+         weight_layout=third)
+    for one, other, third in (
+        ("contiguous", "class_last", "transposed"),
+        ("class_last", "contiguous", "sliced"),
+        ("class_last", "expanded_class", "contiguous"),
+        ("transposed", "stepped", "class_last"),
+        ("sliced", "expanded_sample", "expanded_class"),
+        ("expanded_sample", "contiguous", "offset"),
+    )
+)  # fmt: skip
+
+# ---- targets, weights ----------------------------------------------------------------------------
+
+TARGETS = tuple(
+    Case(f"target-{short(dtype)}-{'x'.join(map(str, shape))}", shape, "a dtype of target",
+         target=dtype)
+    for dtype in TARGET_DTYPES
+    for shape in ((1300,), (45, 7))
+)  # fmt: skip
+
+WEIGHTED = tuple(
+    Case(f"weight-{kind}-{'x'.join(map(str, shape))}", shape, "a shape of weight", weight=kind,
+         target=target)
+    for kind in WEIGHTS
+    for shape, target in (((1030,), torch.bool), ((45, 7), None), ((4, 5, 6, 7), torch.uint8))
+) + tuple(
+    Case(f"weight-{short(dtype)}", (45, 7), "a dtype of weight", weight="class",
+         weight_dtype=dtype)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64,
+                  torch.uint8)
+)  # fmt: skip
+
+# ---- options -------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "beta2": {"beta": 2.0},
+    "beta_half": {"beta": 0.5},
+    "beta0": {"beta": 0.0},
+    "micro": {"average": "micro"},
+    "weighted": {"average": "weighted"},
+    "none": {"average": "none", "reduction": "none"},
+    "none_mean": {"average": "none"},
+    "none_sum": {"average": "none", "reduction": "sum"},
+    "samplewise": {"samplewise": True},
+    "samplewise_none": {"samplewise": True, "reduction": "none"},
+    "samplewise_micro": {"samplewise": True, "average": "micro", "reduction": "none"},
+    "samplewise_micro_sum": {"samplewise": True, "average": "micro", "reduction": "sum"},
+    "samplewise_weighted": {"samplewise": True, "average": "weighted"},
+    "samplewise_groups": {"samplewise": True, "average": "none", "reduction": "none"},
+    "samplewise_groups_skip": {
+        "samplewise": True, "average": "none", "reduction": "none", "absent": "skip",
+    },
+    "samplewise_skip": {"samplewise": True, "absent": "skip"},
+    "samplewise_penalize": {"samplewise": True, "absent": "penalize", "average": "weighted"},
+    "sum": {"reduction": "sum"},
+    "smooth": {"smooth": 1.0},
+    "skip": {"absent": "skip"},
+    "penalize": {"absent": "penalize"},
+    "log": {"link": "log"},
+    "log_smooth": {"link": "log", "smooth": 0.5, "beta": 1.5},
+    "focal2": {"link": "focal", "gamma": 2.0},
+    "focal_half": {"link": "focal", "gamma": 0.5},
+    "negative": {"link": "negative"},
+    "probabilities": {"activation": "none"},
+    "affine": {"logit_scale": 3.0, "logit_offset": 0.25},
+    "affine_negative": {"logit_scale": -0.5, "logit_offset": -1.0},
+    "everything": {
+        "beta": 2.0, "average": "weighted", "samplewise": True, "reduction": "none",
+        "smooth": 0.3, "absent": "penalize", "link": "focal", "gamma": 1.5,
+        "logit_scale": 1.5, "logit_offset": 0.5,
+    },
+}  # fmt: skip
+
+
+def with_options(case: Case, name: str) -> Case:
+    return replace(case, name=f"{case.name}-{name}", options=OPTIONS[name])
+
+
+# A third of the groups of these have no positive target, where `absent` matters.
+OPTIONED = tuple(
+    with_options(base, name)
+    for name in OPTIONS
+    for base in (
+        Case("few", (3, 4, 5), target=torch.bool),
+        Case("rows", (41, 7), target=None, weight="full"),
+        Case("vector", (57,), target=torch.int64, weight="mask"),
+    )
+)
+
+# ---- a few of everything, for checks that cost seconds each --------------------------------------
+
+FEW = (
+    Case("hard", (6, 4), "the usual call"),
+    Case("soft-weighted", (6, 4), "every operand differentiable", target=None, weight="full"),
+    Case("class-weight", (4, 3, 5), "a broadcast weight", target=None, weight="class"),
+    Case("vector", (7,), "no class dimension", target=torch.int64),
+    Case("channels-last", (2, 3, 4, 5), "strides kept", "class_last", target=None),
+    Case("transposed", (5, 4), "strides kept", "transposed", weight="sample"),
+    Case("sliced", (5, 4), "gaps", "sliced", target=None),
+    Case("empty", (0, 4), "no elements"),
+    Case("groups", (5, 4), "a loss of rank 2", options=OPTIONS["samplewise_groups"]),
+    Case("classes", (5, 4), "a loss of rank 1", options=OPTIONS["none"]),
+    Case("micro", (5, 4), "one group", options=OPTIONS["micro"], target=torch.uint8),
+    Case("everything", (5, 4), "no option at its default", target=None, weight="full",
+         options=OPTIONS["everything"]),
+    Case("probabilities", (5, 4), "no activation", target=None, options=OPTIONS["probabilities"]),
+)  # fmt: skip
+
+ALL = (*SIZES, FLUSHED, *MIXED_LAYOUTS, *TARGETS, *WEIGHTED, *OPTIONED, *FEW)
+
+# What bench/ times: the shapes people train with, large enough to leave the caches.
+BENCH = (
+    Case("binary", (1 << 22,), "one long vector"),
+    Case("multilabel", (1 << 15, 128), "rows of classes"),
+    Case("segmentation", (8, 8, 256, 256), "planes"),
+    Case("segmentation-channels-last", (8, 8, 256, 256), "rows of pixels", "class_last"),
+)
+
+
+def sample_inputs(
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    requires_grad: bool = False,
+    cases: tuple[Case, ...] = ALL,
+    seed: int = 0,
+) -> Iterator[Sample]:
+    """Every case built: the one generator of sample inputs."""
+    for case in cases:
+        yield case.build(dtype, device, requires_grad, seed)

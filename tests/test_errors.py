@@ -1,0 +1,288 @@
+"""Every bad call raises TypeError or ValueError in Python, naming the argument, what was expected
+and what came, before a kernel runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import customloss
+
+F32 = torch.float32
+
+
+def given(**changes: Any) -> dict[str, Any]:
+    x, t = torch.randn(4, 3), torch.rand(4, 3) > 0.5
+    return {"input": x, "target": t, **changes}
+
+
+BAD_TENSORS = {
+    # what changes, the exception, the argument named, what was expected, what came
+    "target shape": ({"target": torch.zeros(4, 2)}, ValueError, "target", r"\[4, 3\]", r"\[4, 2\]"),
+    "target rank": ({"target": torch.zeros(4)}, ValueError, "target", r"\[4, 3\]", r"\[4\]"),
+    "class indices": (
+        {"target": torch.zeros(4, dtype=torch.int64)}, ValueError, "target", r"\[4, 3\]", r"\[4\]",
+    ),
+    "broadcast target": (
+        {"target": torch.zeros(4, 1)}, ValueError, "target", r"\[4, 3\]", r"\[4, 1\]",
+    ),
+    "scalar input": (
+        {"input": torch.tensor(1.0), "target": torch.tensor(1.0)},
+        ValueError, "input", r"\[N", "scalar",
+    ),
+    "integer input": (
+        {"input": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "input", "float32", "int64",
+    ),
+    "bool input": (
+        {"input": torch.zeros(4, 3, dtype=torch.bool)}, TypeError, "input", "float32", "bool",
+    ),
+    "complex input": (
+        {"input": torch.zeros(4, 3, dtype=torch.complex64)},
+        TypeError, "input", "float32", "complex64",
+    ),
+    "float8 input": (
+        {"input": torch.zeros(4, 3).to(torch.float8_e4m3fn)},
+        TypeError, "input", "float32", "float8_e4m3fn",
+    ),
+    "complex target": (
+        {"target": torch.zeros(4, 3, dtype=torch.complex64)},
+        TypeError, "target", "float", "complex64",
+    ),
+    "float8 target": (
+        {"target": torch.zeros(4, 3).to(torch.float8_e5m2)},
+        TypeError, "target", "float", "float8_e5m2",
+    ),
+    "complex weight": (
+        {"weight": torch.zeros(4, 3, dtype=torch.complex64)},
+        TypeError, "weight", "float", "complex64",
+    ),
+    "weight shape": (
+        {"weight": torch.zeros(4)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[4\]",
+    ),
+    "weight rank": (
+        {"weight": torch.zeros(1, 4, 3)}, ValueError, "weight", r"\[4, 3\]", r"\[1, 4, 3\]",
+    ),
+    "empty weight": ({"weight": torch.zeros(0)}, ValueError, "weight", r"\[4, 3\]", r"\[0\]"),
+    "target elsewhere": (
+        {"target": torch.zeros(4, 3, device="meta")}, ValueError, "target", "cpu", "meta",
+    ),
+    "weight elsewhere": (
+        {"weight": torch.zeros(4, 3, device="meta")}, ValueError, "weight", "cpu", "meta",
+    ),
+    "input elsewhere": (
+        {"input": torch.zeros(4, 3, device="meta")}, ValueError, "target", "meta", "cpu",
+    ),
+    "no class": (
+        {"input": torch.zeros(4, 0), "target": torch.zeros(4, 0)},
+        ValueError, "input", "no group", r"\[4, 0\]",
+    ),
+    "no sample": (
+        {"input": torch.zeros(0, 3), "target": torch.zeros(0, 3), "samplewise": True},
+        ValueError, "input", "no group", r"\[0, 3\]",
+    ),
+    "no sample, micro": (
+        {"input": torch.zeros(0, 3), "target": torch.zeros(0, 3), "samplewise": True,
+         "average": "micro"},
+        ValueError, "input", "no group", r"\[0, 3\]",
+    ),
+    "no sample, vector": (
+        {"input": torch.zeros(0), "target": torch.zeros(0), "samplewise": True},
+        ValueError, "input", "no group", r"\[0\]",
+    ),
+}  # fmt: skip
+
+BAD_OPTIONS = {
+    "average": ({"average": "mean"}, "average", "'macro'", "'mean'"),
+    "average case": ({"average": "Macro"}, "average", "'macro'", "'Macro'"),
+    "average empty": ({"average": ""}, "average", "'micro'", "''"),
+    "activation": ({"activation": "tanh"}, "activation", "'sigmoid'", "'tanh'"),
+    "absent": ({"absent": "ignore"}, "absent", "'skip'", "'ignore'"),
+    "link": ({"link": "exp"}, "link", "'complement'", "'exp'"),
+    "reduction": ({"reduction": "avg"}, "reduction", "'mean'", "'avg'"),
+    "negative beta": ({"beta": -1.0}, "beta", ">= 0", "-1.0"),
+    "infinite beta": ({"beta": math.inf}, "beta", "finite", "inf"),
+    "nan beta": ({"beta": math.nan}, "beta", "finite", "nan"),
+    "beta whose square overflows": ({"beta": 1e200}, "beta", "", "1e"),
+    "negative smooth": ({"smooth": -1e-6}, "smooth", ">= 0", "-1e-06"),
+    "nan smooth": ({"smooth": math.nan}, "smooth", "finite", "nan"),
+    "infinite smooth": ({"smooth": math.inf}, "smooth", "finite", "inf"),
+    "zero gamma": ({"gamma": 0.0, "link": "focal"}, "gamma", "> 0", "0.0"),
+    "negative gamma": ({"gamma": -1.0, "link": "focal"}, "gamma", "> 0", "-1.0"),
+    "gamma without focal": ({"gamma": 2.0}, "gamma", "link='focal'", "2.0"),
+    "infinite scale": ({"logit_scale": math.inf}, "logit_scale", "finite", "inf"),
+    "nan offset": ({"logit_offset": math.nan}, "logit_offset", "finite", "nan"),
+    "scale of probabilities": (
+        {"activation": "none", "logit_scale": 2.0}, "logit_scale", "1 and 0", "2.0",
+    ),
+    "offset of probabilities": (
+        {"activation": "none", "logit_offset": 0.5}, "logit_offset", "1 and 0", "0.5",
+    ),
+}  # fmt: skip
+
+# Values of another type: the dispatcher would refuse them with a RuntimeError about schemas
+BAD_TYPES = {
+    "input": [1.0],
+    "target": None,
+    "weight": 0.5,
+    "beta": "2",
+    "smooth": None,
+    "gamma": [1.0],
+    "logit_scale": 1j,
+    "logit_offset": "0",
+    "average": None,
+    "activation": 3,
+    "absent": True,
+    "reduction": None,
+    "link": None,
+    "samplewise": "yes",
+}
+
+
+def complaint(function: Any, expected: type[Exception], **arguments: Any) -> str:
+    with pytest.raises(expected) as caught:
+        function(**arguments)
+    assert caught.type is expected
+    text = str(caught.value)
+    assert "/" not in text.replace(" / ", ""), f"a path in a message for users: {text}"
+    return text
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("function", [customloss.soft_f1_loss, torch.ops.customloss.soft_f1])
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_bad_tensors(name: str, function: Any, requires_grad: bool) -> None:
+    changes, expected, argument, wanted, came = BAD_TENSORS[name]
+    arguments = given(**changes)
+    if requires_grad and arguments["input"].dtype == F32:
+        arguments["input"] = arguments["input"].clone().requires_grad_()
+    text = complaint(function, expected, **arguments)
+    assert text.startswith(argument)
+    assert re.search(wanted, text)
+    assert re.search(came, text)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("function", [customloss.soft_f1_loss, torch.ops.customloss.soft_f1])
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options(name: str, function: Any, requires_grad: bool) -> None:
+    changes, argument, wanted, came = BAD_OPTIONS[name]
+    arguments = given(**changes)
+    arguments["input"].requires_grad_(requires_grad)
+    for _ in range(2):  # what is cached must not be a way in
+        text = complaint(function, ValueError, **arguments)
+        assert argument in text.split(":")[0]
+        assert wanted in text
+        assert came in text
+
+
+@pytest.mark.parametrize("argument", BAD_TYPES)
+def test_bad_types(argument: str) -> None:
+    for _ in range(2):
+        text = complaint(
+            customloss.soft_f1_loss, TypeError, **given(**{argument: BAD_TYPES[argument]})
+        )
+        assert text.startswith(argument)
+        assert type(BAD_TYPES[argument]).__name__ in text or repr(BAD_TYPES[argument]) in text
+
+
+@pytest.mark.parametrize("argument", list(BAD_TYPES)[3:])
+def test_the_module_refuses_bad_types(argument: str) -> None:
+    with pytest.raises(TypeError, match=f"^{argument}"):
+        customloss.SoftF1Loss(**{argument: BAD_TYPES[argument]})(*given().values())
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_confusion_sums_says_the_same(name: str) -> None:
+    changes, expected, argument, *_ = BAD_TENSORS[name]
+    assert complaint(customloss.confusion_sums, expected, **given(**changes)).startswith(argument)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"average": "mean"}, {"activation": "relu"}, {"logit_scale": math.nan}, {"dtype": "float32"}],
+    ids=str,
+)
+def test_confusion_sums_bad_options(changes: dict[str, Any]) -> None:
+    expected = TypeError if "dtype" in changes else ValueError
+    text = complaint(customloss.confusion_sums, expected, **given(**changes))
+    assert text.startswith(next(iter(changes)))
+
+
+def test_a_sparse_tensor_is_named() -> None:
+    for argument in ("input", "target", "weight"):
+        arguments = given(**{argument: torch.rand(4, 3).to_sparse()})
+        with pytest.raises((TypeError, ValueError), match=f"^{argument}"):
+            customloss.soft_f1_loss(**arguments)
+
+
+def test_any_number_of_dimensions_or_a_named_error() -> None:
+    """Nine axes that no operand lets merge."""
+    x = torch.randn([2] * 9)
+    t = (torch.rand([2] * 9) > 0.5).permute(*reversed(range(9)))
+    try:
+        loss = customloss.soft_f1_loss(x, t, average="micro")
+    except ValueError:
+        return
+    expected = customloss.reference.soft_f1(x.double(), t, average="micro")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_errors_come_under_transforms_too() -> None:
+    arguments = given(target=torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"^target"):
+        torch.func.grad(lambda x: customloss.soft_f1_loss(x, arguments["target"]))(
+            arguments["input"]
+        )
+
+
+def test_no_kernel_runs_before_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even beside a backend that would crash on anything."""
+    from customloss import _backend
+
+    def crash(*_: Any) -> None:
+        raise AssertionError("a kernel ran")
+
+    monkeypatch.setattr(_backend, "_AUTO", _backend.Implementation(crash, crash, crash))
+    for changes, expected, *_ in BAD_TENSORS.values():
+        complaint(customloss.soft_f1_loss, expected, **given(**changes))
+    for changes, *_ in BAD_OPTIONS.values():
+        complaint(customloss.soft_f1_loss, ValueError, **given(**changes))
+
+
+# ---- check_target --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (F32, 1.5), (F32, -0.25), (F32, math.nan), (F32, math.inf), (torch.float64, 1 + 1e-12),
+        (torch.float16, 1.001), (torch.bfloat16, -1.0), (torch.int64, 2), (torch.int32, -1),
+        (torch.uint8, 255), (torch.int8, -1), (torch.int16, 7), (torch.uint16, 2),
+        (torch.uint32, 2), (torch.uint64, 2),
+    ],
+)  # fmt: skip
+def test_targets_outside_0_and_1(dtype: torch.dtype, value: float) -> None:
+    target = torch.ones(4, 3, dtype=torch.float64)
+    target[2, 1] = value
+    target = target.to(dtype)
+    for function in (
+        lambda: customloss.soft_f1_loss(torch.randn(4, 3), target, check_target=True),
+        lambda: customloss.confusion_sums(torch.randn(4, 3), target, check_target=True),
+        lambda: customloss.SoftF1Loss(check_target=True)(torch.randn(4, 3), target),
+    ):
+        text = complaint(function, ValueError)
+        assert text.startswith("target")
+        assert "[0, 1]" in text
+    customloss.soft_f1_loss(torch.randn(4, 3), target)  # not asked for: not looked at
+
+
+@pytest.mark.parametrize("dtype", customloss._checks.TARGET_DTYPES, ids=str)
+def test_targets_inside_0_and_1(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 3)
+    for target in (torch.zeros(4, 3), torch.ones(4, 3), (torch.rand(4, 3) > 0.5).float()):
+        customloss.soft_f1_loss(x, target.to(dtype), check_target=True)
+    customloss.soft_f1_loss(torch.zeros(0, 3), torch.zeros(0, 3, dtype=dtype), check_target=True)
