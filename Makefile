@@ -30,7 +30,7 @@ extra = $(BIN)/python -c "import importlib.metadata as m; print(*(r.split(';')[0
 	for r in m.requires('customloss') if 'extra == \"$(1)\"' in r), sep='\n')" \
 	> $(VENV)/$(1).txt && $(PIP) install -q -r $(VENV)/$(1).txt
 # one thread each for the test processes; a test that is about threads sets its own number
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: test test-all demo bench lint format build clean
 .DELETE_ON_ERROR:
@@ -39,7 +39,7 @@ test: $(STAMP)
 	$(TEST) -m "not slow and not sanitize and not packaging" $(PYTEST)
 
 test-all: $(STAMP)
-	$(TEST) $(PYTEST)
+	$(TEST) --dist loadgroup $(PYTEST)
 
 demo: $(VENV)/.demo
 	$(BIN)/customloss demo

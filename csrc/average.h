@@ -34,7 +34,8 @@ class GroupAverage {
       counted += mean.weight != 0.0;
     }
     double outer = 1.0;
-    if (scoring_.reduction == Reduction::kMean) outer = counted ? 1.0 / static_cast<double>(counted) : 0.0;
+    if (scoring_.reduction == Reduction::kMean)
+      outer = counted ? 1.0 / static_cast<double>(counted) : 0.0;
     if (scoring_.reduction != Reduction::kNone) *loss = outer * total;
     for (int64_t row = 0; row < rows; ++row) grads_of(row * width, width, outer);
   }

@@ -55,13 +55,13 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, bool is_double, const 
     next *= sizes.begin()[i];
   }
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
-      is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), device_type,
-      device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                               is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                               device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -101,10 +101,10 @@ struct Elements {
   Layout layout(const Tensor* out = nullptr) const {
     check_shapes();
     Layout layout;
-    const bool fits = make_layout({strided(input), strided(target),
-                                   weight ? strided(*weight) : Strided{},
-                                   out ? strided(*out) : Strided{}},
-                                  per_sample, per_class, &layout);
+    const bool fits =
+        make_layout({strided(input), strided(target), weight ? strided(*weight) : Strided{},
+                     out ? strided(*out) : Strided{}},
+                    per_sample, per_class, &layout);
     STD_TORCH_CHECK(fits, "customloss: more than ", kMaxReduced,
                     " dimensions that cannot be merged");
     return layout;
@@ -123,6 +123,23 @@ inline Tensor empty_loss(const Layout& layout, const Scoring& scoring, const Ele
   if (samples) return empty({layout.sample.size}, is_double, elements.input);
   if (classes) return empty({layout.cls.size}, is_double, elements.input);
   return empty({}, is_double, elements.input);
+}
+
+// The gradient by one operand, uninitialised: like that operand, and in what the sums of its
+// elements are computed in for a weight, which the caller may have to add up further.
+inline Tensor empty_gradient(const Elements& elements, Wrt wrt) {
+  switch (wrt) {
+    case Wrt::kInput: return torch::stable::empty_like(elements.input);
+    case Wrt::kTarget:
+      STD_TORCH_CHECK(dtype_of(elements.target) >= Dtype::kFloat16,
+                      "customloss: an integer target has no gradient");
+      return torch::stable::empty_like(elements.target);
+    default: {
+      const bool is_double = elements.input.scalar_type() == ScalarType::Double;
+      return torch::stable::new_empty(elements.input, elements.input.sizes(),
+                                      is_double ? ScalarType::Double : ScalarType::Float);
+    }
+  }
 }
 
 // The incoming gradient, reached from (sample, class): stride 0 where the loss was reduced.

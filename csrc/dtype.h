@@ -3,6 +3,7 @@
 
 namespace customloss {
 
+// Integers first, then floats.
 enum class Dtype : int {
   kBool,
   kUInt8,
@@ -23,19 +24,15 @@ inline int dtype_size(Dtype dtype) {
   switch (dtype) {
     case Dtype::kBool:
     case Dtype::kUInt8:
-    case Dtype::kInt8:
-      return 1;
+    case Dtype::kInt8: return 1;
     case Dtype::kUInt16:
     case Dtype::kInt16:
     case Dtype::kFloat16:
-    case Dtype::kBFloat16:
-      return 2;
+    case Dtype::kBFloat16: return 2;
     case Dtype::kUInt32:
     case Dtype::kInt32:
-    case Dtype::kFloat32:
-      return 4;
-    default:
-      return 8;
+    case Dtype::kFloat32: return 4;
+    default: return 8;
   }
 }
 

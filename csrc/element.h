@@ -48,17 +48,14 @@ CUSTOMLOSS_HD float exp_minus(float a) {
   const float clamped = 88.0f < a ? 88.0f : a;  // 88 makes the exponent field 0, and so the result
   const float rounded = clamped * -1.44269504f + kRound;
   const float n = rounded - kRound;
-#if defined(__FMA__)
-  const float r = -n * 0x1.62e43p-1f - clamped;  // exact product: the constant errs by 2e-9 n
-#else
-  const float r = (-n * 0x1.62e4p-1f - clamped) - n * 0x1.7f7d1cp-20f;
-#endif
-  float poly = 0x1.0fe5a8p-7f;
-  poly = poly * r + 0x1.575f22p-5f;
-  poly = poly * r + 0x1.555a1ap-3f;
-  poly = poly * r + 0x1.fffd1ap-2f;
-  poly = poly * r + 0x1.fffff6p-1f;
-  poly = poly * r + 0x1.000002p+0f;
+  const float r = (-n * 0x1.62e4p-1f - clamped) - n * 0x1.7f7d1cp-20f;  // Cody-Waite
+  float poly = 0x1.6a23dp-10f;  // e^r = 1 + r + r^2 q(r), minimax, error below 4e-9
+  poly = poly * r + 0x1.123a2p-7f;
+  poly = poly * r + 0x1.5558f2p-5f;
+  poly = poly * r + 0x1.555492p-3f;
+  poly = poly * r + 0x1.fffffcp-2f;
+  poly = poly * r + 1.0f;
+  poly = poly * r + 1.0f;
   const uint32_t exponent = (bit_cast<uint32_t>(rounded) << 23) + 0x3f800000u;
   return poly * bit_cast<float>(exponent);
 #endif
@@ -205,12 +202,9 @@ struct Coefficient {
 template <class T>
 CUSTOMLOSS_HD Coefficient<T> coefficient(Wrt wrt, double tp, double fp, double fn, double tn) {
   switch (wrt) {
-    case Wrt::kInput:
-      return {T(tp - fn), T(fp - tn), T(0), T(0)};
-    case Wrt::kTarget:
-      return {T(tp - fp), T(fn - tn), T(0), T(0)};
-    default:
-      return {T(tp), T(fn), T(fp), T(tn)};
+    case Wrt::kInput: return {T(tp - fn), T(fp - tn), T(0), T(0)};
+    case Wrt::kTarget: return {T(tp - fp), T(fn - tn), T(0), T(0)};
+    default: return {T(tp), T(fn), T(fp), T(tn)};
   }
 }
 

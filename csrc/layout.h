@@ -26,10 +26,10 @@ struct Axis {
 };
 
 struct Layout {
-  Axis sample, cls;             // the group axes; size 1 where groups are not told apart
-  Axis reduced[kMaxReduced];    // outermost first; the last is the innermost
-  int reduced_axes = 0;         // at least 1
-  int64_t reduced_size = 1;     // product of the reduced sizes
+  Axis sample, cls;           // the group axes; size 1 where groups are not told apart
+  Axis reduced[kMaxReduced];  // outermost first; the last is the innermost
+  int reduced_axes = 0;       // at least 1
+  int64_t reduced_size = 1;   // product of the reduced sizes
 
   int64_t groups() const { return sample.size * cls.size; }
   const Axis& inner() const { return reduced[reduced_axes - 1]; }

@@ -22,7 +22,7 @@ namespace customloss {
 enum class Link : int64_t { kComplement = 0, kLog = 1, kFocal = 2, kNegative = 3 };
 enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2 };
 enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2 };  // over classes
-enum class Reduction : int64_t { kMean = 0, kSum = 1, kNone = 2 };    // over what is left
+enum class Reduction : int64_t { kMean = 0, kSum = 1, kNone = 2 };     // over what is left
 
 struct Score {
   double tp_weight, fp_weight, fn_weight, smooth, gamma;
@@ -117,8 +117,7 @@ CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double 
                                  double total_weight, double outer) {
   if (total_weight == 0.0 || !loss.counted) return {0.0, 0.0, 0.0, 0.0};
   const double inner = outer * group_weight(average, loss) / total_weight;
-  Sums grad{loss.grad.tp * inner, loss.grad.fp * inner, loss.grad.fn * inner,
-            loss.grad.tn * inner};
+  Sums grad{loss.grad.tp * inner, loss.grad.fp * inner, loss.grad.fn * inner, loss.grad.tn * inner};
   if (average == Average::kWeighted) {
     const double shift = outer * (loss.value - mean) / total_weight;
     grad.tp += shift;

@@ -121,8 +121,9 @@ MUTANTS = {
         "tiles = columns / tile_columns;",
     ),
     "flushed columns are not cleared": Mutant(
-        "csrc/cpu/confusion.cpp", "std::fill_n(sums_ + s * kPitch, fold_ * columns_, T(0));",
-        "std::fill_n(sums_ + s * kPitch, adds_[0] ? 0 : fold_ * columns_, T(0));",
+        "csrc/cpu/confusion.cpp",
+        "flush_columns(fold, sums_, kPitch, to_, to_pitch_);\n    clear();",
+        "flush_columns(fold, sums_, kPitch, to_, to_pitch_);\n    std::fill_n(adds_, fold_, 0);",
     ),
     "a cursor forgets to go back": Mutant(
         "csrc/cpu/walk.h", "place_.move(layout_.reduced[axis], -index_[axis]);", ";"

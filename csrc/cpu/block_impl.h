@@ -33,8 +33,7 @@ inline T load(Half value) {
   const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
   const uint32_t special = magnitude | 0x7f800000u;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  return static_cast<T>(
-      bit_cast<float>((magnitude >= 0x0f800000u ? special : finite) | sign));
+  return static_cast<T>(bit_cast<float>((magnitude >= 0x0f800000u ? special : finite) | sign));
 }
 
 template <class To, class T>
@@ -123,8 +122,12 @@ struct Known {
   const T scale, offset;
 
   explicit Known(const Block<T>& block)
-      : input(block.input), target(pick(block)), weight(block.weight), size(block.size),
-        scale(kScaled ? block.scale : T(1)), offset(kScaled ? block.offset : T(0)) {}
+      : input(block.input),
+        target(pick(block)),
+        weight(block.weight),
+        size(block.size),
+        scale(kScaled ? block.scale : T(1)),
+        offset(kScaled ? block.offset : T(0)) {}
 
   static const Target* pick(const Block<T>& block) {
     if constexpr (kHard) {
@@ -221,7 +224,8 @@ void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t
   for (int s = 0; s < 4; ++s) {
     for (int64_t f = 0; f < fold.rows; ++f) {
       const T* own = sums + s * pitch + f * fold.columns;
-      for (int64_t c = 0; c < fold.columns; ++c) to[s * to_pitch + c] += static_cast<double>(own[c]);
+      for (int64_t c = 0; c < fold.columns; ++c)
+        to[s * to_pitch + c] += static_cast<double>(own[c]);
     }
   }
 }
@@ -260,8 +264,7 @@ void gradient_block(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T*
 
 template <class T>
 constexpr BlockKernels<T> kernels() {
-  return {stage<T>,         unstage<T>, sum<T>, sum_columns<T>,
-          flush_columns<T>, false,      gradient_block<T>};
+  return {stage<T>, unstage<T>, sum<T>, sum_columns<T>, flush_columns<T>, false, gradient_block<T>};
 }
 
 }  // namespace

@@ -18,8 +18,8 @@
 namespace customloss::cpu {
 namespace {
 
-constexpr int64_t kPlanarUnit = 65536;   // elements of a group per unit
-constexpr int64_t kShortAxis = 64;       // innermost axes below this are gathered
+constexpr int64_t kPlanarUnit = 65536;  // elements of a group per unit
+constexpr int64_t kShortAxis = 64;      // innermost axes below this are gathered
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -63,6 +63,7 @@ struct Band {
 // Calls body(patch) for the patches of a band: `fold` rows at a time.
 template <class Body>
 void for_patches(const Layout& layout, const Bands& bands, const Band& band, const Body& body) {
+  if (band.first_row >= band.last_row) return;
   Place origin;
   origin.move(layout.sample, band.sample);
   origin.move(layout.cls, band.first_column);
@@ -79,6 +80,7 @@ void for_patches(const Layout& layout, const Bands& bands, const Band& band, con
 template <class T, class Body>
 void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_t last,
                 bool for_sum, Stager<T>* stager, const Body& body) {
+  if (first >= last) return;
   const bool gathered = layout.reduced_axes > 1 && layout.inner().size < kShortAxis;
   Cursor cursor(layout, origin, first);
   for (int64_t i = first; i < last;) {
@@ -172,12 +174,12 @@ void interleaved_sums(const Operands& operands, double* sums) {
   std::unique_ptr<double[]> partials(new double[bands.bands * 4 * groups]);
   for_units(bands.units(layout), groups * layout.reduced_size, [&](int64_t unit) {
     const Band band(bands, unit);
-    double* own = &partials[band.band * 4 * groups + band.sample * bands.columns + band.first_column];
+    double* own =
+        &partials[band.band * 4 * groups + band.sample * bands.columns + band.first_column];
     for (int s = 0; s < 4; ++s) std::fill(own + s * groups, own + s * groups + band.columns, 0.0);
     Stager<T> stager(operands);
     Columns<T> columns(band.columns, bands.fold, stager.plain(), own, groups);
-    for_patches(layout, bands, band,
-                [&](const Patch& patch) { columns.add(stager.block(patch)); });
+    for_patches(layout, bands, band, [&](const Patch& patch) { columns.add(stager.block(patch)); });
     columns.flush();
   });
   const int64_t numbers = 4 * groups;
@@ -253,8 +255,7 @@ void interleaved_gradient(const Operands& operands, const GroupGrads& grads) {
     const Band band(bands, unit);
     alignas(64) T a[kBlock], b[kBlock], c[kBlock], d[kBlock];
     for (int64_t i = 0; i < band.columns * bands.fold; ++i) {
-      const Coefficient<T> own =
-          grads.at<T>(band.sample, band.first_column + i % band.columns);
+      const Coefficient<T> own = grads.at<T>(band.sample, band.first_column + i % band.columns);
       a[i] = own.a, b[i] = own.b, c[i] = own.c, d[i] = own.d;
     }
     const Coefficients<T> g{a, b, c, d, true};
@@ -278,9 +279,8 @@ Operands operands_of(const Elements& elements, const Tensor* out = nullptr) {
 }
 
 Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                 int64_t activation, double scale, double offset, bool per_sample,
-                 bool per_class) {
-  const Elements elements{input, target, weight, static_cast<Activation>(activation),
+                 int64_t activation, double scale, double offset, bool per_sample, bool per_class) {
+  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
                           scale, offset, per_sample, per_class};
   const Operands operands = operands_of(elements);
   const Layout& layout = operands.layout;
@@ -289,12 +289,14 @@ Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<
   return sums;
 }
 
-std::tuple<Tensor, Tensor> confusion_score(
-    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-    int64_t activation, double scale, double offset, bool per_sample, bool per_class,
-    double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma,
-    int64_t link, int64_t absent, int64_t average, int64_t reduction) {
-  const Elements elements{input, target, weight, static_cast<Activation>(activation),
+std::tuple<Tensor, Tensor> confusion_score(const Tensor& input, const Tensor& target,
+                                           const std::optional<Tensor>& weight, int64_t activation,
+                                           double scale, double offset, bool per_sample,
+                                           bool per_class, double tp_weight, double fp_weight,
+                                           double fn_weight, double smooth, double gamma,
+                                           int64_t link, int64_t absent, int64_t average,
+                                           int64_t reduction) {
+  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
                           scale, offset, per_sample, per_class};
   const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
                          static_cast<Absent>(absent)},
@@ -317,23 +319,11 @@ std::tuple<Tensor, Tensor> confusion_score(
   return {loss, coefficients};
 }
 
-Tensor empty_gradient(const Elements& elements, Wrt wrt) {
-  switch (wrt) {
-    case Wrt::kInput: return torch::stable::empty_like(elements.input);
-    case Wrt::kTarget: return torch::stable::empty_like(elements.target);
-    default: {
-      const bool is_double = elements.input.scalar_type() == ScalarType::Double;
-      return torch::stable::new_empty(elements.input, elements.input.sizes(),
-                                      is_double ? ScalarType::Double : ScalarType::Float);
-    }
-  }
-}
-
 Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
                           const Tensor& input, const Tensor& target,
                           const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,
                           double scale, double offset, bool per_sample, bool per_class) {
-  const Elements elements{input, target, weight, static_cast<Activation>(activation),
+  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
                           scale, offset, per_sample, per_class};
   Tensor out = empty_gradient(elements, static_cast<Wrt>(wrt));
   const Operands operands = operands_of(elements, &out);
@@ -341,11 +331,12 @@ Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coeff
                     out.numel() * static_cast<int64_t>(out.element_size()));
   const Layout& layout = operands.layout;
   const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()),
-                         outer_grad(grad, coefficients, layout, per_sample), static_cast<Wrt>(wrt), layout.groups(),
-                         layout.cls.size};
+                         outer_grad(grad, coefficients, layout, per_sample), static_cast<Wrt>(wrt),
+                         layout.groups(), layout.cls.size};
   const bool wide = operands.memory[kInputOperand].dtype == Dtype::kFloat64;
   if (layout.interleaved()) {
-    wide ? interleaved_gradient<double>(operands, grads) : interleaved_gradient<float>(operands, grads);
+    wide ? interleaved_gradient<double>(operands, grads)
+         : interleaved_gradient<float>(operands, grads);
   } else {
     wide ? planar_gradient<double>(operands, grads) : planar_gradient<float>(operands, grads);
   }

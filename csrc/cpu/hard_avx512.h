@@ -48,8 +48,8 @@ inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
   CUSTOMLOSS_EACH(n[u] = _mm512_fmadd_ps(c[u], _mm512_set1_ps(-46.1662413f), round))
   CUSTOMLOSS_EACH(bits[u] = _mm512_castps_si512(n[u]); n[u] = _mm512_sub_ps(n[u], round))
   CUSTOMLOSS_EACH(r[u] = _mm512_fnmsub_ps(n[u], _mm512_set1_ps(0x1.62e43p-6f), c[u]))
-  CUSTOMLOSS_EACH(e[u] = _mm512_fmadd_ps(r[u], _mm512_set1_ps(0x1.ffff0ap-2f),
-                                         _mm512_set1_ps(0x1.0000f6p+0f)))
+  CUSTOMLOSS_EACH(
+      e[u] = _mm512_fmadd_ps(r[u], _mm512_set1_ps(0x1.ffff0ap-2f), _mm512_set1_ps(0x1.0000f6p+0f)))
   CUSTOMLOSS_EACH(e[u] = _mm512_fmadd_ps(e[u], r[u], one))
   CUSTOMLOSS_EACH(bits[u] = _mm512_add_epi32(_mm512_slli_epi32(bits[u], 18),
                                              _mm512_permutex2var_epi32(low, bits[u], high)))
@@ -79,8 +79,8 @@ struct HardSums {
     signed_misses(x, d);
     uint64_t is_target = 0, is_below = 0;
     CUSTOMLOSS_EACH(positives = _mm512_mask_add_ps(positives, m[u], positives, d[u]))
-    CUSTOMLOSS_EACH(negatives = _mm512_mask_add_ps(
-                        negatives, static_cast<__mmask16>(valid & ~m[u]), negatives, d[u]))
+    CUSTOMLOSS_EACH(negatives = _mm512_mask_add_ps(negatives, static_cast<__mmask16>(valid & ~m[u]),
+                                                   negatives, d[u]))
     CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(m[u]) << (16 * u))
     CUSTOMLOSS_EACH(is_below |= static_cast<uint64_t>(negative(x[u]) & valid) << (16 * u))
     target += __builtin_popcountll(is_target);

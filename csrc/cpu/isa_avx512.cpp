@@ -6,12 +6,16 @@
 #include <type_traits>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#pragma clang attribute push(                                                                  \
+    __attribute__((                                                                            \
+        target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2"))), \
+    apply_to = function)
 #else
 // false positives of GCC's own intrinsics (bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 #endif
 #include "block.h"
 #include "block_impl.h"
@@ -46,7 +50,7 @@ constexpr BlockKernels<float> kernels_avx512() {
 }  // namespace
 
 const InstructionSet kAvx512 = {"avx512", kernels_avx512(), kernels<double>()};
-}
+}  // namespace customloss::cpu
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

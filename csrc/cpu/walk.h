@@ -93,7 +93,8 @@ template <class T>
 class Stager {
  public:
   explicit Stager(const Operands& operands)
-      : operands_(operands), kernels_(block_kernels<T>()),
+      : operands_(operands),
+        kernels_(block_kernels<T>()),
         has_weight_(operands.memory[kWeightOperand].data != nullptr),
         hard_(operands.memory[kTargetOperand].dtype == Dtype::kBool),
         bf16_(kernels_.sums_bf16 && plain() &&
@@ -154,7 +155,9 @@ class Stager {
   }
 
   // Where the gradient of a patch is computed: in place, or in a buffer for write().
-  T* out(const Patch& patch) { return lies_ready(patch, kOutOperand) ? ready(patch, kOutOperand) : out_; }
+  T* out(const Patch& patch) {
+    return lies_ready(patch, kOutOperand) ? ready(patch, kOutOperand) : out_;
+  }
   T* out() { return out_; }
 
   void write(const Patch& patch) {
@@ -181,8 +184,14 @@ class Stager {
 
  private:
   Block<T> empty_block(int64_t size) const {
-    return {nullptr, nullptr, nullptr, nullptr, size, operands_.activation,
-            static_cast<T>(operands_.scale), static_cast<T>(operands_.offset)};
+    return {nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            size,
+            operands_.activation,
+            static_cast<T>(operands_.scale),
+            static_cast<T>(operands_.offset)};
   }
 
   static const Axis& unit_axis() {
@@ -248,7 +257,8 @@ void for_units(int64_t units, int64_t elements, const Body& body) {
     for (int64_t unit = 0; unit < units; ++unit) body(unit);
     return;
   }
-  const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, elements / units));
+  const int64_t grain =
+      std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, elements / units));
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) body(unit);
   });

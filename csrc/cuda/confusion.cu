@@ -198,22 +198,6 @@ void launch_gradient(const Work& work, const GroupGrads& grads, const Stream& st
   }
 }
 
-Tensor empty_gradient(const Elements& elements, Wrt wrt) {
-  switch (wrt) {
-    case Wrt::kInput: return torch::stable::empty_like(elements.input);
-    case Wrt::kTarget: {
-      const Dtype dtype = dtype_of(elements.target);
-      STD_TORCH_CHECK(dtype >= Dtype::kFloat16, "customloss: an integer target has no gradient");
-      return torch::stable::empty_like(elements.target);
-    }
-    default: {
-      const bool is_double = elements.input.scalar_type() == ScalarType::Double;
-      return torch::stable::new_empty(elements.input, elements.input.sizes(),
-                                      is_double ? ScalarType::Double : ScalarType::Float);
-    }
-  }
-}
-
 Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
                           const Tensor& input, const Tensor& target,
                           const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,

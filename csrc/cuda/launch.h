@@ -22,8 +22,7 @@ class Stream {
  public:
   explicit Stream(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &handle));
     handle_ = static_cast<cudaStream_t>(handle);
   }
   cudaStream_t get() const { return handle_; }
@@ -39,9 +38,16 @@ void launch(void (*kernel)(Parameters...), int64_t grid, int block, size_t smem,
             const Stream& stream, const Arguments&... arguments) {
   STD_TORCH_CHECK(grid <= std::numeric_limits<int32_t>::max(),
                   "customloss: the tensor needs more blocks than a grid has");
-  kernel<<<static_cast<unsigned>(grid), static_cast<unsigned>(block), smem, stream.get()> > >(
-      arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  std::tuple<Parameters...> values(arguments...);
+  // not <<< >>>: clang-format breaks it in a header, and this reports its own error
+  STD_CUDA_CHECK(std::apply(
+      [&](auto&... value) {
+        void* addresses[] = {&value...};
+        return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                                dim3(static_cast<unsigned>(grid)),
+                                dim3(static_cast<unsigned>(block)), addresses, smem, stream.get());
+      },
+      values));
 }
 
 }  // namespace customloss::cuda

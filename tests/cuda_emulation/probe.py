@@ -2,7 +2,8 @@
 
 ``bits`` prints a digest of losses and gradients for each of several orders of the threads;
 ``judge`` compares them with the reference and prints how many samples it judged. Run by
-test_cuda_emulated.py, which sets the import path, for libraries that are broken on purpose, or built with sanitizers.
+test_cuda_emulated.py, which sets the import path, for libraries that are broken on purpose or
+built with sanitizers.
 """
 
 from __future__ import annotations
