@@ -79,7 +79,10 @@ struct Elements {
   bool per_sample, per_class;
 
   // The kernels trust the shapes from here on.
-  void check_shapes() const {
+  void check() const {
+    STD_TORCH_CHECK(dtype_of(input) >= Dtype::kFloat16, "customloss: input must be floating");
+    STD_TORCH_CHECK(activation == Activation::kSigmoid || activation == Activation::kNone,
+                    "customloss: unknown activation");
     const int64_t rank = input.dim();
     STD_TORCH_CHECK(rank > 0 && rank <= 64 && target.dim() == rank,
                     "customloss: target must have the shape of input");
@@ -99,7 +102,7 @@ struct Elements {
 
   // `out` is the gradient that is written, null in the forward pass.
   Layout layout(const Tensor* out = nullptr) const {
-    check_shapes();
+    check();
     Layout layout;
     const bool fits =
         make_layout({strided(input), strided(target), weight ? strided(*weight) : Strided{},
@@ -135,6 +138,7 @@ inline Tensor empty_gradient(const Elements& elements, Wrt wrt) {
                       "customloss: an integer target has no gradient");
       return torch::stable::empty_like(elements.target);
     default: {
+      STD_TORCH_CHECK(wrt == Wrt::kWeight, "customloss: no such gradient");
       const bool is_double = elements.input.scalar_type() == ScalarType::Double;
       return torch::stable::new_empty(elements.input, elements.input.sizes(),
                                       is_double ? ScalarType::Double : ScalarType::Float);

@@ -15,7 +15,7 @@
 
 namespace customloss {
 
-constexpr int kMaxReduced = 8;
+constexpr int kMaxReduced = 12;
 
 // The operands of one pass.  kOut is the gradient; forward ignores it.
 enum Operand : int { kInputOperand = 0, kTargetOperand, kWeightOperand, kOutOperand, kOperands };

@@ -89,7 +89,8 @@ CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
 // A group without a positive target, and what the caller wants of it.
 CUSTOMLOSS_HD GroupLoss group_loss(const Score& score, const Sums& sums) {
   GroupLoss loss = similarity_loss(score, sums);
-  if (score.absent == Absent::kScore || loss.support != 0.0) return loss;
+  const bool broken = sums.fp != sums.fp;  // a NaN is not an absent class: it must be seen
+  if (score.absent == Absent::kScore || loss.support != 0.0 || broken) return loss;
   loss.value = 0.0;
   loss.grad = {0.0, 0.0, 0.0, 0.0};
   if (score.absent == Absent::kSkip) {

@@ -1,16 +1,16 @@
 """What autograd makes of the primitives: two Functions, and the gradient pass as a third.
 
 They save the caller's tensors and four numbers per group. Under ``create_graph`` the gradient pass
-is itself a Function, whose backward is the reference's, once: third derivatives raise.
+is itself a Function, whose backward is the reference's; so derivatives of any order are exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from customloss import _backend, _fallback, reference
 from customloss._options import Elements, Scoring
@@ -18,16 +18,16 @@ from customloss._words import INPUT, TARGET, WEIGHT, WRT
 
 
 def _gradients(
-    ctx: Any, implementation: Any, grad: Tensor | None, coefficients: Tensor
+    ctx: Any, grad: Tensor | None, coefficients: Tensor, operands: Sequence[Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that autograd asked for, one pass each."""
-    input, target, weight = ctx.saved_tensors[:3]
+    input, target, weight = operands
     backward = _ConfusionBackward.apply if torch.is_grad_enabled() else _confusion_backward
     found: list[Tensor | None] = [None, None, None]
     for wrt in (INPUT, TARGET, WEIGHT):
         if ctx.needs_input_grad[wrt]:
             found[wrt] = backward(
-                grad, coefficients, input, target, weight, wrt, ctx.elements, implementation
+                grad, coefficients, input, target, weight, wrt, ctx.elements, ctx.implementation
             )
     return found[0], found[1], found[2]
 
@@ -72,24 +72,26 @@ class _ConfusionBackward(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()
         needed = ctx.needs_input_grad[1:5]
         with torch.enable_grad():
             operands = [
-                tensor.detach().requires_grad_() if need else tensor
-                for tensor, need in zip(saved, needed)
+                (tensor.view_as(tensor) if create_graph else tensor.detach().requires_grad_())
+                if need
+                else tensor
+                for tensor, need in zip(ctx.saved_tensors, needed)
             ]
-            result = reference.confusion_backward(*operands, WRT[ctx.wrt], *ctx.elements.named())
+            coefficients, input, target, weight = operands
+            result = reference.confusion_backward(
+                coefficients, input, target, weight, WRT[ctx.wrt], *ctx.elements.named()
+            )
             if ctx.wrt == WEIGHT:
-                result = result.sum_to_size(operands[3].shape)
+                result = result.sum_to_size(weight.shape)
+            wanted = [tensor for tensor, need in zip(operands, needed) if need]
             found = iter(
                 torch.autograd.grad(
-                    result,
-                    [tensor for tensor, need in zip(operands, needed) if need],
-                    grad,
-                    allow_unused=True,
+                    result, wanted, grad, create_graph=create_graph, allow_unused=True
                 )
             )
         return None, *(next(found) if need else None for need in needed), None, None, None
@@ -109,7 +111,7 @@ class SumsFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, ctx.implementation, None, grad.contiguous()), None
+        return *_gradients(ctx, None, grad.contiguous(), ctx.saved_tensors), None
 
 
 class LossFunction(torch.autograd.Function):
@@ -137,13 +139,19 @@ class LossFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, grad), None, None
-        return *_gradients(ctx, ctx.implementation, grad, ctx.saved_tensors[3]), None, None
+        # read once: activation checkpoints allow no more
+        *operands, coefficients = ctx.saved_tensors
+        return *_gradients(ctx, grad, coefficients, operands), None, None
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """For create_graph: the coefficients must depend on the operands, so compose them anew."""
-    operands = ctx.saved_tensors[:3]
     needed = ctx.needs_input_grad[:3]
+    # views, so that a gradient by one operand does not run on into the others' own history
+    operands = [
+        tensor.view_as(tensor) if need else tensor
+        for tensor, need in zip(ctx.saved_tensors[:3], needed)
+    ]
     sums = SumsFunction.apply(*operands, ctx.elements)
     loss = score(sums, ctx.scoring, ctx.elements).to(grad.dtype)
     wanted = [tensor for tensor, need in zip(operands, needed) if need]

@@ -96,13 +96,11 @@ def implementation(input: Tensor) -> Implementation:
         if input.device.type != "cuda":
             raise RuntimeError(f'backend "cuda" needs a CUDA tensor, got one on {input.device}')
         return _AUTO
-    module = _fallback
+    module: Any = _fallback
     if _chosen == "triton":
         module = _triton()
         module.require(input.device)
-    return Implementation(
-        module.confusion, module.confusion_score, module.confusion_backward
-    )
+    return Implementation(module.confusion, module.confusion_score, module.confusion_backward)
 
 
 _AUTO: Implementation

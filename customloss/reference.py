@@ -46,11 +46,14 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
     return Probability(p, q, scale * (small * big))
 
 
-def _removed(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Weight 0 removes an element whatever it holds: a NaN there must not leak."""
-    if weight is None:
-        return values
-    return torch.where((weight == 0) & ~torch.isfinite(values), torch.zeros_like(values), values)
+def _holes(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
+    """Where weight 0 removes a NaN: it must leak into no sum and no gradient."""
+    return None if weight is None else (weight == 0) & (input.isnan() | target.isnan())
+
+
+def _filled(values: Tensor, holes: Tensor | None) -> Tensor:
+    """``values`` with zeros in the holes."""
+    return values if holes is None else torch.where(holes, torch.zeros_like(values), values)
 
 
 def group_dims(input: Tensor, per_sample: bool, per_class: bool) -> list[int]:
@@ -79,9 +82,10 @@ def confusion(
 
     ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
     """
-    p, q, _ = probability(_removed(input, weight), activation, scale, offset)
-    t = _removed(target.to(p.dtype), weight)
-    shares = torch.stack([t * p, (1 - t) * p, t * q, (1 - t) * q])
+    holes = _holes(input, target, weight)
+    p, q, _ = probability(_filled(input, holes), activation, scale, offset)
+    t = _filled(target.to(p.dtype), holes)
+    shares = _filled(torch.stack([t * p, (1 - t) * p, t * q, (1 - t) * q]), holes)
     if weight is not None:
         shares = shares * weight.to(p.dtype)
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
@@ -117,12 +121,14 @@ def confusion_backward(
     ``dL/dt = w (p (g_tp - g_fp) + (1-p) (g_fn - g_tn))``
     ``dL/dw = t (p g_tp + (1-p) g_fn) + (1-t) (p g_fp + (1-p) g_tn)``
     """
-    p, q, slope = probability(_removed(input, weight), activation, scale, offset)
-    t = _removed(target.to(p.dtype), weight)
-    g_tp, g_fp, g_fn, g_tn = _spread(grad_sums.to(p.dtype), input, per_sample, per_class)
+    holes = _holes(input, target, weight)
+    p, q, slope = probability(_filled(input, holes), activation, scale, offset)
+    t = _filled(target.to(p.dtype), holes)
+    spread = _spread(grad_sums.to(p.dtype), input, per_sample, per_class)
+    g_tp, g_fp, g_fn, g_tn = spread.unbind(0)
     if wrt == "weight":
-        return t * (p * g_tp + q * g_fn) + (1 - t) * (p * g_fp + q * g_tn)
-    w = 1.0 if weight is None else weight.to(p.dtype)
+        return _filled(t * (p * g_tp + q * g_fn) + (1 - t) * (p * g_fp + q * g_tn), holes)
+    w = torch.ones((), dtype=p.dtype, device=p.device) if weight is None else weight.to(p.dtype)
     if wrt == "target":
         return (w * (p * (g_tp - g_fp) + q * (g_fn - g_tn))).to(target.dtype)
     return (w * slope * (t * (g_tp - g_fn) + (1 - t) * (g_fp - g_tn))).to(input.dtype)

@@ -174,18 +174,12 @@ def _tile_gradient(
     x = number(x, WIDE)
     if w_ptr is not None:
         w = number(w, WIDE)
-        if WRT == _WEIGHT:
-            # an element that weight 0 removed still has a slope by its weight, unless it is
-            # not finite; x - x is 0 for finite x only
-            x = tl.where((w == 0.0) & ((x - x) != 0.0), 0.0, x)
     p, q = probability(x, scale, offset, SIGMOID, AFFINE, WIDE)
     if WRT != _TARGET:
         if HARD:
             t = t != 0
         else:
             t = number(t, WIDE)
-            if WRT == _WEIGHT and w_ptr is not None:
-                t = tl.where((w == 0.0) & ((t - t) != 0.0), 0.0, t)
     if WRT == _INPUT:
         g = tl.where(t, a, b) if HARD else t * a + (1.0 - t) * b
         if SIGMOID:
@@ -200,8 +194,11 @@ def _tile_gradient(
             g = tl.where(t, p * a + q * b, p * c + q * d)
         else:
             g = t * (p * a + q * b) + (1.0 - t) * (p * c + q * d)
-    if w_ptr is not None and WRT != _WEIGHT:
-        g = weigh(g, w)
+    if w_ptr is not None:
+        if WRT == _WEIGHT:
+            g = tl.where((w == 0.0) & (g != g), 0.0, g)  # weight 0 removed a NaN
+        else:
+            g = weigh(g, w)
     if out.dtype.element_ty.primitive_bitwidth < 32:
         g = g.to(tl.float32)  # float64 has no direct conversion to bfloat16
     if MASKED:

@@ -12,7 +12,11 @@ namespace customloss::cpu {
 
 // Elements per block: also how many float32 terms are added before a flush to float64.
 constexpr int64_t kBlock = 1024;
-constexpr int64_t kColumnAdds = 1000;
+// Columns are carried on to a second row of float32 sums every kCarryAdds additions, and these are
+// flushed to float64: equal terms all round the same way, so no sum may have many of them.
+constexpr int64_t kCarryAdds = 32;
+constexpr int64_t kColumnAdds = 30 * kCarryAdds;
+constexpr int kColumnArrays = 8;
 
 // Exactly one of `soft` and `hard` is set; `weight` may be null.
 template <class T>
@@ -55,10 +59,11 @@ struct BlockKernels {
   void (*unstage)(Dtype dtype, const T* from, int64_t size, void* to, int64_t stride);
   // sums[0..3] += tp, fp, fn, tn of the block
   void (*sum)(const Block<T>& block, double* sums);
-  // Column by column into `sums`, four arrays of `pitch` elements whose meaning is the set's own,
-  // zero at first; at most kColumnAdds times before flush_columns() adds them to tp, fp, fn, tn,
-  // four arrays of `to_pitch`.
+  // Column by column into `sums`, kColumnArrays arrays of `pitch` elements whose meaning is the
+  // set's own, zero at first; carried every kCarryAdds times, and after at most kColumnAdds times
+  // flushed to tp, fp, fn, tn, four arrays of `to_pitch`.
   void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
+  void (*carry_columns)(const Fold& fold, T* sums, int64_t pitch);
   void (*flush_columns)(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch);
   // Whether sum() reads bfloat16 by itself, given a bool target, no weight and a plain sigmoid.
   bool sums_bf16;

@@ -182,22 +182,39 @@ inline void with_known(const Block<T>& block, const Body& body) {
   }
 }
 
+// Few additions per lane even on the narrowest set: equal terms all round the same way.
+#if defined(__AVX2__)
+template <class T>
+constexpr int64_t kRun = 2048 / sizeof(T);
+#else
+template <class T>
+constexpr int64_t kRun = 1024 / sizeof(T);
+#endif
+
+template <class T, class K>
+inline __attribute__((always_inline)) void sum_run(const K& known, int64_t first, int64_t size,
+                                                   double* sums) {
+  T tp = 0, fp = 0, fn = 0, tn = 0;
+#pragma omp simd reduction(+ : tp, fp, fn, tn)
+  for (int64_t i = first; i < first + size; ++i) {
+    const Share<T> s = known.share_at(i);
+    tp += s.tp;
+    fp += s.fp;
+    fn += s.fn;
+    tn += s.tn;
+  }
+  sums[0] += static_cast<double>(tp);
+  sums[1] += static_cast<double>(fp);
+  sums[2] += static_cast<double>(fn);
+  sums[3] += static_cast<double>(tn);
+}
+
 template <class T>
 void sum(const Block<T>& block, double* sums) {
   with_known(block, [sums](const auto known) {
-    T tp = 0, fp = 0, fn = 0, tn = 0;
-#pragma omp simd reduction(+ : tp, fp, fn, tn)
-    for (int64_t i = 0; i < known.size; ++i) {
-      const Share<T> s = known.share_at(i);
-      tp += s.tp;
-      fp += s.fp;
-      fn += s.fn;
-      tn += s.tn;
-    }
-    sums[0] += static_cast<double>(tp);
-    sums[1] += static_cast<double>(fp);
-    sums[2] += static_cast<double>(fn);
-    sums[3] += static_cast<double>(tn);
+    int64_t i = 0;
+    for (; i + kRun<T> <= known.size; i += kRun<T>) sum_run<T>(known, i, kRun<T>, sums);
+    if (i < known.size) sum_run<T>(known, i, known.size - i, sums);
   });
 }
 
@@ -219,14 +236,37 @@ void sum_columns(const Block<T>& block, T* sums, int64_t pitch) {
   });
 }
 
+// to[i] += from[i], and from[i] = 0
+template <class T>
+inline void carry(T* __restrict from, T* __restrict to, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    to[i] += from[i];
+    from[i] = T(0);
+  }
+}
+
+template <class T>
+void carry_columns(const Fold& fold, T* sums, int64_t pitch) {
+  for (int s = 0; s < 4; ++s) {
+    carry(sums + s * pitch, sums + (4 + s) * pitch, fold.rows * fold.columns);
+  }
+}
+
+// The rows of a fold are added by halves: float64 inputs keep their last digits.
 template <class T>
 void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch) {
+  carry_columns(fold, sums, pitch);
+  double wide[kBlock];
   for (int s = 0; s < 4; ++s) {
-    for (int64_t f = 0; f < fold.rows; ++f) {
-      const T* own = sums + s * pitch + f * fold.columns;
-      for (int64_t c = 0; c < fold.columns; ++c)
-        to[s * to_pitch + c] += static_cast<double>(own[c]);
+    const T* own = sums + (4 + s) * pitch;
+    for (int64_t i = 0; i < fold.rows * fold.columns; ++i) wide[i] = static_cast<double>(own[i]);
+    for (int64_t rows = fold.rows; rows > 1; rows = (rows + 1) / 2) {
+      const int64_t kept = (rows + 1) / 2 * fold.columns, rest = rows * fold.columns - kept;
+#pragma omp simd
+      for (int64_t i = 0; i < rest; ++i) wide[i] += wide[kept + i];
     }
+    for (int64_t c = 0; c < fold.columns; ++c) to[s * to_pitch + c] += wide[c];
   }
 }
 
@@ -264,7 +304,8 @@ void gradient_block(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T*
 
 template <class T>
 constexpr BlockKernels<T> kernels() {
-  return {stage<T>, unstage<T>, sum<T>, sum_columns<T>, flush_columns<T>, false, gradient_block<T>};
+  return {stage<T>,         unstage<T>,       sum<T>, sum_columns<T>,
+          carry_columns<T>, flush_columns<T>, false,  gradient_block<T>};
 }
 
 }  // namespace

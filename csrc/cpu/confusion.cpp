@@ -9,6 +9,7 @@
 //   planar       a unit is a stretch of one group's elements
 //   interleaved  a unit is a band of rows times a stretch of neighbouring classes
 // Bytes moved: forward reads input and target once; backward reads both and writes the gradient.
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -99,6 +100,20 @@ void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_
   }
 }
 
+// A float64 sum that keeps what its additions round away (Neumaier 1974).
+class Total {
+ public:
+  void add(double term) {
+    const double next = sum_ + term;
+    lost_ += std::abs(sum_) >= std::abs(term) ? (sum_ - next) + term : (term - next) + sum_;
+    sum_ = next;
+  }
+  double value() const { return std::isfinite(sum_) ? sum_ + lost_ : sum_; }
+
+ private:
+  double sum_ = 0.0, lost_ = 0.0;
+};
+
 // ---- forward ----------------------------------------------------------------------------
 
 template <class T>
@@ -112,19 +127,21 @@ void planar_sums(const Operands& operands, double* sums) {
     Place origin;
     origin.move(layout.sample, group / layout.cls.size);
     origin.move(layout.cls, group % layout.cls.size);
-    double own[4] = {0.0, 0.0, 0.0, 0.0};
+    Total own[4];
     Stager<T> stager(operands);
     for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), true,
                &stager, [&](const Block<T>& block, const Patch*, const Cursor&) {
-                 block_kernels<T>().sum(block, own);
+                 double terms[4] = {0.0, 0.0, 0.0, 0.0};
+                 block_kernels<T>().sum(block, terms);
+                 for (int s = 0; s < 4; ++s) own[s].add(terms[s]);
                });
-    std::copy(own, own + 4, &partials[unit * 4]);
+    for (int s = 0; s < 4; ++s) partials[unit * 4 + s] = own[s].value();
   });
   for (int64_t group = 0; group < groups; ++group) {
     for (int s = 0; s < 4; ++s) {
-      double sum = 0.0;
-      for (int64_t i = 0; i < stretches; ++i) sum += partials[(group * stretches + i) * 4 + s];
-      sums[s * groups + group] = sum;
+      Total sum;
+      for (int64_t i = 0; i < stretches; ++i) sum.add(partials[(group * stretches + i) * 4 + s]);
+      sums[s * groups + group] = sum.value();
     }
   }
 }
@@ -139,30 +156,39 @@ class Columns {
   }
 
   void add(const Block<T>& block) {
-    block_kernels<T>().sum_columns(block, sums_, kPitch);
+    kernels_.sum_columns(block, sums_, kPitch);
     const int64_t rows = block.size / columns_;
     for (int64_t f = 0; f < rows; ++f) ++adds_[f];
-    if (adds_[0] == kColumnAdds) flush();
+    if (adds_[0] == kColumnAdds) {
+      flush();
+    } else if (adds_[0] % kCarryAdds == 0) {
+      kernels_.carry_columns(fold(), sums_, kPitch);
+    }
   }
 
   void flush() {
-    const Fold fold{fold_, columns_, adds_, plain_};
-    block_kernels<T>().flush_columns(fold, sums_, kPitch, to_, to_pitch_);
+    kernels_.flush_columns(fold(), sums_, kPitch, to_, to_pitch_);
     clear();
   }
 
  private:
+  static constexpr int64_t kPitch = kBlock + 208;  // not a multiple of a page: no aliasing
+
+  Fold fold() const { return {fold_, columns_, adds_, plain_}; }
+
   void clear() {
-    for (int s = 0; s < 4; ++s) std::fill_n(sums_ + s * kPitch, fold_ * columns_, T(0));
+    for (int s = 0; s < kColumnArrays; ++s) {
+      std::fill_n(sums_ + s * kPitch, fold_ * columns_, T(0));
+    }
     std::fill_n(adds_, fold_, 0);
   }
 
+  const BlockKernels<T>& kernels_ = block_kernels<T>();
   const int64_t columns_, fold_;
   const bool plain_;
   double* const to_;
   const int64_t to_pitch_;
-  static constexpr int64_t kPitch = kBlock + 208;
-  alignas(64) T sums_[4 * kPitch];
+  alignas(64) T sums_[kColumnArrays * kPitch];
   int32_t adds_[kBlock];
 };
 

@@ -43,8 +43,10 @@ inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
   const __m512i low = _mm512_load_si512(kExp2.bits), high = _mm512_load_si512(kExp2.bits + 16);
   __m512 c[kVectors], n[kVectors], r[kVectors], e[kVectors];
   __m512i bits[kVectors];
-  // 127 log(2), where the exponent field becomes 0; min keeps a NaN in its second operand
-  CUSTOMLOSS_EACH(c[u] = _mm512_min_ps(_mm512_set1_ps(88.02969f), _mm512_abs_ps(x[u])))
+  __mmask16 normal[kVectors];
+  CUSTOMLOSS_EACH(c[u] = _mm512_abs_ps(x[u]))
+  // below, e^-c is subnormal: exactly 0, as in element.h.  Not >=, so that a NaN goes on
+  CUSTOMLOSS_EACH(normal[u] = _mm512_cmp_ps_mask(c[u], _mm512_set1_ps(87.68312f), _CMP_NGE_UQ))
   CUSTOMLOSS_EACH(n[u] = _mm512_fmadd_ps(c[u], _mm512_set1_ps(-46.1662413f), round))
   CUSTOMLOSS_EACH(bits[u] = _mm512_castps_si512(n[u]); n[u] = _mm512_sub_ps(n[u], round))
   CUSTOMLOSS_EACH(r[u] = _mm512_fnmsub_ps(n[u], _mm512_set1_ps(0x1.62e43p-6f), c[u]))
@@ -53,7 +55,7 @@ inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
   CUSTOMLOSS_EACH(e[u] = _mm512_fmadd_ps(e[u], r[u], one))
   CUSTOMLOSS_EACH(bits[u] = _mm512_add_epi32(_mm512_slli_epi32(bits[u], 18),
                                              _mm512_permutex2var_epi32(low, bits[u], high)))
-  CUSTOMLOSS_EACH(e[u] = _mm512_mul_ps(e[u], _mm512_castsi512_ps(bits[u])))
+  CUSTOMLOSS_EACH(e[u] = _mm512_maskz_mul_ps(normal[u], e[u], _mm512_castsi512_ps(bits[u])))
   CUSTOMLOSS_EACH(e[u] = _mm512_div_ps(e[u], _mm512_add_ps(one, e[u])))
   // e ^ (~x & sign bit)
   CUSTOMLOSS_EACH(d[u] = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
@@ -146,6 +148,7 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
 // Per column: sums of d by class of target, and three counts of 10 bits in one integer
 // (targets, x < 0, both), so at most 1023 additions between flushes.
 constexpr int kCountBits = 10;
+static_assert(kColumnAdds < (1 << kCountBits));
 
 template <int kVectors>
 inline void add_columns(const __m512 (&x)[kVectors], const __mmask16 (&m)[kVectors],
@@ -187,13 +190,19 @@ void sum_columns_hard_avx512(const Block<float>& block, float* sums, int64_t pit
   }
 }
 
+void carry_columns_hard_avx512(const Fold& fold, float* sums, int64_t pitch) {
+  carry(sums, sums + 4 * pitch, fold.rows * fold.columns);
+  carry(sums + pitch, sums + 5 * pitch, fold.rows * fold.columns);
+}
+
 void flush_columns_hard_avx512(const Fold& fold, float* sums, int64_t pitch, double* to,
                                int64_t to_pitch) {
   constexpr int32_t kMask = (1 << kCountBits) - 1;
+  carry_columns_hard_avx512(fold, sums, pitch);
   for (int64_t f = 0; f < fold.rows; ++f) {
     for (int64_t c = 0; c < fold.columns; ++c) {
       const int64_t i = f * fold.columns + c;
-      const double p = sums[i], q = sums[pitch + i];
+      const double p = sums[4 * pitch + i], q = sums[5 * pitch + i];
       const int32_t counts = bit_cast<int32_t>(sums[2 * pitch + i]);
       const int32_t target = counts & kMask, below = (counts >> kCountBits) & kMask;
       const int32_t target_below = counts >> (2 * kCountBits);

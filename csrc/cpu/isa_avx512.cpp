@@ -32,6 +32,10 @@ void sum_columns_avx512(const Block<float>& block, float* sums, int64_t pitch) {
   block.plain() ? sum_columns_hard_avx512(block, sums, pitch) : sum_columns(block, sums, pitch);
 }
 
+void carry_columns_avx512(const Fold& fold, float* sums, int64_t pitch) {
+  fold.plain ? carry_columns_hard_avx512(fold, sums, pitch) : carry_columns(fold, sums, pitch);
+}
+
 void flush_columns_avx512(const Fold& fold, float* sums, int64_t pitch, double* to,
                           int64_t to_pitch) {
   fold.plain ? flush_columns_hard_avx512(fold, sums, pitch, to, to_pitch)
@@ -42,6 +46,7 @@ constexpr BlockKernels<float> kernels_avx512() {
   BlockKernels<float> all = kernels<float>();
   all.sum = sum_avx512;
   all.sum_columns = sum_columns_avx512;
+  all.carry_columns = carry_columns_avx512;
   all.flush_columns = flush_columns_avx512;
   all.sums_bf16 = true;
   return all;
