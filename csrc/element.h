@@ -176,10 +176,10 @@ CUSTOMLOSS_HD T weigh(T value, T w) {
 }
 
 template <bool kWeighted, class T>
-CUSTOMLOSS_HD T removed_nan(T value, T w) {
+CUSTOMLOSS_HD T finite_or_removed(T value, T w) {
   if constexpr (kWeighted) {
     const T kept = select(nonzero(w), value, T(0));
-    return value == value ? value : kept;
+    return value - value == T(0) ? value : kept;
   } else {
     return value;
   }
@@ -203,7 +203,7 @@ CUSTOMLOSS_HD Share<T> share(T p, T q, T t, T w) {
 // The gradient of one group's loss by its four sums, arranged for one operand:
 //   input    w dp/dx [ t a + (1-t) b ]        a = g_tp - g_fn   b = g_fp - g_tn
 //   target   w [ p a + q b ]                  a = g_tp - g_fp   b = g_fn - g_tn
-//   weight   t (p a + q b) + (1-t) (p c + q d), and 0 where weight 0 removed a NaN
+//   weight   t (p a + q b) + (1-t) (p c + q d), and 0 where weight 0 removed what is not finite
 template <class T>
 struct Coefficient {
   T a, b, c, d;
@@ -225,7 +225,7 @@ CUSTOMLOSS_HD T gradient(const Probability<T>& prob, Flag<T> t, T w, const Coeff
   } else if constexpr (kWrt == Wrt::kTarget) {
     return weigh<kWeighted>(prob.p * g.a + prob.q * g.b, w);
   } else {
-    return removed_nan<kWeighted>(
+    return finite_or_removed<kWeighted>(
         select(t, prob.p * g.a + prob.q * g.b, prob.p * g.c + prob.q * g.d), w);
   }
 }
@@ -238,7 +238,7 @@ CUSTOMLOSS_HD T gradient(const Probability<T>& prob, T t, T w, const Coefficient
   } else if constexpr (kWrt == Wrt::kTarget) {
     return weigh<kWeighted>(prob.p * g.a + prob.q * g.b, w);
   } else {
-    return removed_nan<kWeighted>(
+    return finite_or_removed<kWeighted>(
         t * (prob.p * g.a + prob.q * g.b) + u * (prob.p * g.c + prob.q * g.d), w);
   }
 }

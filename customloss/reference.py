@@ -46,9 +46,12 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
     return Probability(p, q, scale * (small * big))
 
 
-def _holes(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
-    """Where weight 0 removes a NaN: it must leak into no sum and no gradient."""
-    return None if weight is None else (weight == 0) & (input.isnan() | target.isnan())
+def _holes(input: Tensor, target: Tensor, weight: Tensor | None, activation: str) -> Tensor | None:
+    """Where weight 0 removes what gives no finite number: it leaks into no sum and no gradient."""
+    if weight is None:
+        return None
+    usable = ~input.isnan() if activation == "sigmoid" else input.isfinite()
+    return (weight == 0) & ~(usable & target.isfinite())
 
 
 def _filled(values: Tensor, holes: Tensor | None) -> Tensor:
@@ -82,7 +85,7 @@ def confusion(
 
     ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
     """
-    holes = _holes(input, target, weight)
+    holes = _holes(input, target, weight, activation)
     p, q, _ = probability(_filled(input, holes), activation, scale, offset)
     t = _filled(target.to(p.dtype), holes)
     shares = _filled(torch.stack([t * p, (1 - t) * p, t * q, (1 - t) * q]), holes)
@@ -121,7 +124,7 @@ def confusion_backward(
     ``dL/dt = w (p (g_tp - g_fp) + (1-p) (g_fn - g_tn))``
     ``dL/dw = t (p g_tp + (1-p) g_fn) + (1-t) (p g_fp + (1-p) g_tn)``
     """
-    holes = _holes(input, target, weight)
+    holes = _holes(input, target, weight, activation)
     p, q, slope = probability(_filled(input, holes), activation, scale, offset)
     t = _filled(target.to(p.dtype), holes)
     spread = _spread(grad_sums.to(p.dtype), input, per_sample, per_class)

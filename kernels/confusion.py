@@ -196,7 +196,7 @@ def _tile_gradient(
             g = t * (p * a + q * b) + (1.0 - t) * (p * c + q * d)
     if w_ptr is not None:
         if WRT == _WEIGHT:
-            g = tl.where((w == 0.0) & (g != g), 0.0, g)  # weight 0 removed a NaN
+            g = tl.where((w == 0.0) & ((g - g) != 0.0), 0.0, g)  # removed, and not finite
         else:
             g = weigh(g, w)
     if out.dtype.element_ty.primitive_bitwidth < 32:
