@@ -36,14 +36,13 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 .DELETE_ON_ERROR:
 
 test: $(STAMP)
-	$(TEST) -m "not slow and not sanitize and not packaging" $(PYTEST)
+	$(TEST) -m "not slow and not packaging" $(PYTEST)
 
 test-all: $(STAMP)
 	$(TEST) --dist loadgroup $(PYTEST)
 
 demo: $(VENV)/.demo
 	$(BIN)/customloss demo
-	$(BIN)/customloss bench
 
 bench: $(VENV)/.demo
 	$(BIN)/customloss bench

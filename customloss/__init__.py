@@ -1,21 +1,104 @@
 """Exact, fused F-measure losses for PyTorch."""
 
-from customloss import _ops, reference
+from customloss import _ops as _ops
+from customloss import distributed, reference, scores
 from customloss._backend import backend, current_backend
 from customloss._build_info import BuildInfo, build_info
-from customloss.functional import ConfusionSums, confusion_sums, soft_f1_loss
-from customloss.modules import SoftF1Loss
+from customloss._loss import confusion_loss
+from customloss.accumulation import accumulate
+from customloss.functional import (
+    ConfusionSums,
+    any_loss,
+    balanced_accuracy_loss,
+    confusion_sums,
+    custom_f1_loss,
+    dice_loss,
+    exp_log_dice_loss,
+    focal_tversky_loss,
+    fowlkes_mallows_loss,
+    g_mean_loss,
+    generalized_dice_loss,
+    jaccard_loss,
+    log_cosh_dice_loss,
+    log_precision_recall_loss,
+    mcc_loss,
+    sigmoid_f1_loss,
+    soft_f1_loss,
+    tversky_loss,
+)
+from customloss.modules import (
+    AnyLoss,
+    BalancedAccuracyLoss,
+    ConfusionLoss,
+    CustomF1Loss,
+    DiceLoss,
+    ExpLogDiceLoss,
+    FocalTverskyLoss,
+    FowlkesMallowsLoss,
+    GeneralizedDiceLoss,
+    GMeanLoss,
+    JaccardLoss,
+    LogCoshDiceLoss,
+    LogPrecisionRecallLoss,
+    Loss,
+    MCCLoss,
+    SigmoidF1Loss,
+    SoftF1Loss,
+    TverskyLoss,
+)
+from customloss.registry import loss, loss_names, register_score
+from customloss.streaming import StreamingLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnyLoss",
+    "BalancedAccuracyLoss",
     "BuildInfo",
+    "ConfusionLoss",
     "ConfusionSums",
+    "CustomF1Loss",
+    "DiceLoss",
+    "ExpLogDiceLoss",
+    "FocalTverskyLoss",
+    "FowlkesMallowsLoss",
+    "GMeanLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
+    "LogCoshDiceLoss",
+    "LogPrecisionRecallLoss",
+    "Loss",
+    "MCCLoss",
+    "SigmoidF1Loss",
     "SoftF1Loss",
+    "StreamingLoss",
+    "TverskyLoss",
+    "accumulate",
+    "any_loss",
     "backend",
+    "balanced_accuracy_loss",
     "build_info",
+    "confusion_loss",
     "confusion_sums",
     "current_backend",
+    "custom_f1_loss",
+    "dice_loss",
+    "distributed",
+    "exp_log_dice_loss",
+    "focal_tversky_loss",
+    "fowlkes_mallows_loss",
+    "g_mean_loss",
+    "generalized_dice_loss",
+    "jaccard_loss",
+    "log_cosh_dice_loss",
+    "log_precision_recall_loss",
+    "loss",
+    "loss_names",
+    "mcc_loss",
     "reference",
+    "register_score",
+    "scores",
+    "sigmoid_f1_loss",
     "soft_f1_loss",
+    "tversky_loss",
 ]

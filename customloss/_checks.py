@@ -4,15 +4,15 @@ what came. Nothing here reads tensor data, except ``target_values``, which is as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TARGET_DTYPES = (
-    (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32)
-    + (torch.uint64, torch.int64, *INPUT_DTYPES)
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32,
+    torch.uint64, torch.int64, *INPUT_DTYPES,
 )  # fmt: skip
 _TARGETS = frozenset(TARGET_DTYPES)
 
@@ -34,15 +34,22 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def number(
-    name: str, value: float, *, at_least: float | None = None, above: float | None = None
+    name: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
 ) -> None:
     """``value`` is a finite number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name}: expected a finite number, got {value}")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name}: expected a number >= {at_least}, got {value}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name}: expected a number <= {at_most}, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name}: expected a number > {above}, got {value}")
 
@@ -62,9 +69,7 @@ def tensors(
     """Dtypes, shapes and devices fit together, and there is at least one group."""
     shape = input.shape
     if input.dtype not in INPUT_DTYPES:
-        raise TypeError(
-            f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}"
-        )
+        raise TypeError(f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}")
     if not shape:
         raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
     if target.dtype not in _TARGETS:
@@ -102,20 +107,19 @@ def sums_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
 
 
-def option_types(
-    words: dict[str, object], numbers: dict[str, object], flags: dict[str, object]
-) -> None:
-    """Every option is of its type. Asked only after the dispatcher refused a call: its message
-    is about schemas, and it checks types before any code of ours runs."""
-    for name, value in words.items():
-        if not isinstance(value, str):
-            raise TypeError(f"{name}: expected a string, got {value!r}")
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
+_KINDS = {str: "a string", float: "a number", bool: "True or False"}
+
+
+def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    """Every option is known and of the type of its default. Asked after the dispatcher refused a
+    call, whose message is about schemas and comes before any code of ours runs."""
+    for name, value in options.items():
+        if name not in defaults:
+            raise TypeError(f"{name}: no such option; there are {', '.join(sorted(defaults))}")
+        kind = type(defaults[name])
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if kind in _KINDS and not (fits and (kind is bool or not isinstance(value, bool))):
+            raise TypeError(f"{name}: expected {_KINDS[kind]}, got {value!r}")
 
 
 def target_values(target: Tensor) -> None:

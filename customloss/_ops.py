@@ -1,9 +1,10 @@
 """The operator contract: every schema, and what autograd, transforms and fake tensors make of it.
 
-Two operators are public and differentiable::
+The public, differentiable operators are the sums, and the losses that are ratios of them::
 
-    torch.ops.customloss.soft_f1(input, target, weight=None, *, ...)       -> loss
     torch.ops.customloss.confusion_sums(input, target, weight=None, *, ...) -> sums
+    torch.ops.customloss.soft_f1(input, target, weight=None, *, beta=1.0, ...) -> loss
+    torch.ops.customloss.tversky(input, target, weight=None, *, fp_weight=0.5, fn_weight=0.5, ...)
 
 They stand on three primitives, which backends implement and which know nothing of autograd:
 ``confusion`` (the sums), ``confusion_score`` (the sums, a built-in score and its gradient by the
@@ -16,6 +17,7 @@ Under ``torch.func`` transforms and forward-mode AD the reference is differentia
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ _LIBRARY = torch.library.Library("customloss", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _OPERANDS = "Tensor input, Tensor target, Tensor? weight"
+_PUBLIC = "Tensor input, Tensor target, Tensor? weight=None, *"
 _ELEMENTS = "int activation, float scale, float offset, bool per_sample, bool per_class"
 _SCORING = (
     "float tp_weight, float fp_weight, float fn_weight, float smooth, float gamma, "
@@ -39,68 +42,41 @@ for _schema in (
     f"confusion_score({_OPERANDS}, {_ELEMENTS}, {_SCORING}) -> (Tensor, Tensor)",
     f"confusion_backward(Tensor? grad, Tensor coefficients, {_OPERANDS}, int wrt, {_ELEMENTS})"
     " -> Tensor",
-    "confusion_sums(Tensor input, Tensor target, Tensor? weight=None, *, "
-    'str activation="sigmoid", str average="macro", bool samplewise=False, '
-    "float logit_scale=1.0, float logit_offset=0.0) -> Tensor",
-    "soft_f1(Tensor input, Tensor target, Tensor? weight=None, *, float beta=1.0, "
-    'str activation="sigmoid", str average="macro", bool samplewise=False, '
-    'str reduction="mean", float smooth=0.0, str absent="score", str link="complement", '
-    "float gamma=1.0, float logit_scale=1.0, float logit_offset=0.0) -> Tensor",
+    f"confusion_sums({_PUBLIC}, {_options.schema(_options.SUMS)}) -> Tensor",
+    *(
+        f"{_name}({_PUBLIC}, {_options.schema({**_ratio.defaults, **_options.LOSS})}) -> Tensor"
+        for _name, _ratio in _options.RATIOS.items()
+    ),
 ):
     _LIBRARY.define(_schema, tags=_TAGS)
 _LIBRARY.define("cpu_isa() -> str")
 
 
-def soft_f1(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    beta: float = 1.0,
-    activation: str = "sigmoid",
-    average: str = "macro",
-    samplewise: bool = False,
-    reduction: str = "mean",
-    smooth: float = 0.0,
-    absent: str = "score",
-    link: str = "complement",
-    gamma: float = 1.0,
-    logit_scale: float = 1.0,
-    logit_offset: float = 0.0,
-) -> Tensor:
-    """``torch.ops.customloss.soft_f1``; see ``customloss.soft_f1_loss`` for the arguments."""
-    elements = _options.elements(
-        activation, average, samplewise, logit_scale, logit_offset, input.dim()
-    )
-    scoring = _options.f_beta(beta, smooth, absent, link, gamma, average, reduction)
-    _checks.tensors(input, target, weight, samplewise, elements.per_class)
-    if _autograd.transformed():
-        sums = _fallback.confusion(input, target, weight, *elements)
-        return _autograd.score(sums, scoring, elements).to(reference.accumulator(input))
-    if _autograd.wants_grad(input, target, weight):
-        loss: Tensor = _autograd.LossFunction.apply(input, target, weight, elements, scoring)
-        return loss
-    primitive = _backend.implementation(input).confusion_score
-    loss, _ = primitive(input, target, weight, *elements, *scoring)
+def ratio_loss(name: str) -> Callable[..., Tensor]:
+    """``torch.ops.customloss.<name>``, of a row of ``_options.RATIOS``."""
+
+    def loss(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
+        elements, scoring = _options.cached_for_ratio(name, input.dim(), **options)
+        _checks.tensors(input, target, weight, elements.per_sample, elements.per_class)
+        if _autograd.transformed():
+            sums = _fallback.confusion(input, target, weight, *elements)
+            return _autograd.score(sums, scoring, elements).to(reference.accumulator(input))
+        if _autograd.wants_grad(input, target, weight):
+            found: Tensor = _autograd.LossFunction.apply(input, target, weight, elements, scoring)
+            return found
+        primitive = _backend.implementation(input).confusion_score
+        found, _ = primitive(input, target, weight, *elements, *scoring)
+        return found
+
     return loss
 
 
 def confusion_sums(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    activation: str = "sigmoid",
-    average: str = "macro",
-    samplewise: bool = False,
-    logit_scale: float = 1.0,
-    logit_offset: float = 0.0,
+    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any
 ) -> Tensor:
     """``torch.ops.customloss.confusion_sums``: float64 ``[4, samples, classes]``."""
-    elements = _options.elements(
-        activation, average, samplewise, logit_scale, logit_offset, input.dim()
-    )
-    _checks.tensors(input, target, weight, samplewise, elements.per_class)
+    elements = _options.cached_for_sums(input.dim(), **options)
+    _checks.tensors(input, target, weight, elements.per_sample, elements.per_class)
     return _autograd.sums(input, target, weight, elements)
 
 
@@ -159,10 +135,8 @@ def _register() -> None:
     _register_triton()
     for name in ("confusion", "confusion_score", "confusion_backward"):
         _LIBRARY.impl(name, getattr(_fallback, name), "CompositeExplicitAutograd")
-    for name, function, vmap in (
-        ("soft_f1", soft_f1, _vmap.soft_f1),
-        ("confusion_sums", confusion_sums, _vmap.confusion_sums),
-    ):
+    public = [(name, ratio_loss(name), _vmap.ratio_loss(name)) for name in _options.RATIOS]
+    for name, function, vmap in (*public, ("confusion_sums", confusion_sums, _vmap.confusion_sums)):
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         _LIBRARY.impl(name, function, "Autograd")
         torch.library.register_vmap(f"customloss::{name}", vmap, lib=_LIBRARY)

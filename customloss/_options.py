@@ -1,13 +1,60 @@
-"""The options of an operator call, checked once per distinct set and turned into what the
-primitives take. Their numbers are mirrored by the enums of csrc/element.h and csrc/score.h."""
+"""The options of a loss: their names, types and defaults in one table, checked once per distinct
+set and turned into what the primitives take. The operators' schemas are made of the same table.
+
+A loss that is a ratio of the sums is a row of ``RATIOS``. The numbers of words are mirrored by the
+enums of csrc/element.h and csrc/score.h."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from customloss import _checks
+from customloss import _checks, scores
 from customloss._words import ABSENT, ACTIVATIONS, AVERAGES, LINKS, REDUCTIONS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# how the sums are made, and how they become a loss; as the operators take them
+SUMS: dict[str, Any] = {
+    "activation": "sigmoid", "average": "macro", "samplewise": False,
+    "logit_scale": 1.0, "logit_offset": 0.0,
+}  # fmt: skip
+LOSS: dict[str, Any] = {
+    "activation": "sigmoid", "average": "macro", "samplewise": False, "reduction": "mean",
+    "smooth": 0.0, "absent": "score", "link": "complement", "gamma": 1.0,
+    "logit_scale": 1.0, "logit_offset": 0.0,
+}  # fmt: skip
+# beside these, the functions take
+FUNCTION: dict[str, Any] = {**LOSS, "check_target": False, "process_group": None}
+
+
+class Averaging(TypedDict, total=False):
+    """How the losses of the groups become one; see ``customloss.soft_f1_loss``."""
+
+    average: str
+    samplewise: bool
+    reduction: str
+    absent: str
+    check_target: bool
+    process_group: ProcessGroup | None
+
+
+class Grouping(Averaging, total=False):
+    """Also how an element becomes a probability."""
+
+    activation: str
+    logit_scale: float
+    logit_offset: float
+
+
+class Options(Grouping, total=False):
+    """Also how a similarity becomes a loss: what every loss without a link of its own takes."""
+
+    link: str
+    gamma: float
 
 
 class Elements(NamedTuple):
@@ -37,41 +84,128 @@ class Scoring(NamedTuple):
     average: int
     reduction: int
 
+    def words(self) -> Composed:
+        """What is not about the similarity, in words."""
+        return Composed(
+            LINKS[self.link], self.gamma, ABSENT[self.absent], AVERAGES[self.average],
+            REDUCTIONS[self.reduction],
+        )  # fmt: skip
 
-@lru_cache(maxsize=1024)
-def elements(
-    activation: str, average: str, samplewise: bool, scale: float, offset: float, rank: int
+
+class Composed(NamedTuple):
+    """How any similarity of the groups becomes a loss, in words."""
+
+    link: str
+    gamma: float
+    absent: str
+    average: str
+    reduction: str
+
+
+class Ratio(NamedTuple):
+    """A similarity ``(A tp + s) / (A tp + B fp + C fn + s)``: its parameters to ``A, B, C``."""
+
+    defaults: dict[str, float]
+    weights: Callable[..., tuple[float, float, float]]
+
+
+def _f_beta(beta: float) -> tuple[float, float, float]:
+    squared = beta * beta
+    if squared == math.inf:
+        raise ValueError(f"beta: expected a number whose square is finite, got {beta}")
+    return 1.0 + squared, 1.0, squared
+
+
+def _tversky(fp_weight: float, fn_weight: float) -> tuple[float, float, float]:
+    return 1.0, fp_weight, fn_weight
+
+
+RATIOS = {
+    "soft_f1": Ratio({"beta": 1.0}, _f_beta),
+    "tversky": Ratio({"fp_weight": 0.5, "fn_weight": 0.5}, _tversky),
+}
+
+
+def schema(defaults: Mapping[str, Any]) -> str:
+    """Keyword options as an operator declares them."""
+    return ", ".join(f"{type(value).__name__} {name}={value!r}" for name, value in defaults.items())
+
+
+def bounded(**numbers: float) -> None:
+    """The parameters of scores are within their bounds; all are >= 0."""
+    for name, value in numbers.items():
+        most = 1 if name == "recall_weight" else None
+        _checks.number(name, value, at_least=0, at_most=most)
+
+
+def _elements(
+    rank: int,
+    activation: str,
+    average: str,
+    samplewise: bool,
+    logit_scale: float,
+    logit_offset: float,
 ) -> Elements:
     """How an input of this rank is read."""
     _checks.one_of("activation", activation, ACTIVATIONS)
     _checks.one_of("average", average, (*AVERAGES, "micro"))
-    _checks.number("logit_scale", scale)
-    _checks.number("logit_offset", offset)
-    if activation == "none" and (scale, offset) != (1.0, 0.0):
+    _checks.number("logit_scale", logit_scale)
+    _checks.number("logit_offset", logit_offset)
+    if activation == "none" and (logit_scale, logit_offset) != (1.0, 0.0):
         raise ValueError(
             "logit_scale, logit_offset: expected 1 and 0 with activation='none' (there is no "
-            f"logit to scale), got {scale} and {offset}"
+            f"logit to scale), got {logit_scale} and {logit_offset}"
         )
-    return Elements(
-        ACTIVATIONS.index(activation), scale, offset, samplewise, average != "micro" and rank > 1
-    )
+    per_class = average != "micro" and rank > 1
+    return Elements(ACTIVATIONS.index(activation), logit_scale, logit_offset, samplewise, per_class)
 
 
-@lru_cache(maxsize=1024)
-def f_beta(
-    beta: float, smooth: float, absent: str, link: str, gamma: float, average: str, reduction: str
-) -> Scoring:
-    """The similarity ((1+β²) tp + s) / ((1+β²) tp + fp + β² fn + s)."""
-    _checks.number("beta", beta, at_least=0)
-    _checks.number("smooth", smooth, at_least=0)
+def _composed(
+    links: Mapping[str, bool], link: str, gamma: float, absent: str, average: str, reduction: str
+) -> Composed:
+    """``links`` tells whether a link takes a gamma."""
     _checks.number("gamma", gamma, above=0)
     _checks.one_of("absent", absent, ABSENT)
-    _checks.one_of("link", link, LINKS)
+    _checks.one_of("link", link, links)
     _checks.one_of("reduction", reduction, REDUCTIONS)
-    if link != "focal" and gamma != 1.0:
-        raise ValueError(f"gamma: expected 1 unless link='focal', got {gamma} with link={link!r}")
-    squared = beta * beta
-    return Scoring(
-        1.0 + squared, 1.0, squared, smooth, gamma, LINKS.index(link), ABSENT.index(absent),
-        AVERAGES.index("macro" if average == "micro" else average), REDUCTIONS.index(reduction),
+    if not links[link] and gamma != 1.0:
+        takers = " or ".join(repr(name) for name, takes in links.items() if takes)
+        raise ValueError(f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r}")
+    return Composed(link, gamma, absent, "macro" if average == "micro" else average, reduction)
+
+
+def _pick(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in names}
+
+
+def for_sums(rank: int, **options: Any) -> Elements:
+    """The options of ``confusion_sums``."""
+    return _elements(rank, **{**SUMS, **options})
+
+
+def for_score(rank: int, **options: Any) -> tuple[Elements, Composed]:
+    """The options of a loss that is any score of the sums."""
+    given = {**LOSS, **options}
+    elements = _elements(rank, **_pick(SUMS, given))
+    return elements, _composed(scores.LINKS, **_pick(Composed._fields, given))
+
+
+def for_ratio(name: str, rank: int, **options: Any) -> tuple[Elements, Scoring]:
+    """The options of the operator ``name``, a row of ``RATIOS``."""
+    ratio = RATIOS[name]
+    given = {**ratio.defaults, **LOSS, **options}
+    own = _pick(ratio.defaults, given)
+    bounded(**own, smooth=given["smooth"])
+    elements = _elements(rank, **_pick(SUMS, given))
+    words = _composed(_pick(LINKS, scores.LINKS), **_pick(Composed._fields, given))
+    scoring = Scoring(
+        *ratio.weights(**own), given["smooth"], words.gamma, LINKS.index(words.link),
+        ABSENT.index(words.absent), AVERAGES.index(words.average),
+        REDUCTIONS.index(words.reduction),
     )  # fmt: skip
+    return elements, scoring
+
+
+# for the operators alone: what runs outside of them may be compiled, and dynamo knows no caches
+cached_for_sums = lru_cache(maxsize=1024)(for_sums)
+cached_for_ratio = lru_cache(maxsize=1024)(for_ratio)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -37,32 +38,32 @@ def _vmapped_sums(info: Any, in_dims: Any, operands: Any, elements: Elements) ->
     else:
         samples = 1
         folded = [x.transpose(1, 2) if x is not None and x.dim() > 2 else x for x in batched]
-    _checks.tensors(*folded, True, elements.per_class)  # type: ignore[arg-type]
-    sums = _autograd.sums(*folded, elements._replace(per_sample=True))  # type: ignore[arg-type]
+    input, target, weight = folded
+    assert input is not None and target is not None
+    _checks.tensors(input, target, weight, True, elements.per_class)
+    sums = _autograd.sums(input, target, weight, elements._replace(per_sample=True))
     return sums.reshape(4, size, samples, sums.shape[-1])
 
 
-def soft_f1(
-    info: Any, in_dims: Any, input: Tensor, target: Tensor, weight: Tensor | None = None,
-    *, beta: float = 1.0, activation: str = "sigmoid", average: str = "macro",
-    samplewise: bool = False, reduction: str = "mean", smooth: float = 0.0,
-    absent: str = "score", link: str = "complement", gamma: float = 1.0,
-    logit_scale: float = 1.0, logit_offset: float = 0.0,
-) -> tuple[Tensor, int]:  # fmt: skip
-    """See ``_ops.soft_f1``; the batch dim of the result is its first."""
-    rank = input.dim() - (in_dims[0] is not None)
-    elements = _options.elements(activation, average, samplewise, logit_scale, logit_offset, rank)
-    scoring = _options.f_beta(beta, smooth, absent, link, gamma, average, reduction)
-    sums = _vmapped_sums(info, (*in_dims, None), (input, target, weight), elements)
-    return _autograd.score(sums, scoring, elements).to(reference.accumulator(input)), 0
+def ratio_loss(name: str) -> Callable[..., tuple[Tensor, int]]:
+    """See ``_ops.ratio_loss``; the batch dim of the result is its first."""
+
+    def rule(
+        info: Any, in_dims: Any, input: Tensor, target: Tensor, weight: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        rank = input.dim() - (in_dims[0] is not None)
+        elements, scoring = _options.cached_for_ratio(name, rank, **options)
+        sums = _vmapped_sums(info, (*in_dims, None), (input, target, weight), elements)
+        return _autograd.score(sums, scoring, elements).to(reference.accumulator(input)), 0
+
+    return rule
 
 
 def confusion_sums(
     info: Any, in_dims: Any, input: Tensor, target: Tensor, weight: Tensor | None = None,
-    *, activation: str = "sigmoid", average: str = "macro", samplewise: bool = False,
-    logit_scale: float = 1.0, logit_offset: float = 0.0,
+    **options: Any,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """See ``_ops.confusion_sums``; the batch dim of the result is its second."""
-    rank = input.dim() - (in_dims[0] is not None)
-    elements = _options.elements(activation, average, samplewise, logit_scale, logit_offset, rank)
+    elements = _options.cached_for_sums(input.dim() - (in_dims[0] is not None), **options)
     return _vmapped_sums(info, (*in_dims, None), (input, target, weight), elements), 1

@@ -195,10 +195,8 @@ def _tile_gradient(
         else:
             g = t * (p * a + q * b) + (1.0 - t) * (p * c + q * d)
     if w_ptr is not None:
-        if WRT == _WEIGHT:
-            g = tl.where((w == 0.0) & ((g - g) != 0.0), 0.0, g)  # removed, and not finite
-        else:
-            g = weigh(g, w)
+        removed = (w == 0.0) & ((g - g) != 0.0)  # and not finite
+        g = tl.where(removed, 0.0, g) if WRT == _WEIGHT else weigh(g, w)
     if out.dtype.element_ty.primitive_bitwidth < 32:
         g = g.to(tl.float32)  # float64 has no direct conversion to bfloat16
     if MASKED:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cpp_build import ROOT, cmake_build, tool
 
-pytestmark = [pytest.mark.sanitize, pytest.mark.slow, pytest.mark.xdist_group("sanitize")]
+pytestmark = [pytest.mark.sanitize, pytest.mark.xdist_group("sanitize")]
 
 # what calls the kernels; the rest of the suite is Python
 FILES = (
@@ -83,7 +83,14 @@ def test_the_sanitizers_are_at_work(sanitized: Path) -> None:
     assert "heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param("", id="native"),
+        pytest.param("baseline", marks=pytest.mark.slow),
+        pytest.param("avx2", marks=pytest.mark.slow),
+    ],
+)
 def test_the_operator_tests_pass_under_the_sanitizers(
     sanitized: Path, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,128 @@
+"""The loss of the global batch, however it was cut: sums of every rank, added up in one collective.
+
+An F-measure of a batch is not the mean of the F-measures of its shards, but its confusion sums are
+the sums of theirs. So every rank adds a few numbers to everybody's and scores the total: all ranks
+hold the same loss, that of one process with the whole batch. See docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:  # a torch without distributed has no ProcessGroup
+    from torch.distributed import ProcessGroup
+
+# ranks compare notes before every reduction; read once, so that compiled code can rely on it
+DEBUG = os.environ.get("CUSTOMLOSS_DEBUG", "0") not in ("", "0")
+
+
+class Adder(ABC):
+    """Adds up sums in place of a process group: over time instead of over ranks."""
+
+    @abstractmethod
+    def total(self, sums: Tensor, options: object) -> Tensor:
+        """The sums to score instead of ``sums``."""
+
+
+def global_sums(
+    sums: Tensor, group: ProcessGroup | Adder | None, *, options: object = None
+) -> Tensor:
+    """``Σ over the ranks of group``, differentiable, in one all-reduce of ``sums.numel()`` float64.
+
+    The gradient of ``sums`` is the upstream gradient times the number of ranks, without a second
+    collective. It is what DistributedDataParallel and FSDP2 need: they average gradients over the
+    ranks, and the mean of n-fold shares is the gradient of the global loss. The condition is that
+    every rank makes the same loss of the result (the same score, factors and terms), so that all
+    upstream gradients are equal. If gradients are added up instead of averaged, divide the loss by
+    the number of ranks.
+
+    Every rank of the group has to call this equally often: a rank that skips a step leaves the
+    others waiting. A rank without data passes an empty batch, whose sums are 0.
+
+    Args:
+        sums: of this rank; any shape that is the same on all ranks, any floating dtype.
+        group: the ranks that share the batch. None adds nothing: ``sums`` are returned. Mind that
+            ``torch.distributed.group.WORLD`` is None until ``init_process_group`` was called.
+        options: with CUSTOMLOSS_DEBUG=1, what the ranks have to agree on beside shape and dtype;
+            its ``repr`` is compared.
+
+    Returns:
+        The totals, in the shape and dtype of ``sums``; the same bits on every rank.
+
+    Raises:
+        TypeError: ``group`` is no ProcessGroup.
+        ValueError: this rank is not in the group, or (debug) ranks disagree.
+        RuntimeError: a second derivative; upstream gradients would differ between ranks.
+    """
+    if group is None:
+        return sums
+    if isinstance(group, Adder):
+        return group.total(sums, options)
+    size = group_size(group)
+    if DEBUG and not torch.compiler.is_compiling():
+        _agree(sums, group, options)
+    if size == 1:
+        return sums
+    total: Tensor = _GlobalSums.apply(sums, group, size)
+    return total
+
+
+class _GlobalSums(torch.autograd.Function):
+    """Saves one integer."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, group: ProcessGroup, size: int) -> Tensor:
+        ctx.size = size
+        total = sums.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total.to(sums.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.size, None, None
+
+
+def group_size(group: object) -> int:
+    """The number of ranks that share a batch, 1 or more.
+
+    Raises:
+        TypeError: ``group`` is no ProcessGroup.
+        ValueError: this rank is not in the group.
+    """
+    if group is None:
+        return 1
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"process_group: rank {dist.get_rank()} is not in the group. new_group returns one on "
+            "every rank, but only members may call the loss: pass the group this rank belongs to, "
+            "or None for the loss of its own batch alone"
+        )
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group: expected a ProcessGroup or None, got {type(group).__name__}; that of "
+            "a one-dimensional DeviceMesh is mesh.get_group()"
+        )
+    return dist.get_world_size(group)
+
+
+def _agree(sums: Tensor, group: ProcessGroup, options: object) -> None:
+    """Every rank is about to add the same kind of sums. Waits for all of them."""
+    own = f"{list(sums.shape)} sums of {sums.dtype}, {options!r}"
+    everybody: list[str] = [""] * dist.get_world_size(group)
+    dist.all_gather_object(everybody, own, group=group)
+    ranks = dist.get_process_group_ranks(group)
+    unlike = [rank for rank, theirs in zip(ranks, everybody) if theirs != everybody[0]]
+    if unlike:
+        told = "\n".join(f"  rank {rank}: {theirs}" for rank, theirs in zip(ranks, everybody))
+        raise ValueError(
+            f"process_group: ranks {unlike} disagree with rank {ranks[0]} on what is summed; all "
+            f"need the same number of classes, dtype and options:\n{told}"
+        )

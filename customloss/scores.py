@@ -1,0 +1,187 @@
+"""Scores: similarities of prediction and target as functions of the soft confusion sums.
+
+Every score takes ``tp, fp, fn, tn`` of one shape ``[samples, classes]``, one number per group, and
+returns the similarity of every group: 1 is perfect. It is ordinary differentiable PyTorch, so a
+score of your own is a function like these, for :class:`customloss.ConfusionLoss`. The sums are
+float64, so ``1 - score`` keeps its digits. This module imports nothing of the package.
+
+Where numerator and denominator are both 0, nothing was missed: the ratio is 1, its gradient 0.
+``smooth`` is added to both of them, in units of elements.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# -log(similarity) is evaluated with a similarity no smaller than this
+LOG_FLOOR = 1e-30
+
+# how a similarity becomes a loss, and whether that takes a gamma
+LINKS = {
+    "complement": False,
+    "log": False,
+    "focal": True,
+    "negative": False,
+    "log_cosh": False,
+    "log_power": True,
+}
+
+
+def ratio(hit: Tensor, whole: Tensor) -> Tensor:
+    """``hit / whole``, with 0 / 0 = 1 and gradient 0 there."""
+    empty = whole == 0
+    safe = torch.where(empty, torch.ones_like(whole), whole)
+    return torch.where(empty, torch.ones_like(hit), hit / safe)
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """``base ** exponent``, exponent >= 0; below and at base 0 it is 0 (or 1), with gradient 0."""
+    if exponent == 0:
+        return torch.ones_like(base)
+    zero = base <= 0
+    safe = torch.where(zero, torch.ones_like(base), base)
+    return torch.where(zero, torch.zeros_like(base), safe**exponent)
+
+
+def linked(similarity: Tensor, link: str = "complement", gamma: float = 1.0) -> Tensor:
+    """The loss of a similarity s: what ``link`` makes of it, 0 at s = 1 (but for ``"negative"``).
+
+    ``"complement"`` 1 - s; ``"log"`` -log s, with s floored at 1e-30; ``"focal"`` (1 - s)^gamma;
+    ``"negative"`` -s; ``"log_cosh"`` log cosh(1 - s), Jadon 2020; ``"log_power"`` (-log s)^gamma,
+    Wong 2018. Gradients are finite everywhere, and 0 at s = 1 for the powers.
+    """
+    if link == "negative":
+        return -similarity
+    if link in ("log", "log_power"):
+        loss = -torch.log(similarity.clamp_min(LOG_FLOOR))
+        return loss if link == "log" else power(loss, gamma)
+    loss = 1 - similarity
+    if link == "focal":
+        return loss if gamma == 1 else power(loss, gamma)
+    if link == "log_cosh":
+        return loss + torch.nn.functional.softplus(-2 * loss) - math.log(2)
+    if link != "complement":
+        raise ValueError(f"link: expected one of {tuple(LINKS)}, got {link!r}")
+    return loss
+
+
+# ---- ratios of tp, fp and fn -------------------------------------------------------------------
+
+
+def tversky(
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    fp_weight: float = 0.5,
+    fn_weight: float = 0.5,
+    smooth: float = 0.0,
+) -> Tensor:
+    """``(tp + s) / (tp + α fp + β fn + s)``, α = fp_weight, β = fn_weight. Salehi 2017."""
+    return ratio(tp + smooth, tp + smooth + fp_weight * fp + fn_weight * fn)
+
+
+def jaccard(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
+    """``(tp + s) / (tp + fp + fn + s)``: intersection over union. Jaccard 1901."""
+    return tversky(tp, fp, fn, tn, fp_weight=1.0, fn_weight=1.0, smooth=smooth)
+
+
+def fbeta(
+    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, beta: float = 1.0, smooth: float = 0.0
+) -> Tensor:
+    """``((1+β²) tp + s) / ((1+β²) tp + fp + β² fn + s)``; β > 1 favours recall. Jansche 2005."""
+    hit = (1 + beta**2) * tp + smooth
+    return ratio(hit, hit + fp + beta**2 * fn)
+
+
+def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
+    """``(2 tp + s) / (2 tp + fp + fn + s)``, which is F1. Milletari 2016 squares; this does not."""
+    return fbeta(tp, fp, fn, tn, smooth=smooth)
+
+
+def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
+    """``(tp + s) / (tp + fp + s)``."""
+    return ratio(tp + smooth, tp + fp + smooth)
+
+
+def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
+    """``(tp + s) / (tp + fn + s)``, the true positive rate."""
+    return ratio(tp + smooth, tp + fn + smooth)
+
+
+def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
+    """``(tn + s) / (tn + fp + s)``, the true negative rate: the recall of the negatives."""
+    return recall(tn, fn, fp, tp, smooth=smooth)
+
+
+# ---- means of ratios -----------------------------------------------------------------------------
+
+
+def fowlkes_mallows(
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    recall_weight: float = 0.5,
+    smooth: float = 0.0,
+) -> Tensor:
+    """``precision^(1-w) recall^w``, w = recall_weight. w = 1/2: Fowlkes & Mallows 1983."""
+    w = recall_weight
+    exact = power(precision(tp, fp, fn, tn, smooth=smooth), 1 - w)
+    return exact * power(recall(tp, fp, fn, tn, smooth=smooth), w)
+
+
+def balanced_accuracy(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+    """``(recall + specificity) / 2``. Brodersen 2010."""
+    return (recall(tp, fp, fn, tn) + specificity(tp, fp, fn, tn)) / 2
+
+
+def g_mean(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+    """``sqrt(recall specificity)``. Kubat & Matwin 1997."""
+    return power(recall(tp, fp, fn, tn) * specificity(tp, fp, fn, tn), 0.5)
+
+
+def mcc(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+    """Matthews' correlation ``(tp tn - fp fn) / sqrt((tp+fp)(tp+fn)(tn+fp)(tn+fn))``, in [-1, 1].
+
+    0 where a factor under the root is 0, as scikit-learn has it. Matthews 1975.
+    """
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    undefined = product == 0
+    root = torch.where(undefined, torch.ones_like(product), product).sqrt()
+    return torch.where(undefined, torch.zeros_like(root), (tp * tn - fp * fn) / root)
+
+
+# ---- over the classes of a sample ----------------------------------------------------------------
+
+
+def generalized_dice(
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    weighting: str = "square",
+    smooth: float = 0.0,
+) -> Tensor:
+    """``(2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + s)`` over the classes: ``[samples, 1]``.
+
+    w is 1 / T² (``"square"``), 1 / T (``"simple"``) or 1 (``"uniform"``) of a class with
+    T = tp + fn, without gradient; a class without positives gets the largest weight of the others,
+    or 1 if there are none. Sudre 2017.
+    """
+    powers = {"square": 2, "simple": 1, "uniform": 0}
+    if weighting not in powers:
+        raise ValueError(f"weighting: expected one of {tuple(powers)}, got {weighting!r}")
+    support = (tp + fn).detach()
+    present = support != 0
+    w = torch.where(present, support, torch.ones_like(support)) ** -powers[weighting]
+    most = torch.where(present, w, torch.zeros_like(w)).amax(-1, keepdim=True)
+    w = torch.where(present, w, torch.where(most == 0, torch.ones_like(most), most))
+    hit = 2 * (w * tp).sum(-1, keepdim=True) + smooth
+    return ratio(hit, hit + (w * (fp + fn)).sum(-1, keepdim=True))

@@ -1,0 +1,51 @@
+"""Processes on this machine that are the ranks of a gloo group, and what they check together."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+# a rank that hangs is an error within the time a test may take
+PATIENCE = timedelta(seconds=60)
+
+
+def run(world: int, *checks: Callable[[], None], **environment: str) -> None:
+    """Every check on every rank, one after the other; what one of them raises is raised here.
+
+    A check is found again by the name of its file and its own: it has to be at top level.
+    """
+    names = [(Path(check.__code__.co_filename).stem, check.__name__) for check in checks]
+    before = {key: os.environ.get(key) for key in environment}
+    os.environ.update(environment)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(
+                _rank, (world, f"file://{folder}/store", names), nprocs=world
+            )
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _rank(rank: int, world: int, store: str, names: list[tuple[str, str]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=world, timeout=PATIENCE
+    )
+    for module, check in names:
+        torch.manual_seed(0)
+        getattr(importlib.import_module(module), check)()
+    # a group that something still refers to, a traceback say, can abort the exit of Python
+    gc.collect()
+    dist.destroy_process_group()
