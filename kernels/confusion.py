@@ -176,10 +176,7 @@ def _tile_gradient(
         w = number(w, WIDE)
     p, q = probability(x, scale, offset, SIGMOID, AFFINE, WIDE)
     if WRT != _TARGET:
-        if HARD:
-            t = t != 0
-        else:
-            t = number(t, WIDE)
+        t = t != 0 if HARD else number(t, WIDE)
     if WRT == _INPUT:
         g = tl.where(t, a, b) if HARD else t * a + (1.0 - t) * b
         if SIGMOID:

@@ -186,7 +186,9 @@ def test_unlike_classes() -> None:
         whole.add(*operands(5))
 
 
-@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), customloss.soft_f1_loss], ids=str)
+@pytest.mark.parametrize(
+    "loss", [nn.BCEWithLogitsLoss(), customloss.soft_f1_loss], ids=["bce", "f"]
+)
 def test_another_loss(loss: Any) -> None:
     with pytest.raises(TypeError, match="expected a loss module of customloss"):
         customloss.accumulate(loss)

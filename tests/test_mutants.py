@@ -122,8 +122,8 @@ MUTANTS = {
     ),
     "flushed columns are not cleared": Mutant(
         "csrc/cpu/confusion.cpp",
-        "flush_columns(fold, sums_, kPitch, to_, to_pitch_);\n    clear();",
-        "flush_columns(fold, sums_, kPitch, to_, to_pitch_);\n    std::fill_n(adds_, fold_, 0);",
+        "flush_columns(fold(), sums_, kPitch, to_, to_pitch_);\n    clear();",
+        "flush_columns(fold(), sums_, kPitch, to_, to_pitch_);\n    std::fill_n(adds_, fold_, 0);",
     ),
     "a cursor forgets to go back": Mutant(
         "csrc/cpu/walk.h", "place_.move(layout_.reduced[axis], -index_[axis]);", ";"

@@ -191,9 +191,8 @@ void launch_gradient(const Work& work, const GroupGrads& grads, const Stream& st
 
 template <class Io, Wrt kWrt>
 void launch_gradient(const Work& work, const GroupGrads& grads, const Stream& stream) {
-  work.pass.data[kWeightOperand] != nullptr
-      ? launch_gradient<Io, kWrt, true>(work, grads, stream)
-      : launch_gradient<Io, kWrt, false>(work, grads, stream);
+  work.pass.data[kWeightOperand] != nullptr ? launch_gradient<Io, kWrt, true>(work, grads, stream)
+                                            : launch_gradient<Io, kWrt, false>(work, grads, stream);
 }
 
 Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
