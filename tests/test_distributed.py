@@ -263,10 +263,23 @@ def test_a_single_rank_communicates_nothing(alone: dist.ProcessGroup) -> None:
     assert collectives.seen == []
 
 
-def test_losses_of_single_samples_are_no_business_of_other_ranks(alone: dist.ProcessGroup) -> None:
+def test_losses_of_single_samples_are_no_business_of_other_ranks() -> None:
+    class Others(customloss.distributed.Adder):
+        def total(self, sums: Tensor, options: object) -> Tensor:
+            return sums
+
     x, target = torch.randn(4, 3), torch.rand(4, 3) < 0.4
     with pytest.raises(ValueError, match=r"reduction: .*'none'"):
-        customloss.soft_f1_loss(x, target, samplewise=True, reduction="none", process_group=alone)
+        customloss.soft_f1_loss(
+            x, target, samplewise=True, reduction="none", process_group=Others()
+        )
+
+
+def test_a_rank_alone_pays_nothing(alone: dist.ProcessGroup) -> None:
+    """The fused operator serves it: the same bits, and no collective."""
+    x, target = torch.randn(4, 3), torch.rand(4, 3) < 0.4
+    own = customloss.soft_f1_loss(x, target, process_group=alone)
+    torch.testing.assert_close(own, customloss.soft_f1_loss(x, target), rtol=0, atol=0)
 
 
 def test_no_group() -> None:

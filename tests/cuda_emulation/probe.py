@@ -14,9 +14,9 @@ from pathlib import Path
 
 import cases
 import torch
+from build import Emulation
 from judge import assert_right, differentiated
 
-from build import Emulation
 from customloss import _backend
 
 SEEDS = (1, 2, 3)
