@@ -182,14 +182,14 @@ inline void with_known(const Block<T>& block, const Body& body) {
   }
 }
 
-// Few additions per lane even on the narrowest set: equal terms all round the same way.
+// Few float32 additions per lane even on the narrowest set: equal terms all round the same way.
 #if defined(__AVX2__)
-template <class T>
-constexpr int64_t kRun = 2048 / sizeof(T);
+constexpr int64_t kSingleRun = 512;
 #else
-template <class T>
-constexpr int64_t kRun = 1024 / sizeof(T);
+constexpr int64_t kSingleRun = 256;
 #endif
+template <class T>
+constexpr int64_t kRun = sizeof(T) == 4 ? kSingleRun : kBlock;
 
 template <class T, class K>
 inline __attribute__((always_inline)) void sum_run(const K& known, int64_t first, int64_t size,
