@@ -314,3 +314,19 @@ def test_weights_of_any_size() -> None:
     for factor in (2.0**-60, 2.0**40, 2.0**100):
         own = soft_f1(sample.input, sample.target, sample.weight * factor)
         assert_near(own, expected, torch.float32)
+
+
+# ---- options that round --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(300, 70), (4000, 3), (5000,)], ids=str)
+@pytest.mark.parametrize("option", [{"logit_scale": 1 + 1e-9}, {"logit_offset": 1e-50}], ids=str)
+def test_options_that_are_defaults_only_in_float32(
+    shape: tuple[int, ...], option: dict[str, float]
+) -> None:
+    """Whether the loops for the defaults apply is decided once, not per precision."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    t = x > 0.5
+    expected = torch.ops.customloss.confusion_sums(x, t)
+    actual = torch.ops.customloss.confusion_sums(x, t, **option)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)

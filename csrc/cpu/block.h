@@ -21,12 +21,6 @@ constexpr int kColumnArrays = 8;
 // Exactly one of `soft` and `hard` is set; `weight` may be null.
 template <class T>
 struct Block {
-  // bool targets, no weight, sigmoid(x) as it is: the case that has loops of its own
-  bool plain() const {
-    return hard != nullptr && weight == nullptr && activation == Activation::kSigmoid &&
-           scale == T(1) && offset == T(0);
-  }
-
   const T* input;
   const T* soft;
   const uint8_t* hard;
@@ -34,6 +28,8 @@ struct Block {
   int64_t size;
   Activation activation;
   T scale, offset;
+  // bool targets, no weight, sigmoid(x) as it is: the case that has loops of its own
+  bool plain;
   const uint16_t* bf16 = nullptr;  // instead of `input` where the kernels take it as it is
 };
 

@@ -25,11 +25,11 @@ namespace customloss::cpu {
 namespace {
 
 void sum_avx512(const Block<float>& block, double* sums) {
-  block.plain() ? sum_hard_avx512(block, sums) : sum(block, sums);
+  block.plain ? sum_hard_avx512(block, sums) : sum(block, sums);
 }
 
 void sum_columns_avx512(const Block<float>& block, float* sums, int64_t pitch) {
-  block.plain() ? sum_columns_hard_avx512(block, sums, pitch) : sum_columns(block, sums, pitch);
+  block.plain ? sum_columns_hard_avx512(block, sums, pitch) : sum_columns(block, sums, pitch);
 }
 
 void carry_columns_avx512(const Fold& fold, float* sums, int64_t pitch) {

@@ -97,14 +97,13 @@ class Stager {
         kernels_(block_kernels<T>()),
         has_weight_(operands.memory[kWeightOperand].data != nullptr),
         hard_(operands.memory[kTargetOperand].dtype == Dtype::kBool),
-        bf16_(kernels_.sums_bf16 && plain() &&
+        plain_(hard_ && !has_weight_ && operands.activation == Activation::kSigmoid &&
+               static_cast<T>(operands.scale) == T(1) && static_cast<T>(operands.offset) == T(0)),
+        bf16_(kernels_.sums_bf16 && plain_ &&
               operands.memory[kInputOperand].dtype == Dtype::kBFloat16) {}
 
   // Whether every block is (see Block::plain).
-  bool plain() const {
-    return hard_ && !has_weight_ && operands_.activation == Activation::kSigmoid &&
-           operands_.scale == 1.0 && operands_.offset == 0.0;
-  }
+  bool plain() const { return plain_; }
 
   // The block that holds one patch, without a copy where it lies ready.
   Block<T> block(const Patch& patch) {
@@ -191,7 +190,8 @@ class Stager {
             size,
             operands_.activation,
             static_cast<T>(operands_.scale),
-            static_cast<T>(operands_.offset)};
+            static_cast<T>(operands_.offset),
+            plain_};
   }
 
   static const Axis& unit_axis() {
@@ -241,7 +241,7 @@ class Stager {
 
   const Operands& operands_;
   const BlockKernels<T>& kernels_;
-  const bool has_weight_, hard_, bf16_;
+  const bool has_weight_, hard_, plain_, bf16_;
   alignas(64) T input_[kBlock];
   alignas(64) T target_[kBlock];
   alignas(64) uint8_t hard_target_[kBlock];
