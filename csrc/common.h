@@ -151,6 +151,13 @@ struct OuterGrad {
   const void* data = nullptr;  // null means 1
   bool is_double = false;
   int64_t sample_stride = 0, class_stride = 0;
+
+  CUSTOMLOSS_HD double at(int64_t sample, int64_t cls) const {
+    if (data == nullptr) return 1.0;
+    const int64_t offset = sample * sample_stride + cls * class_stride;
+    return is_double ? static_cast<const double*>(data)[offset]
+                     : static_cast<double>(static_cast<const float*>(data)[offset]);
+  }
 };
 
 inline OuterGrad outer_grad(const std::optional<Tensor>& grad, const Tensor& coefficients,

@@ -240,12 +240,7 @@ struct GroupGrads {
   template <class T>
   Coefficient<T> at(int64_t sample, int64_t cls) const {
     const double* own = coefficients + sample * classes + cls;
-    const int64_t offset = sample * outer.sample_stride + cls * outer.class_stride;
-    double g = 1.0;
-    if (outer.data != nullptr) {
-      g = outer.is_double ? static_cast<const double*>(outer.data)[offset]
-                          : static_cast<const float*>(outer.data)[offset];
-    }
+    const double g = outer.at(sample, cls);
     return coefficient<T>(wrt, g * own[0], g * own[groups], g * own[2 * groups],
                           g * own[3 * groups]);
   }
