@@ -21,6 +21,7 @@
 #include "dtype.h"
 #include "element.h"
 #include "layout.h"
+#include "pixel.h"
 
 namespace customloss {
 
@@ -77,19 +78,41 @@ struct Elements {
   Activation activation;
   double scale, offset;
   bool per_sample, per_class;
+  std::optional<int64_t> ignore_index;
+  double label_smoothing;
+  unsigned extra;  // bits of Extra
+  double focal_gamma;
+
+  // The target holds class numbers: one class where the input has several.
+  bool labels() const { return input.dim() > 1 && input.size(1) > 1 && target.size(1) == 1; }
+
+  // Whether the classes of a pixel are read together (pixel.h) rather than each element by itself.
+  bool by_pixel() const {
+    return activation == Activation::kSoftmax || labels() || ignore_index || label_smoothing != 0 ||
+           extra != 0;
+  }
+
+  // The t of a hard target, smoothed: (1-e) t + e/K.
+  double smoothing() const {
+    const bool choice = labels() || activation == Activation::kSoftmax;
+    return label_smoothing / static_cast<double>(choice ? input.size(1) : 2);
+  }
 
   // The kernels trust the shapes from here on.
   void check() const {
     STD_TORCH_CHECK(dtype_of(input) >= Dtype::kFloat16, "customloss: input must be floating");
-    STD_TORCH_CHECK(activation == Activation::kSigmoid || activation == Activation::kNone,
+    STD_TORCH_CHECK(activation >= Activation::kSigmoid && activation <= Activation::kSoftmax,
                     "customloss: unknown activation");
+    STD_TORCH_CHECK(extra <= kEveryExtra, "customloss: unknown sums");
     const int64_t rank = input.dim();
     STD_TORCH_CHECK(rank > 0 && rank <= 64 && target.dim() == rank,
                     "customloss: target must have the shape of input");
     for (int64_t dim = 0; dim < rank; ++dim) {
-      STD_TORCH_CHECK(target.size(dim) == input.size(dim),
+      STD_TORCH_CHECK(target.size(dim) == input.size(dim) || (dim == 1 && labels()),
                       "customloss: target must have the shape of input");
     }
+    STD_TORCH_CHECK(!labels() || dtype_of(target) < Dtype::kFloat16,
+                    "customloss: class numbers are integers");
     if (!weight) return;
     const int64_t missing = rank - weight->dim();
     STD_TORCH_CHECK(missing >= 0, "customloss: weight must broadcast to input");
@@ -107,7 +130,7 @@ struct Elements {
     const bool fits =
         make_layout({strided(input), strided(target), weight ? strided(*weight) : Strided{},
                      out ? strided(*out) : Strided{}},
-                    per_sample, per_class, &layout);
+                    per_sample, per_class || by_pixel(), &layout);
     STD_TORCH_CHECK(fits, "customloss: more than ", kMaxReduced,
                     " dimensions that cannot be merged");
     return layout;
@@ -161,11 +184,13 @@ struct OuterGrad {
 };
 
 inline OuterGrad outer_grad(const std::optional<Tensor>& grad, const Tensor& coefficients,
-                            const Layout& layout, bool per_sample) {
-  const int64_t samples = layout.sample.size, classes = layout.cls.size;
+                            const Elements& elements, const Layout& layout) {
+  const bool per_sample = elements.per_sample;
+  const int64_t samples = layout.sample.size, classes = elements.per_class ? layout.cls.size : 1;
   STD_TORCH_CHECK(coefficients.scalar_type() == ScalarType::Double &&
-                      coefficients.is_contiguous() && coefficients.numel() == 4 * samples * classes,
-                  "customloss: coefficients must be contiguous float64 [4, samples, classes]");
+                      coefficients.is_contiguous() &&
+                      coefficients.numel() == rows_of(elements.extra) * samples * classes,
+                  "customloss: coefficients must be contiguous float64 [rows, samples, classes]");
   OuterGrad outer;
   if (!grad) return outer;
   const int64_t values = grad->dim() == 2   ? samples * classes

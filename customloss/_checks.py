@@ -5,9 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from customloss._words import SOFTMAX
+
+if TYPE_CHECKING:
+    from customloss._options import Elements
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TARGET_DTYPES = (
@@ -15,6 +21,7 @@ TARGET_DTYPES = (
     torch.uint64, torch.int64, *INPUT_DTYPES,
 )  # fmt: skip
 _TARGETS = frozenset(TARGET_DTYPES)
+INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 _SIGNED = {
@@ -40,6 +47,7 @@ def number(
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> None:
     """``value`` is a finite number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -52,6 +60,8 @@ def number(
         raise ValueError(f"{name}: expected a number <= {at_most}, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name}: expected a number > {above}, got {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name}: expected a number < {below}, got {value}")
 
 
 def are_tensors(input: object, target: object, weight: object) -> None:
@@ -63,10 +73,11 @@ def are_tensors(input: object, target: object, weight: object) -> None:
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
 
 
-def tensors(
-    input: Tensor, target: Tensor, weight: Tensor | None, per_sample: bool, per_class: bool
-) -> None:
-    """Dtypes, shapes and devices fit together, and there is at least one group."""
+def tensors(input: Tensor, target: Tensor, weight: Tensor | None, elements: Elements) -> Tensor:
+    """Dtypes, shapes and devices fit together, and there is at least one group.
+
+    Returns the target, of the rank of the input: class numbers as ``[N, 1, *spatial]``.
+    """
     shape = input.shape
     if input.dtype not in INPUT_DTYPES:
         raise TypeError(f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}")
@@ -74,16 +85,49 @@ def tensors(
         raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
     if target.dtype not in _TARGETS:
         raise TypeError(f"target: expected a bool, integer or float dtype, got {target.dtype}")
-    if target.shape != shape:
+    if elements.activation == SOFTMAX and (len(shape) < 2 or shape[1] == 1):
         raise ValueError(
-            f"target: expected the shape of input, {list(shape)}, got {list(target.shape)}"
+            "activation: expected 'sigmoid' (or two classes) for an input without a choice of "
+            f"classes, {list(shape)}, got 'softmax'"
+        )
+    if target.shape != shape:
+        target = _class_index(input, target)
+    elif elements.ignore_index is not None and elements.activation == SOFTMAX:
+        raise ValueError(
+            "ignore_index: expected None for a dense target with activation='softmax' (what would "
+            f"one class of a pixel say?), got {elements.ignore_index}: pass class numbers, or a "
+            "weight of 0"
         )
     if target.device != input.device:
         raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
     if weight is not None:
         _weight(weight, input)
-    if (per_sample and shape[0] == 0) or (per_class and len(shape) > 1 and shape[1] == 0):
+    no_class = len(shape) > 1 and shape[1] == 0
+    if (elements.per_sample and shape[0] == 0) or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
+    return target
+
+
+def _class_index(input: Tensor, target: Tensor) -> Tensor:
+    """Class numbers, one per sample and place, as ``[N, 1, *spatial]``."""
+    shape, own = input.shape, target.shape
+    kept = (*shape[:1], 1, *shape[2:])
+    if len(shape) < 2 or own not in (kept, shape[:1] + shape[2:]):
+        expected = f"the shape of input, {list(shape)}"
+        if len(shape) > 1:
+            expected += f", or {list(shape[:1] + shape[2:])} for class numbers"
+        raise ValueError(f"target: expected {expected}, got {list(own)}")
+    if shape[1] == 1:
+        raise ValueError(
+            f"target: expected the shape of input, {list(shape)}, got {list(own)}: an input with "
+            "one class has no class numbers (target.unsqueeze(1) makes it dense)"
+        )
+    if target.dtype not in INDEX_DTYPES:
+        raise TypeError(
+            f"target: expected uint8, int8, int16, int32 or int64 for class numbers {list(own)}, "
+            f"got {target.dtype}; a dense target has the shape of input, {list(shape)}"
+        )
+    return target if own == kept else target.unsqueeze(1)
 
 
 def _weight(weight: Tensor, input: Tensor) -> None:
@@ -116,15 +160,32 @@ def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) 
     for name, value in options.items():
         if name not in defaults:
             raise TypeError(f"{name}: no such option; there are {', '.join(sorted(defaults))}")
+        if defaults[name] is None:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{name}: expected an integer or None, got {value!r}")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name}: expected an integer of 64 bits, got {value}")
+            continue
         kind = type(defaults[name])
         fits = isinstance(value, (int, float) if kind is float else kind)
         if kind in _KINDS and not (fits and (kind is bool or not isinstance(value, bool))):
             raise TypeError(f"{name}: expected {_KINDS[kind]}, got {value!r}")
 
 
-def target_values(target: Tensor) -> None:
-    """Every target lies in [0, 1]. Reads the tensor, and waits for its device."""
+def target_values(input: Tensor, target: Tensor, ignore_index: int | None = None) -> None:
+    """Every target lies in [0, 1], or is one of the class numbers, or ``ignore_index``. Reads the
+    tensor, and waits for its device."""
     if target.dtype == torch.bool or target.numel() == 0:
+        return
+    numbers = input.dim() > 1 and target.dtype in INDEX_DTYPES and target.shape != input.shape
+    if ignore_index is not None:
+        # an unsigned dtype would take -100 for the number it wraps to
+        own = target if target.is_floating_point() else target.long()
+        target = target[own != ignore_index]
+        if target.numel() == 0:
+            return
+    if numbers:
+        _class_numbers(target, input.shape[1], ignore_index)
         return
     signed = _SIGNED.get(target.dtype)  # aminmax knows no wide unsigned types
     low, high = (bound.item() for bound in torch.aminmax(target.view(signed) if signed else target))
@@ -132,3 +193,15 @@ def target_values(target: Tensor) -> None:
         low, high = 0, low + 2 * torch.iinfo(signed).max + 2
     if not (low >= 0 and high <= 1):
         raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")
+
+
+def _class_numbers(target: Tensor, classes: int, ignore_index: int | None) -> None:
+    low, high = (int(bound) for bound in torch.aminmax(target))
+    if low >= 0 and high < classes:
+        return
+    other = "" if ignore_index is None else f", or {ignore_index} (ignore_index)"
+    hint = "" if ignore_index is not None else "; ignore_index leaves a value out"
+    raise ValueError(
+        f"target: expected class numbers from 0 to {classes - 1}{other}, got "
+        f"{low if low < 0 else high}{hint}"
+    )

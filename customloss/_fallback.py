@@ -23,11 +23,16 @@ def confusion(
     offset: float,
     per_sample: bool,
     per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
 ) -> Tensor:
     """See ``customloss::confusion``."""
     sums = reference.confusion(
-        input, target, weight, ACTIVATIONS[activation], scale, offset, per_sample, per_class
-    )
+        input, target, weight, ACTIVATIONS[activation], scale, offset, per_sample, per_class,
+        ignore_index, label_smoothing, extra, focal_gamma,
+    )  # fmt: skip
     return sums.to(sums_dtype(input.device))
 
 
@@ -66,6 +71,10 @@ def confusion_score(
     offset: float,
     per_sample: bool,
     per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
     tp_weight: float,
     fp_weight: float,
     fn_weight: float,
@@ -78,8 +87,9 @@ def confusion_score(
 ) -> tuple[Tensor, Tensor]:
     """See ``customloss::confusion_score``."""
     sums = confusion(
-        input, target, weight, activation, scale, offset, per_sample, per_class
-    ).detach()
+        input, target, weight, activation, scale, offset, per_sample, per_class, ignore_index,
+        label_smoothing, extra, focal_gamma,
+    ).detach()  # fmt: skip
     with torch.enable_grad():
         sums.requires_grad_()
         loss = score(
@@ -102,6 +112,10 @@ def confusion_backward(
     offset: float,
     per_sample: bool,
     per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
 ) -> Tensor:
     """See ``customloss::confusion_backward``."""
     if grad is not None:
@@ -110,7 +124,7 @@ def confusion_backward(
         coefficients = coefficients * grad
     gradient = reference.confusion_backward(
         coefficients, input, target, weight, WRT[wrt], ACTIVATIONS[activation], scale, offset,
-        per_sample, per_class,
+        per_sample, per_class, ignore_index, label_smoothing, extra, focal_gamma,
     )  # fmt: skip
     like = (input, target, gradient)[wrt]
     return torch.empty_like(like).copy_(gradient) if wrt != 2 else gradient.contiguous()

@@ -23,7 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customloss import _autograd, _backend, _checks, _fallback, _load, _options, _vmap, reference
+from customloss import (
+    _autograd,
+    _backend,
+    _checks,
+    _fallback,
+    _load,
+    _options,
+    _sharding,
+    _vmap,
+    reference,
+)
+from customloss._options import Elements
 from customloss._words import AVERAGES, INPUT, REDUCTIONS, WEIGHT
 
 _LIBRARY = torch.library.Library("customloss", "FRAGMENT")
@@ -31,7 +42,10 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _OPERANDS = "Tensor input, Tensor target, Tensor? weight"
 _PUBLIC = "Tensor input, Tensor target, Tensor? weight=None, *"
-_ELEMENTS = "int activation, float scale, float offset, bool per_sample, bool per_class"
+_ELEMENTS = (
+    "int activation, float scale, float offset, bool per_sample, bool per_class, "
+    "int? ignore_index, float label_smoothing, int extra, float focal_gamma"
+)
 _SCORING = (
     "float tp_weight, float fp_weight, float fn_weight, float smooth, float gamma, "
     "int link, int absent, int average, int reduction"
@@ -56,8 +70,10 @@ def ratio_loss(name: str) -> Callable[..., Tensor]:
     """``torch.ops.customloss.<name>``, of a row of ``_options.RATIOS``."""
 
     def loss(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
+        if _sharding.sharded(input, target, weight):
+            return _sharding.ratio_loss(name, input, target, weight, options)
         elements, scoring = _options.cached_for_ratio(name, input.dim(), **options)
-        _checks.tensors(input, target, weight, elements.per_sample, elements.per_class)
+        target = _checks.tensors(input, target, weight, elements)
         if _autograd.transformed():
             sums = _fallback.confusion(input, target, weight, *elements)
             return _autograd.score(sums, scoring, elements).to(reference.accumulator(input))
@@ -74,9 +90,11 @@ def ratio_loss(name: str) -> Callable[..., Tensor]:
 def confusion_sums(
     input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """``torch.ops.customloss.confusion_sums``: float64 ``[4, samples, classes]``."""
+    """``torch.ops.customloss.confusion_sums``: float64 ``[rows, samples, classes]``."""
+    if _sharding.sharded(input, target, weight):
+        return _sharding.confusion_sums(input, target, weight, options)
     elements = _options.cached_for_sums(input.dim(), **options)
-    _checks.tensors(input, target, weight, elements.per_sample, elements.per_class)
+    target = _checks.tensors(input, target, weight, elements)
     return _autograd.sums(input, target, weight, elements)
 
 
@@ -84,23 +102,25 @@ def confusion_sums(
 
 
 def _fake_confusion(input: Tensor, target: Tensor, weight: Tensor | None, *elements: Any) -> Tensor:
-    per_sample, per_class = elements[3:5]
-    shape = reference.group_shape(input, per_sample, per_class)
-    return input.new_empty((4, *shape), dtype=_fallback.sums_dtype(input.device))
+    how = Elements(*elements)
+    shape = reference.group_shape(input, how.per_sample, how.per_class)
+    rows = len(reference.rows(how.extra))
+    return input.new_empty((rows, *shape), dtype=_fallback.sums_dtype(input.device))
 
 
 def _fake_score(
     input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    per_sample, per_class = options[3:5]
-    average, reduction = options[12:14]
+    elements = options[: len(Elements._fields)]
+    per_sample, per_class = elements[3:5]
+    average, reduction = options[-2:]
     samples, classes = reference.group_shape(input, per_sample, per_class)
     kept = []
     if reduction == REDUCTIONS.index("none"):
         kept += [samples] if per_sample else []
         kept += [classes] if per_class and average == AVERAGES.index("none") else []
     loss = input.new_empty(kept, dtype=reference.accumulator(input))
-    return loss, _fake_confusion(input, target, weight, *options[:5])
+    return loss, _fake_confusion(input, target, weight, *elements)
 
 
 def _fake_backward(
@@ -148,6 +168,7 @@ def _register() -> None:
         torch.library.register_fake(f"customloss::{name}", fake, lib=_LIBRARY)
     _backend.ready()
     _backend.choose_from_environment()
+    _sharding.register()
 
 
 _register()

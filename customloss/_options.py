@@ -7,28 +7,37 @@ enums of csrc/element.h and csrc/score.h."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from customloss import _checks, scores
 from customloss._words import ABSENT, ACTIVATIONS, AVERAGES, LINKS, REDUCTIONS
+from customloss.reference import EXTRA_ROWS
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from torch.distributed import ProcessGroup
 
 # how the sums are made, and how they become a loss; as the operators take them
-SUMS: dict[str, Any] = {
+ELEMENTS: dict[str, Any] = {
     "activation": "sigmoid", "average": "macro", "samplewise": False,
-    "logit_scale": 1.0, "logit_offset": 0.0,
+    "logit_scale": 1.0, "logit_offset": 0.0, "ignore_index": None, "label_smoothing": 0.0,
 }  # fmt: skip
+EXTRA: dict[str, Any] = {
+    **{str(flag.name).lower(): False for flag in EXTRA_ROWS}, "focal_gamma": 2.0,
+}  # fmt: skip
+SUMS: dict[str, Any] = {**ELEMENTS, **EXTRA}
 LOSS: dict[str, Any] = {
-    "activation": "sigmoid", "average": "macro", "samplewise": False, "reduction": "mean",
-    "smooth": 0.0, "absent": "score", "link": "complement", "gamma": 1.0,
-    "logit_scale": 1.0, "logit_offset": 0.0,
+    **ELEMENTS, "reduction": "mean", "smooth": 0.0, "absent": "score", "link": "complement",
+    "gamma": 1.0,
 }  # fmt: skip
-# beside these, the functions take
-FUNCTION: dict[str, Any] = {**LOSS, "check_target": False, "process_group": None}
+# beside these, the functions take what acts on the sums of the classes
+CLASSES: dict[str, Any] = {"class_weight": None, "classes": None, "include_background": True}
+FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_group": None}
+# the words of the extra sums, and the names of the rows they add
+ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
 
 
 class Averaging(TypedDict, total=False):
@@ -38,16 +47,26 @@ class Averaging(TypedDict, total=False):
     samplewise: bool
     reduction: str
     absent: str
+    ignore_index: int | None
+    label_smoothing: float
+    class_weight: Tensor | Sequence[float] | None
+    classes: Sequence[int] | None
+    include_background: bool
     check_target: bool
     process_group: ProcessGroup | None
 
 
-class Grouping(Averaging, total=False):
+class Scaling(Averaging, total=False):
+    """Also how logits are scaled."""
+
+    logit_scale: float
+    logit_offset: float
+
+
+class Grouping(Scaling, total=False):
     """Also how an element becomes a probability."""
 
     activation: str
-    logit_scale: float
-    logit_offset: float
 
 
 class Options(Grouping, total=False):
@@ -57,16 +76,41 @@ class Options(Grouping, total=False):
     gamma: float
 
 
+class Linking(Scaling, total=False):
+    """The same for losses with an activation of their own."""
+
+    link: str
+    gamma: float
+
+
+class Reading(TypedDict, total=False):
+    """How the sums are made; see ``customloss.confusion_sums``."""
+
+    activation: str
+    average: str
+    samplewise: bool
+    logit_scale: float
+    logit_offset: float
+    ignore_index: int | None
+    label_smoothing: float
+    dtype: torch.dtype | None
+    check_target: bool
+
+
 class Elements(NamedTuple):
-    """How an element becomes a probability, and how elements are grouped."""
+    """How an element becomes a probability, how elements are grouped, and what is added up."""
 
     activation: int
     scale: float
     offset: float
     per_sample: bool
     per_class: bool
+    ignore_index: int | None = None
+    label_smoothing: float = 0.0
+    extra: int = 0  # bits of reference.Extra
+    focal_gamma: float = 2.0
 
-    def named(self) -> tuple[str, float, float, bool, bool]:
+    def named(self) -> tuple[Any, ...]:
         """As the reference takes them."""
         return (ACTIVATIONS[self.activation], *self[1:])
 
@@ -128,7 +172,11 @@ RATIOS = {
 
 def schema(defaults: Mapping[str, Any]) -> str:
     """Keyword options as an operator declares them."""
-    return ", ".join(f"{type(value).__name__} {name}={value!r}" for name, value in defaults.items())
+
+    def kind(value: Any) -> str:
+        return "int?" if value is None else type(value).__name__
+
+    return ", ".join(f"{kind(value)} {name}={value!r}" for name, value in defaults.items())
 
 
 def bounded(**numbers: float) -> None:
@@ -145,6 +193,10 @@ def _elements(
     samplewise: bool,
     logit_scale: float,
     logit_offset: float,
+    ignore_index: int | None,
+    label_smoothing: float,
+    focal_gamma: float = 2.0,
+    **extras: bool,
 ) -> Elements:
     """How an input of this rank is read."""
     _checks.one_of("activation", activation, ACTIVATIONS)
@@ -156,8 +208,18 @@ def _elements(
             "logit_scale, logit_offset: expected 1 and 0 with activation='none' (there is no "
             f"logit to scale), got {logit_scale} and {logit_offset}"
         )
+    _checks.number("label_smoothing", label_smoothing, at_least=0, below=1)
+    _checks.number("focal_gamma", focal_gamma, at_least=0)
+    if activation == "softmax" and logit_scale == 0:
+        raise ValueError(
+            "logit_scale: expected a number other than 0 with activation='softmax', got 0"
+        )
+    extra = sum(flag for flag in EXTRA_ROWS if extras.get(str(flag.name).lower()))
     per_class = average != "micro" and rank > 1
-    return Elements(ACTIVATIONS.index(activation), logit_scale, logit_offset, samplewise, per_class)
+    return Elements(
+        ACTIVATIONS.index(activation), logit_scale, logit_offset, samplewise, per_class,
+        ignore_index, label_smoothing, int(extra), focal_gamma,
+    )  # fmt: skip
 
 
 def _composed(
@@ -186,7 +248,7 @@ def for_sums(rank: int, **options: Any) -> Elements:
 def for_score(rank: int, **options: Any) -> tuple[Elements, Composed]:
     """The options of a loss that is any score of the sums."""
     given = {**LOSS, **options}
-    elements = _elements(rank, **_pick(SUMS, given))
+    elements = _elements(rank, **_pick(ELEMENTS, given))
     return elements, _composed(scores.LINKS, **_pick(Composed._fields, given))
 
 
@@ -196,7 +258,7 @@ def for_ratio(name: str, rank: int, **options: Any) -> tuple[Elements, Scoring]:
     given = {**ratio.defaults, **LOSS, **options}
     own = _pick(ratio.defaults, given)
     bounded(**own, smooth=given["smooth"])
-    elements = _elements(rank, **_pick(SUMS, given))
+    elements = _elements(rank, **_pick(ELEMENTS, given))
     words = _composed(_pick(LINKS, scores.LINKS), **_pick(Composed._fields, given))
     scoring = Scoring(
         *ratio.weights(**own), given["smooth"], words.gamma, LINKS.index(words.link),

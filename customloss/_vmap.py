@@ -9,6 +9,7 @@ from torch import Tensor
 
 from customloss import _autograd, _checks, _options, reference
 from customloss._options import Elements
+from customloss._words import TARGET
 
 
 def _batch_first(operands: Any, in_dims: Any, size: int) -> list[Tensor | None]:
@@ -20,14 +21,16 @@ def _batch_first(operands: Any, in_dims: Any, size: int) -> list[Tensor | None]:
             found.append(None)
             continue
         own = operand.movedim(dim, 0) if dim is not None else operand[None]
+        if len(found) == TARGET and own.dim() == rank:
+            own = own.unsqueeze(2)  # class numbers
         own = own.reshape(own.shape[0], *(1,) * (rank + 1 - own.dim()), *own.shape[1:])
         found.append(own.expand(size, *own.shape[1:]))
     return found
 
 
 def _vmapped_sums(info: Any, in_dims: Any, operands: Any, elements: Elements) -> Tensor:
-    """``[4, batch, samples, classes]`` in one pass: the vmapped dim tells groups apart as samples
-    do. Where samples are told apart too, both are flattened, else the sample dim is summed."""
+    """``[rows, batch, samples, classes]`` in one pass: the vmapped dim tells groups apart as
+    samples do. Where samples are told apart too, both are flattened, else they are summed."""
     size = info.batch_size
     batched = _batch_first(operands, in_dims, size)
     if elements.per_sample:
@@ -40,9 +43,10 @@ def _vmapped_sums(info: Any, in_dims: Any, operands: Any, elements: Elements) ->
         folded = [x.transpose(1, 2) if x is not None and x.dim() > 2 else x for x in batched]
     input, target, weight = folded
     assert input is not None and target is not None
-    _checks.tensors(input, target, weight, True, elements.per_class)
-    sums = _autograd.sums(input, target, weight, elements._replace(per_sample=True))
-    return sums.reshape(4, size, samples, sums.shape[-1])
+    elements = elements._replace(per_sample=True)
+    target = _checks.tensors(input, target, weight, elements)
+    sums = _autograd.sums(input, target, weight, elements)
+    return sums.reshape(-1, size, samples, sums.shape[-1])
 
 
 def ratio_loss(name: str) -> Callable[..., tuple[Tensor, int]]:

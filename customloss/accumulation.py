@@ -7,7 +7,6 @@ graph to add up the sums, then with one. See docs/distributed.md for costs and l
 
 from __future__ import annotations
 
-import copy
 from types import TracebackType
 
 import torch
@@ -67,8 +66,7 @@ class accumulate(distributed.Adder):
             )
         self._group = loss.options()["process_group"]
         self._size = distributed.group_size(self._group)
-        self._loss = copy.copy(loss)
-        vars(self._loss)["process_group"] = self
+        self._loss = loss.added_by(self)
         self._added = self._scored = 0
         self._adding = True
         self._whole: Tensor | None = None

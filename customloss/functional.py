@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from customloss import _checks, _options, reference, scores
-from customloss._loss import at, confusion_loss, prepared, ratio_loss, takes
+from customloss import _checks, _options, scores
+from customloss._loss import at, confusion_loss, ratio_loss, takes
 from customloss._options import Averaging, Grouping, Options
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Unpack
-
-
-class ConfusionSums(NamedTuple):
-    """Soft confusion sums, one number per group.
-
-    ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
-    """
-
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    tn: Tensor
 
 
 # ---- ratios --------------------------------------------------------------------------------------
@@ -55,14 +42,22 @@ def soft_f1_loss(
     Args:
         input: logits (or probabilities, ``activation="none"``), ``[N]``, ``[N, C]`` or
             ``[N, C, *spatial]``; float32, float64, float16 or bfloat16, any strides.
-        target: the shape of ``input``; bool, integer or float, soft labels in [0, 1] allowed.
+        target: the shape of ``input``; bool, integer or float, soft labels in [0, 1] allowed. Or
+            class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, of a signed integer or uint8.
         weight: per-element weight or mask, broadcastable to ``input``. Weight 0 removes an
             element, even a NaN.
         beta: the β of Fβ, >= 0; above 1 it favours recall.
         smooth: s, in units of elements, >= 0.
-        activation: ``"sigmoid"`` or ``"none"``.
+        activation: ``"sigmoid"``, ``"softmax"`` over dim 1, or ``"none"``.
         average: ``"macro"`` (a group per class, then the mean), ``"micro"`` (one group),
             ``"weighted"`` (macro weighted by support tp + fn) or ``"none"`` (classes are kept).
+        class_weight: a Tensor or sequence, one number per class of ``input``. Classes are averaged
+            with these weights (Σ w L / Σ w; times their support if ``average="weighted"``),
+            ``"micro"`` adds their sums up with them, and ``"none"`` multiplies each loss by its
+            weight. On a GPU pass a Tensor that is there: a sequence is copied at every call.
+        classes: the numbers of the classes that are scored, in the order that ``"none"`` keeps; a
+            softmax still runs over all of them.
+        include_background: False scores all classes but 0.
         samplewise: groups are also split along dim 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over what the average leaves.
         absent: what a group without a positive target contributes: ``"score"`` (the formula as it
@@ -72,8 +67,11 @@ def soft_f1_loss(
             ``"negative"`` -F.
         gamma: the exponent of ``link="focal"``, > 0; the slope at a perfect score is 0.
         logit_scale, logit_offset: p = sigmoid(logit_scale * (input - logit_offset)).
-        check_target: raise unless every target lies in [0, 1]; reads the tensor and waits for
-            its device.
+        ignore_index: targets of this value do not count, and their gradient is 0.
+        label_smoothing: ε in [0, 1): t becomes (1 - ε) t + ε / K, K the classes of a softmax or of
+            class numbers, else 2.
+        check_target: raise unless every target lies in [0, 1], or is the number of a class; reads
+            the tensor and waits for its device.
         process_group: the ranks that share the batch: their sums are added up in one collective,
             and the loss is that of the whole batch; see ``customloss.distributed``.
 
@@ -407,55 +405,3 @@ def _custom_f1(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, recall_weight:
     """``exp(-CustomF1Loss)``."""
     precision, recall = tp / (tp + fp + 1e-10), tp / (tp + fn + 1e-10)
     return scores.power(precision, 1 - recall_weight) * scores.power(recall, recall_weight)
-
-
-# ---- the sums ------------------------------------------------------------------------------------
-
-
-def confusion_sums(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    activation: str = "sigmoid",
-    average: str = "macro",
-    samplewise: bool = False,
-    logit_scale: float = 1.0,
-    logit_offset: float = 0.0,
-    dtype: torch.dtype | None = None,
-    check_target: bool = False,
-) -> ConfusionSums:
-    """The soft confusion sums of every group, differentiable: any score can be built on them.
-
-    The arguments are those of :func:`soft_f1_loss`; ``average="micro"`` pools the classes and any
-    other word keeps them apart.
-
-    Args:
-        dtype: of the sums. By default float64 for float64 input, else float32; they are added
-            up in float64 either way.
-
-    Returns:
-        ``(tp, fp, fn, tn)``, each a scalar, ``[C]``, ``[N]`` (samplewise micro) or ``[N, C]``.
-
-    Example::
-
-        tp, fp, fn, tn = customloss.confusion_sums(logits, target)
-        loss = 1 - (2 * tp / (2 * tp + fp + fn)).mean()
-    """
-    options = {
-        "activation": activation, "average": average, "samplewise": samplewise,
-        "logit_scale": logit_scale, "logit_offset": logit_offset,
-    }  # fmt: skip
-    prepared(input, target, weight, {"check_target": check_target})
-    _checks.sums_dtype(dtype)
-    try:
-        sums = torch.ops.customloss.confusion_sums(input, target, weight, **options)
-    except RuntimeError:
-        _checks.option_types(options, _options.SUMS)
-        raise
-    sums = sums.to(dtype or reference.accumulator(input))
-    if average == "micro" or input.dim() == 1:
-        sums = sums[:, :, 0]
-    if not samplewise:
-        sums = sums[:, 0]
-    return ConfusionSums(*sums.unbind(0))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from customloss import functional
+from customloss import _classes, functional
 from customloss._loss import Score, confusion_loss, score_name
 from customloss._options import Averaging, Grouping, Options
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 class Loss(nn.Module):
     """What the losses share: ``forward`` calls a function with the options, kept as attributes.
 
+    ``class_weight`` is kept as a buffer: it moves with ``.to()``, and is not in the state dict.
+
     Shape:
-        - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same; weight, if any,
-          broadcastable to them.
+        - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
+          ``[N, *spatial]``; weight, if any, broadcastable to the input.
         - output: a scalar, or what ``average``, ``samplewise`` and ``reduction="none"`` keep.
     """
 
@@ -50,7 +53,14 @@ class Loss(nn.Module):
                 known = ", ".join(self.defaults)
                 raise TypeError(f"{name}: no option of {type(self).__name__}; there are {known}")
         for name, value in {**self.defaults, **options}.items():
-            setattr(self, name, value)
+            weighs = name == "class_weight" and value is not None
+            if weighs or (name == "pos_weight" and isinstance(value, Sequence)):
+                value = _classes.as_tensor(name, value)
+            if isinstance(value, Tensor) or name == "class_weight":
+                # an option as the others are, so not in the state dict; but it moves with .to()
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
 
     def options(self) -> dict[str, Any]:
         """What the function is called with."""
@@ -59,13 +69,22 @@ class Loss(nn.Module):
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return type(self).function(input, target, weight, **self.options())
 
+    def added_by(self, adder: object) -> Loss:
+        """This loss with another ``process_group``, and with buffers that move by themselves."""
+        twin = copy.copy(self)
+        own = vars(twin)
+        own["process_group"] = adder  # not as a submodule
+        own["_buffers"] = dict(self._buffers)
+        return twin
+
     def extra_repr(self) -> str:
         """The options that are not at their defaults."""
-        changed = (
-            f"{name}={value!r}"
-            for name, value in self.options().items()
-            if value is not self.defaults[name] and value != self.defaults[name]
-        )
+        changed = []
+        for name, value in self.options().items():
+            if isinstance(value, Tensor):
+                changed.append(f"{name}={value.tolist()}")
+            elif value is not self.defaults[name] and value != self.defaults[name]:
+                changed.append(f"{name}={value!r}")
         return ", ".join(changed)
 
 
@@ -320,7 +339,9 @@ class ConfusionLoss(Loss):
         self.score = score  # a score that is itself a module becomes a part of this one
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        return confusion_loss(self.score, input, target, weight, **self.options())
+        function: Any = type(self).function
+        result: Tensor = function(self.score, input, target, weight, **self.options())
+        return result
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (score_name(self.score), super().extra_repr())))

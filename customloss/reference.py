@@ -1,140 +1,66 @@
 """The specification: every operator in plain PyTorch, written to be read, not to be fast.
 
 It judges the kernels, serves devices that have none, and is what ``torch.func`` transforms and
-second derivatives differentiate. It imports nothing of this package.
-
-All functions take tensors that were already checked: ``input`` and ``target`` of one shape
-``[N]``, ``[N, C]`` or ``[N, C, *spatial]``, ``weight`` broadcastable to it or None.
+second derivatives differentiate. It imports nothing of this package but its own first half, the
+sums of elements (``_reference_sums.py``); here they become losses.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-# -log(similarity) is evaluated with A tp + smooth no smaller than this.
-LOG_FLOOR = 1e-30
-
-
-class Probability(NamedTuple):
-    """``p``, its complement ``q = 1 - p`` without cancellation, and ``dp/dx``."""
-
-    p: Tensor
-    q: Tensor
-    slope: Tensor | float
-
-
-def accumulator(input: Tensor) -> torch.dtype:
-    """Half inputs are computed with in float32, everything else as it is."""
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
-def probability(input: Tensor, activation: str, scale: float, offset: float) -> Probability:
-    """``sigmoid(scale * (input - offset))``, or ``input`` itself for ``activation="none"``."""
-    x = input.to(accumulator(input))
-    if activation == "none":
-        return Probability(x, 1 - x, 1.0)
-    z = scale * (x - offset)
-    # autograd of y = sigmoid(z) is y (1 - y), which is 0 in float32 from z = 16.7 on: of the two
-    # only the smaller is made that way
-    negative = z < 0
-    small = torch.sigmoid(torch.where(negative, z, -z))
-    big = 1 - small
-    p, q = torch.where(negative, small, big), torch.where(negative, big, small)
-    return Probability(p, q, scale * (small * big))
-
-
-def _holes(input: Tensor, target: Tensor, weight: Tensor | None, activation: str) -> Tensor | None:
-    """Where weight 0 removes what gives no finite number: it leaks into no sum and no gradient."""
-    if weight is None:
-        return None
-    usable = ~input.isnan() if activation == "sigmoid" else input.isfinite()
-    return (weight == 0) & ~(usable & target.isfinite())
-
-
-def _filled(values: Tensor, holes: Tensor | None) -> Tensor:
-    """``values`` with zeros in the holes."""
-    return values if holes is None else torch.where(holes, torch.zeros_like(values), values)
-
-
-def group_dims(input: Tensor, per_sample: bool, per_class: bool) -> list[int]:
-    """The dimensions that are summed over."""
-    kept = ([0] if per_sample else []) + ([1] if per_class else [])
-    return [dim for dim in range(input.dim()) if dim not in kept]
-
-
-def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, int]:
-    """Samples and classes that are told apart: the shape of one sum."""
-    classes = input.shape[1] if per_class and input.dim() > 1 else 1
-    return (input.shape[0] if per_sample else 1), classes
-
-
-def confusion(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    activation: str,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-) -> Tensor:
-    """The soft confusion sums ``[4, samples, classes]``: tp, fp, fn, tn.
-
-    ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
-    """
-    holes = _holes(input, target, weight, activation)
-    p, q, _ = probability(_filled(input, holes), activation, scale, offset)
-    t = _filled(target.to(p.dtype), holes)
-    shares = _filled(torch.stack([t * p, (1 - t) * p, t * q, (1 - t) * q]), holes)
-    if weight is not None:
-        shares = shares * weight.to(p.dtype)
-    dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
-    sums = shares.sum(dims) if dims else shares
-    return sums.reshape(4, *group_shape(input, per_sample, per_class))
-
-
-def _spread(groups: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
-    """``[4, samples, classes]`` viewed so that it broadcasts against ``[4, *input.shape]``."""
-    shape = [1] * input.dim()
-    if per_sample:
-        shape[0] = groups.shape[1]
-    if per_class and input.dim() > 1:
-        shape[1] = groups.shape[2]
-    return groups.reshape(4, *shape)
-
-
-def confusion_backward(
-    grad_sums: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    wrt: str,
-    activation: str,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-) -> Tensor:
-    """The gradient by ``wrt`` given the gradient by the sums, in the shape of ``input``.
-
-    ``dL/dx = w dp/dx (t (g_tp - g_fn) + (1-t) (g_fp - g_tn))``
-    ``dL/dt = w (p (g_tp - g_fp) + (1-p) (g_fn - g_tn))``
-    ``dL/dw = t (p g_tp + (1-p) g_fn) + (1-t) (p g_fp + (1-p) g_tn)``
-    """
-    holes = _holes(input, target, weight, activation)
-    p, q, slope = probability(_filled(input, holes), activation, scale, offset)
-    t = _filled(target.to(p.dtype), holes)
-    spread = _spread(grad_sums.to(p.dtype), input, per_sample, per_class)
-    g_tp, g_fp, g_fn, g_tn = spread.unbind(0)
-    if wrt == "weight":
-        return _filled(t * (p * g_tp + q * g_fn) + (1 - t) * (p * g_fp + q * g_tn), holes)
-    w = torch.ones((), dtype=p.dtype, device=p.device) if weight is None else weight.to(p.dtype)
-    if wrt == "target":
-        return (w * (p * (g_tp - g_fp) + q * (g_fn - g_tn))).to(target.dtype)
-    return (w * slope * (t * (g_tp - g_fn) + (1 - t) * (g_fp - g_tn))).to(input.dtype)
+from customloss._reference_sums import (
+    EXTRA_ROWS as EXTRA_ROWS,
+)
+from customloss._reference_sums import (
+    LOG_FLOOR as LOG_FLOOR,
+)
+from customloss._reference_sums import (
+    Extra as Extra,
+)
+from customloss._reference_sums import (
+    Operands as Operands,
+)
+from customloss._reference_sums import (
+    Probability as Probability,
+)
+from customloss._reference_sums import (
+    accumulator as accumulator,
+)
+from customloss._reference_sums import (
+    confusion as confusion,
+)
+from customloss._reference_sums import (
+    confusion_backward as confusion_backward,
+)
+from customloss._reference_sums import (
+    group_dims as group_dims,
+)
+from customloss._reference_sums import (
+    group_shape as group_shape,
+)
+from customloss._reference_sums import (
+    is_class_index as is_class_index,
+)
+from customloss._reference_sums import (
+    log_losses as log_losses,
+)
+from customloss._reference_sums import (
+    operands as operands,
+)
+from customloss._reference_sums import (
+    power as power,
+)
+from customloss._reference_sums import (
+    probability as probability,
+)
+from customloss._reference_sums import (
+    rows as rows,
+)
+from customloss._reference_sums import (
+    shares as shares,
+)
 
 
 def similarity_loss(
@@ -151,7 +77,7 @@ def similarity_loss(
     Written with the misses ``B fp + C fn`` so that nothing cancels near a perfect score.
     An empty group that is predicted empty (0 / 0) has similarity 1 and gradient 0.
     """
-    tp, fp, fn, _ = sums
+    tp, fp, fn = sums[:3]
     hit = tp_weight * tp + smooth
     miss = fp_weight * fp + fn_weight * fn
     empty = (hit + miss) == 0
@@ -172,7 +98,7 @@ def similarity_loss(
 
 def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor]:
     """The loss of groups without a positive target, and which groups count in a mean."""
-    tp, fp, fn, tn = sums
+    tp, fp, fn, tn = sums[:4]
     missing = (tp + fn) == 0
     if absent == "skip":
         return torch.where(missing, torch.zeros_like(loss), loss), ~missing
@@ -201,19 +127,27 @@ def average_groups(
     average: str,
     samplewise: bool,
     reduction: str,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
     """Losses ``[..., samples, classes]`` to what the caller asked for.
 
     First over the classes of a sample (``"macro"`` and ``"micro"`` a mean, ``"weighted"`` by
-    support tp + fn, ``"none"`` not at all), then ``reduction`` over what is left.
+    support tp + fn, ``"none"`` not at all), then ``reduction`` over what is left. Means are
+    weighted by ``class_weight``, and so are losses that are kept or added up.
     """
     weight = counted.to(loss.dtype)
+    if class_weight is not None:
+        weight = weight * class_weight
     if average == "weighted":
         weight = weight * (sums[0] + sums[2])
     left = 2
     if average != "none":
         loss, counted = _mean(loss, weight)
         left = 1
+    elif class_weight is not None and reduction == "mean":
+        return _mean(loss.flatten(-2), weight.expand(loss.shape).flatten(-2))[0]
+    elif class_weight is not None:
+        loss = loss * class_weight
     if reduction == "none":
         return loss if samplewise else loss.squeeze(-left)
     loss, counted = loss.flatten(-left), counted.flatten(-left)
@@ -236,12 +170,17 @@ def soft_f1(
     gamma: float = 1.0,
     logit_scale: float = 1.0,
     logit_offset: float = 0.0,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The soft-Fβ loss ``1 - ((1+β²) tp + s) / ((1+β²) tp + β² fn + fp + s)``."""
     per_class = average != "micro" and input.dim() > 1
+    if target.dim() < input.dim():  # class numbers
+        target = target.unsqueeze(1)
     sums = confusion(
-        input, target, weight, activation, logit_scale, logit_offset, samplewise, per_class
-    )
+        input, target, weight, activation, logit_scale, logit_offset, samplewise, per_class,
+        ignore_index, label_smoothing,
+    )  # fmt: skip
     loss = similarity_loss(sums, 1 + beta**2, 1.0, beta**2, smooth, link, gamma)
     loss, counted = with_absent(loss, sums, absent)
     loss = average_groups(loss, sums, counted, average, samplewise, reduction)

@@ -11,22 +11,29 @@ after whose installation ``customloss.loss("recall_at_90")`` works; see examples
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
-from customloss import modules
+from customloss import compound, extended, modules
 from customloss._loss import Score, score_name
 
 ENTRY_POINTS = "customloss.scores"
 
-# "soft_f1" of SoftF1Loss, whose function is soft_f1_loss; ConfusionLoss needs a score
-LOSSES: dict[str, type[modules.Loss]] = {
-    cls.function.__name__.removesuffix("_loss"): cls
-    for cls in vars(modules).values()
-    if isinstance(cls, type)
-    and issubclass(cls, modules.Loss)
-    and "function" in vars(cls)
-    and cls is not modules.ConfusionLoss
-}
+
+def _losses_of(*files: ModuleType) -> dict[str, type[modules.Loss]]:
+    """``"soft_f1"`` of SoftF1Loss, whose function is soft_f1_loss; but none that needs a score."""
+    return {
+        cls.function.__name__.removesuffix("_loss"): cls
+        for file in files
+        for cls in vars(file).values()
+        if isinstance(cls, type)
+        and issubclass(cls, modules.Loss)
+        and "function" in vars(cls)
+        and not issubclass(cls, modules.ConfusionLoss)
+    }
+
+
+LOSSES = _losses_of(modules, extended, compound)
 
 _registered: dict[str, Score] = {}
 

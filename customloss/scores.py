@@ -3,7 +3,8 @@
 Every score takes ``tp, fp, fn, tn`` of one shape ``[samples, classes]``, one number per group, and
 returns the similarity of every group: 1 is perfect. It is ordinary differentiable PyTorch, so a
 score of your own is a function like these, for :class:`customloss.ConfusionLoss`. The sums are
-float64, so ``1 - score`` keeps its digits. This module imports nothing of the package.
+float64, so ``1 - score`` keeps its digits. One that needs other sums too says so with :func:`uses`.
+This module imports nothing of the package.
 
 Where numerator and denominator are both 0, nothing was missed: the ratio is 1, its gradient 0.
 ``smooth`` is added to both of them, in units of elements.
@@ -12,6 +13,9 @@ Where numerator and denominator are both 0, nothing was missed: the ratio is 1, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +32,63 @@ LINKS = {
     "log_cosh": False,
     "log_power": True,
 }
+
+# the sums that a score can ask for beside tp, fp, fn and tn, and the arguments it then gets
+SUMS = {
+    "log_loss": ("log_loss_pos", "log_loss_neg"),
+    "squares": ("p2", "t2", "tp2"),
+    "distance": ("distance",),
+    "focal": ("focal",),
+    "hard": ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
+}
+_S = TypeVar("_S", bound=Callable[..., Any])
+
+
+def uses(*words: str) -> Callable[[_S], _S]:
+    """Declares what else a score is made of: it gets these sums as keyword arguments.
+
+    ==============  ==============================================================================
+    ``"log_loss"``  ``log_loss_pos`` Σ w t (-log p), ``log_loss_neg`` Σ w (1-t) (-log (1-p)); the
+                    second is 0 for ``activation="softmax"``
+    ``"squares"``   ``p2`` Σ w p², ``t2`` Σ w t², ``tp2`` Σ w t p²
+    ``"distance"``  ``distance`` Σ w |p - t|
+    ``"focal"``     ``focal`` Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))], γ = 2 or what
+                    ``compound_loss`` is told; softmax has no second term
+    ``"hard"``      ``hard_tp``, ``hard_fp``, ``hard_fn``, ``hard_tn`` of the decision (p > 1/2, or
+                    the largest of a softmax), without gradient by the input
+    ==============  ==============================================================================
+
+    Each costs a little in the one pass that is made anyway. The decorator goes on a function, a
+    class with ``__call__``, or an ``nn.Module`` class; a ``functools.partial`` of it is as good.
+
+    Raises:
+        ValueError: another word.
+
+    Example::
+
+        @customloss.scores.uses("squares")
+        def cosine(tp, fp, fn, tn, *, p2, t2, tp2):
+            return tp / (p2 * t2).sqrt()
+
+        criterion = customloss.ConfusionLoss(cosine)
+    """
+    for word in words:
+        if word not in SUMS:
+            raise ValueError(f"uses: expected one of {tuple(SUMS)}, got {word!r}")
+
+    def decorate(score: _S) -> _S:
+        score.uses_sums = words  # type: ignore[attr-defined]
+        return score
+
+    return decorate
+
+
+def used_by(score: Callable[..., Any]) -> tuple[str, ...]:
+    """The words that :func:`uses` put on a score."""
+    while isinstance(score, partial):
+        score = score.func
+    found: tuple[str, ...] = getattr(score, "uses_sums", ())
+    return found
 
 
 def ratio(hit: Tensor, whole: Tensor) -> Tensor:
@@ -116,6 +177,69 @@ def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.
 def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
     """``(tn + s) / (tn + fp + s)``, the true negative rate: the recall of the negatives."""
     return recall(tn, fn, fp, tp, smooth=smooth)
+
+
+# ---- ratios of other sums ------------------------------------------------------------------------
+
+
+@uses("squares")
+def squared_dice(
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    p2: Tensor,
+    t2: Tensor,
+    tp2: Tensor,
+    smooth: float = 0.0,
+) -> Tensor:
+    """``(2 tp + s) / (Σp² + Σt² + s)``: V-Net's Dice, 1 at soft labels p = t. Milletari 2016."""
+    return ratio(2 * tp + smooth, p2 + t2 + smooth)
+
+
+@uses("distance")
+def semimetric_tversky(
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    distance: Tensor,
+    fp_weight: float = 0.5,
+    fn_weight: float = 0.5,
+    smooth: float = 0.0,
+) -> Tensor:
+    """Tversky of ``tp' = (P + T - A) / 2``, ``fp' = P - tp'``, ``fn' = T - tp'``: 1 at soft labels
+    p = t, and with hard labels the same as ever. P = Σp, T = Σt, A = Σ |p - t|. Wang 2023.
+
+    In [0, 1], tp' = Σ min(p, t), fp' = Σ max(p - t, 0) and fn' = Σ max(t - p, 0).
+    """
+    # no less than 0, and |fp' - fn'| no more than A: what rounding says beyond has no gradient
+    hit = tp + 0.5 * (fp + fn - distance).clamp_min(0) + smooth
+    miss = 0.5 * (fp_weight + fn_weight) * distance  # fp' + fn' = A, without cancellation
+    if fp_weight != fn_weight:
+        skew = torch.minimum(torch.maximum(fp - fn, -distance), distance)
+        miss = miss + 0.5 * (fp_weight - fn_weight) * skew
+    return ratio(hit, hit + miss)
+
+
+@uses("distance")
+def semimetric_jaccard(
+    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: float = 0.0
+) -> Tensor:
+    """``(P + T - A + 2s) / (P + T + A + 2s)``: the Jaccard metric, for soft labels. Wang 2023."""
+    return semimetric_tversky(
+        tp, fp, fn, tn, distance=distance, fp_weight=1.0, fn_weight=1.0, smooth=smooth
+    )
+
+
+@uses("distance")
+def semimetric_dice(
+    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: float = 0.0
+) -> Tensor:
+    """``(P + T - A + s) / (P + T + s)``: the Dice semimetric, for soft labels. Wang 2023."""
+    return semimetric_tversky(tp, fp, fn, tn, distance=distance, smooth=smooth / 2)
 
 
 # ---- means of ratios -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -58,8 +57,7 @@ class StreamingLoss(nn.Module, distributed.Adder):
             raise ValueError(f"decay: expected a number < 1, got {decay}")
         self.decay = decay
         self._group = options["process_group"]
-        self.loss = copy.copy(loss)
-        vars(self.loss)["process_group"] = self  # not as a submodule
+        self.loss = loss.added_by(self)
         self.register_buffer("average", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
 

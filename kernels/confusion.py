@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from customloss import reference
 from customloss._words import ABSENT, ACTIVATIONS, AVERAGES, INPUT, REDUCTIONS, TARGET, WEIGHT
 
+from . import pixel as _pixel
 from . import score as _score
 from .element import groups_of, number, offsets, probability, tile_rows, weigh
 from .layout import Plan, Strided, plan
@@ -363,8 +365,18 @@ def confusion(
     offset: float,
     per_sample: bool,
     per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
 ) -> Tensor:
     """See ``customloss::confusion``."""
+    if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
+        with _on(input):
+            return _pixel.confusion(
+                input, target, weight, activation, scale, offset, per_sample,
+                per_class and input.dim() > 1, ignore_index, label_smoothing, extra, focal_gamma,
+            )  # fmt: skip
     with _on(input):
         how, partials = _partials(
             input, target, weight, activation, scale, offset, per_sample, per_class, True
@@ -381,6 +393,10 @@ def confusion_score(
     offset: float,
     per_sample: bool,
     per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
     tpweight: float,
     fpweight: float,
     fnweight: float,
@@ -397,15 +413,22 @@ def confusion_score(
     )
     with_tn = absent == ABSENT.index("penalize")  # nothing else depends on it
     with _on(input):
-        how, partials = _partials(
-            input, target, weight, activation, scale, offset, per_sample, per_class, with_tn
-        )
+        if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
+            samples, classes, partials = _pixel.partials(
+                input, target, weight, with_tn, activation, scale, offset, per_sample,
+                per_class and input.dim() > 1, ignore_index, label_smoothing, extra, focal_gamma,
+            )  # fmt: skip
+        else:
+            how, partials = _partials(
+                input, target, weight, activation, scale, offset, per_sample, per_class, with_tn
+            )
+            samples, classes = how.samples, how.classes
         kept = []
         if reduction == REDUCTIONS.index("none"):
-            kept += [how.samples] if per_sample else []
-            kept += [how.classes] if per_class and average == AVERAGES.index("none") else []
-        loss = partials.new_empty(kept)
-        coefficients = _score.score(partials, how.samples, how.classes, scoring, loss)
+            kept += [samples] if per_sample else []
+            kept += [classes] if per_class and average == AVERAGES.index("none") else []
+        loss = partials.new_empty(kept, dtype=reference.accumulator(input))
+        coefficients = _score.score(partials, samples, classes, scoring, loss)
     return loss, coefficients
 
 
@@ -421,6 +444,10 @@ def confusion_backward(
     offset: float,
     per_sample: bool,
     per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
 ) -> Tensor:
     """See ``customloss::confusion_backward``."""
     if wrt == WEIGHT:
@@ -430,16 +457,25 @@ def confusion_backward(
         out = torch.empty_like(input if wrt == INPUT else target)
     if not out.numel():
         return out
-    operands = (_strided(input), _strided(target), _strided(weight), _strided(out))
-    how = plan(operands, per_sample, per_class and input.dim() > 1)
     grad_strides = (0, 0)
     if grad is not None and grad.dim() == 1:
         grad_strides = (grad.stride(0), 0) if per_sample else (0, grad.stride(0))
     elif grad is not None and grad.dim() == 2:
         grad_strides = (grad.stride(0), grad.stride(1))
+    coefficients = coefficients.contiguous()
+    if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
+        with _on(input):
+            _pixel.backward(
+                out, grad, grad_strides, coefficients, input, target, weight, wrt, activation,
+                scale, offset, per_sample, per_class and input.dim() > 1, ignore_index,
+                label_smoothing, extra, focal_gamma,
+            )  # fmt: skip
+        return out
+    operands = (_strided(input), _strided(target), _strided(weight), _strided(out))
+    how = plan(operands, per_sample, per_class and input.dim() > 1)
     with _on(input):
         gradient_kernel[(how.chunks * how.column_tiles,)](
-            out, grad, coefficients.contiguous(), input, target, weight, scale, offset,
+            out, grad, coefficients, input, target, weight, scale, offset,
             *grad_strides, how.groups, how.classes, how.column_tiles, how.reduced, how.tiles,
             how.pieces, how.per_chunk, how.sizes, *how.strides,
             WRT=wrt, **_constants(how, input, target, activation, scale, offset),

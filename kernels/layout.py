@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 TILE = 1024  # elements of a tile: eight for each of 128 threads, 16 bytes of float16
@@ -24,6 +24,13 @@ MOST_PARTIALS = 32768  # floats of one sum that all programs together leave behi
 FEWEST_PROGRAMS, MOST_PROGRAMS = 1024, 4096  # where the input is large enough for them
 MOST_TILES = 256  # float32 additions per accumulator
 INT32_LIMIT = 2**31 - 2**16
+
+PIXEL_TILE = 2048  # elements of a tile whose classes are read together, sixteen for each thread
+LOOPED_TILE = 4096  # of one that keeps no accumulators
+MOST_CLASSES = 32  # of a softmax whose pixels fit the registers
+PLANES = 4  # classes of a planar tile that need not all be in it
+LOOPED_PLANES = 8  # of one that walks over more
+LOOPED_PIXELS = 128 * 1024  # bytes of logits that a walk leaves in the caches for the next one
 
 # shape and strides of an operand, None where it is absent
 Strided = tuple[Sequence[int], Sequence[int]] | None
@@ -174,4 +181,115 @@ def plan(operands: tuple[Strided, ...], per_sample: bool, per_class: bool) -> Pl
         pieces=pieces,
         per_chunk=per_chunk,
         column_tiles=column_tiles,
+    )
+
+
+class PixelPlan(NamedTuple):
+    """As Plan, for kernels that read the classes of a pixel together; a tile is rows x cols of
+    pixels and classes, of one sample."""
+
+    samples: int
+    classes: int
+    sizes: tuple[int, ...]
+    reduced: int
+    strides: tuple[tuple[int, ...], ...]
+    rows: int
+    cols: int
+    split: bool
+    even: bool  # every tile is full of pixels
+    long: bool
+    tiles: int  # of a sample
+    pieces: int
+    per_chunk: int
+    class_tiles: int
+    looped: bool  # a program walks over the classes: they do not fit a tile
+    aligned: int  # pixels start at multiples of so many elements, where that has to be said
+
+    @property
+    def chunks(self) -> int:
+        """Programs that share a class of a sample."""
+        return ceil_div(self.tiles, self.per_chunk)
+
+    @property
+    def programs(self) -> int:
+        return self.samples * self.chunks * self.class_tiles
+
+
+def _pixel_tile(
+    layout: Layout, extent: int, softmax: bool, sums: int, size: int
+) -> tuple[int, int, bool]:
+    """Pixels and classes of a tile, for ``extent`` pixels that can share one, and whether the
+    classes are walked over."""
+    most = power_of_2(extent)
+    classes = power_of_2(layout.cls.size)
+    wide = size > 4
+    if softmax and classes > MOST_CLASSES // (2 if wide else 1):
+        cols = 2 * CLASS_RUN if layout.interleaved else LOOPED_PLANES
+        # more registers would spill, where reductions cross threads or there is more to add up
+        elements = LOOPED_TILE // (2 if wide else 1)
+        elements = elements // (2 if layout.interleaved else 1) // (4 if sums > 4 else 1)
+        cached = max(LOOPED_PIXELS // (layout.cls.size * size), 16)
+        rows = min(elements // cols, 1 << (cached.bit_length() - 1), most)
+        return rows, min(classes, elements // rows, MOST_COLUMNS), True
+    elements = PIXEL_TILE // (1 if sums <= 4 else 2 if sums <= 8 else 4) // (2 if wide else 1)
+    if layout.interleaved and classes < 4:
+        elements //= 2  # more addresses for each element
+    if not softmax:
+        cols = min(classes, CLASS_RUN if layout.interleaved else PLANES)
+        return min(elements // cols, most), cols, False
+    # a thread of a planar tile has all classes of its pixels: nothing to exchange
+    least = 128 if sums <= 4 and not layout.interleaved else 1
+    return min(max(elements // classes, least), most), classes, False
+
+
+def _alignment(classes: int, pitches: list[int]) -> int:
+    """A compiler sees for itself what is a multiple of 16, and nothing less."""
+    if all(pitch % 16 == 0 for pitch in pitches):
+        return 1
+    return gcd(4, classes, *pitches)
+
+
+@lru_cache(maxsize=1024)
+def pixel_plan(
+    operands: tuple[Strided, ...], per_sample: bool, softmax: bool, sums: int, size: int
+) -> PixelPlan:
+    """How to run over ``operands``, whose first is the input of ``size`` bytes an element, with
+    ``sums`` accumulators for each element of a tile."""
+    layout = make_layout(operands, per_sample, True)
+    axes = layout.reduced
+    reduced, inner = prod(axis.size for axis in axes), axes[-1].size
+    samples, classes = layout.sample.size, layout.cls.size
+    split = len(axes) == 1 or inner >= SHORT_AXIS
+    extent = inner if split else reduced
+    rows, cols, looped = _pixel_tile(layout, extent, softmax, sums, size)
+    pieces = ceil_div(extent, rows)
+    tiles = reduced // inner * pieces if split and inner else pieces
+    class_tiles = 1 if softmax else ceil_div(classes, cols)
+    programs = min(max(MOST_PARTIALS // cols, FEWEST_PROGRAMS), MOST_PROGRAMS)
+    per_chunk = min(max(1, ceil_div(samples * tiles * class_tiles, programs)), MOST_TILES)
+    every = (layout.sample, layout.cls, *axes)
+    span = max(
+        sum(max(axis.size - 1, 0) * abs(axis.strides[k]) for axis in every)
+        for k in range(len(operands))
+    )
+    written = (0, 3) if len(operands) > 3 else (0,)
+    pitches = [axis.strides[k] for axis in (layout.sample, *axes) for k in written]
+    together = all(layout.cls.strides[k] == 1 for k in written)
+    return PixelPlan(
+        samples=samples,
+        classes=classes,
+        sizes=tuple(axis.size for axis in axes),
+        reduced=reduced,
+        strides=tuple(tuple(axis.strides[k] for axis in every) for k in range(len(operands))),
+        rows=rows,
+        cols=cols,
+        split=split,
+        even=extent % rows == 0,
+        long=max(span, samples * reduced * (classes + cols)) >= INT32_LIMIT,
+        tiles=tiles,
+        pieces=pieces,
+        per_chunk=1 if looped else per_chunk,
+        class_tiles=class_tiles,
+        looped=looped,
+        aligned=_alignment(classes, pitches) if layout.interleaved and together else 1,
     )

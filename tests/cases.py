@@ -7,12 +7,13 @@ backends, see the same numbers. :func:`sample_inputs` yields the built samples.
 The sizes are chosen for the edges of the CPU kernel, which any other kernel has in some form:
 a block is 1024 elements, a unit of work 65536; innermost axes below 64 are gathered; rows of C
 classes are folded ``1024 // C`` to a block and cut into bands of about ``65536 / C`` rows.
+The cases of softmax and class numbers are in pixel_cases.py.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -42,7 +43,10 @@ LAYOUTS = (
     "expanded_class",
 )
 # Shapes of a weight, by the dimensions in which it follows the input; "full" follows all.
-WEIGHTS = ("full", "mask", "class", "sample", "last", "scalar", "ones_rank")
+WEIGHTS = ("full", "mask", "class", "sample", "pixel", "last", "scalar", "ones_rank")
+# What the target says: "dense" of every element by itself; "numbers" [N, *spatial] and "column"
+# [N, 1, *spatial] name the class of a pixel, "onehot" does so densely, "shares" add up to 1.
+KINDS = ("dense", "numbers", "column", "onehot", "shares")
 
 
 class Sample(NamedTuple):
@@ -63,7 +67,9 @@ class Sample(NamedTuple):
         def widen(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.detach().double().contiguous()
 
-        return Sample(widen(self.input), widen(self.target), widen(self.weight), self.options)
+        numbers = self.target.shape != self.input.shape  # of classes: they stay integers
+        target = self.target.contiguous() if numbers else widen(self.target)
+        return Sample(widen(self.input), target, widen(self.weight), self.options)
 
 
 def short(dtype: torch.dtype) -> str:
@@ -114,12 +120,14 @@ def _poisoned(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def weight_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     rank = len(shape)
-    if kind in ("full", "mask"):
+    if kind in ("full", "mask") or (kind == "pixel" and rank == 1):
         return shape
     if kind == "class" and rank > 1:
         return (shape[1], *(1,) * (rank - 2))
     if kind == "sample":
         return (shape[0], *(1,) * (rank - 1))
+    if kind == "pixel":
+        return (shape[0], 1, *shape[2:])
     if kind == "last":
         return shape[-1:]
     if kind == "ones_rank":
@@ -137,6 +145,7 @@ class Case:
     layout: str = "contiguous"
     target_layout: str | None = None  # None: that of the input
     target: torch.dtype | None = torch.bool  # None: soft labels in the dtype of the input
+    kind: str = "dense"
     weight: str | None = None
     weight_dtype: torch.dtype | None = None  # None: that of the input
     weight_layout: str = "contiguous"
@@ -161,11 +170,7 @@ class Case:
         input = 2 * torch.randn(self.shape, generator=generator, dtype=torch.float64)
         if self.options.get("activation") == "none":
             input = input.sigmoid()
-        # a third of the targets positive, so that no usual group is without one
-        if self.target is None or self.target.is_floating_point:
-            target = uniform(self.shape).to(self.target or dtype)
-        else:
-            target = (uniform(self.shape) < 0.35).to(self.target)
+        target = self._target(uniform, self.target or dtype)
         weight = None
         if self.weight is not None:
             weight = 2 * uniform(weight_shape(self.weight, self.shape))
@@ -183,6 +188,33 @@ class Case:
                 if other is not None and other.is_floating_point():
                     other.requires_grad_()
         return Sample(input, target, weight, dict(self.options))
+
+    def _target(self, uniform: Callable[[tuple[int, ...]], Tensor], dtype: torch.dtype) -> Tensor:
+        """Some of it is ``ignore_index``, where there is one; some class numbers are no class's."""
+        shape, ignored = self.shape, self.options.get("ignore_index")
+        if self.kind != "dense":
+            shape = shape[:1] + shape[2:]
+        if self.kind == "shares":
+            target = uniform(self.shape) ** 2
+            return (target / target.sum(1, keepdim=True)).to(dtype)
+        if self.kind != "dense":
+            target = (uniform(shape) * self.shape[1]).long()
+            if self.kind == "onehot":
+                return torch.nn.functional.one_hot(target, self.shape[1]).movedim(-1, 1).to(dtype)
+            stray = torch.tensor([-1, self.shape[1], 2 * self.shape[1]])
+            stray = stray[(uniform(shape) * 3).long()]
+            target = torch.where(uniform(shape) < 0.15, stray, target)
+            target = target.unsqueeze(1) if self.kind == "column" else target
+            dtype = torch.int64 if self.target in (None, torch.bool) else dtype
+        elif self.target is None or self.target.is_floating_point:
+            target = uniform(shape)
+        else:
+            # a third of the targets positive, so that no usual group is without one
+            target = uniform(shape) < 0.35
+        if ignored is not None:
+            some = uniform(tuple(target.shape)) < 0.15
+            target = torch.where(some, torch.tensor(ignored), target)
+        return target.to(dtype)
 
 
 # ---- sizes: each with its reason -----------------------------------------------------------------

@@ -8,9 +8,10 @@ import torch
 from cases import Sample
 from torch import Tensor
 
-from customloss import reference
+from customloss import _options, reference
 
 soft_f1 = torch.ops.customloss.soft_f1
+confusion_sums = torch.ops.customloss.confusion_sums
 
 # The relative error of an element whose arithmetic is in this dtype: a sigmoid (2e-7 in float32),
 # a few products. Sums are float64, or float32 over runs of 1024.
@@ -45,13 +46,15 @@ def assert_near(
     assert actual.shape == expected.shape, f"{what}: {actual.shape} != {expected.shape}"
     relative = ARITHMETIC[arithmetic]
     rounding, least = ROUNDING[actual.dtype]
+    most = torch.finfo(actual.dtype).max
     actual, expected = actual.detach().double(), expected.detach()
+    expected = torch.where(expected.abs() > most, expected * torch.inf, expected)
     if magnitude is None:
         finite = expected[torch.isfinite(expected)].abs()
         magnitude = 0.1 * float(finite.max()) if finite.numel() else 0.0
     if isinstance(magnitude, Tensor):
-        # what the terms explain is taken off, and the rest judged as usual
-        allowed = (relative * magnitude).expand(expected.shape)
+        # what the terms and then the last rounding explain is taken off, the rest judged as usual
+        allowed = (relative * magnitude + least).expand(expected.shape) + rounding * expected.abs()
         close = (actual - expected).abs() <= allowed
         actual = torch.where(close, expected, actual)
         magnitude = 0.0
@@ -99,26 +102,43 @@ class Judgement(NamedTuple):
     terms: list[Tensor]
 
 
+def elements_of(sample: Sample) -> tuple[Any, ...]:
+    """What ``reference.confusion`` takes beside the operands."""
+    options = sample.options
+    extra = sum(flag for flag in reference.Extra if options.get(str(flag.name).lower()))
+    return (
+        options.get("activation", "sigmoid"),
+        options.get("logit_scale", 1.0),
+        options.get("logit_offset", 0.0),
+        options.get("samplewise", False),
+        options.get("average", "macro") != "micro" and sample.input.dim() > 1,
+        options.get("ignore_index"),
+        options.get("label_smoothing", 0.0),
+        int(extra),
+        options.get("focal_gamma", 2.0),
+    )
+
+
+def judging(sample: Sample) -> Sample:
+    """In float64, class numbers as the reference takes them."""
+    wide = sample.as_double()
+    numbers = wide.target.dim() < wide.input.dim()
+    return wide._replace(target=wide.target.unsqueeze(1)) if numbers else wide
+
+
+def reference_sums(sample: Sample) -> Tensor:
+    return reference.confusion(*judging(sample).operands, *elements_of(sample))
+
+
 def reference_gradients(sample: Sample, grad: Tensor | None = None) -> Judgement:
     """As :func:`differentiated`, by the reference in float64, of the operands that float.
 
     By the formulas of ``reference.confusion_backward``: autograd of a sigmoid is p (1 - p), which
-    is off by 1e-16 / (1 - p). The terms are what an element would be if all it is the sum of had
-    one sign and the largest derivative of its group: they may cancel altogether (one weight for
-    all changes nothing) and are rounded before they do.
+    is off by 1e-16 / (1 - p).
     """
-    input, target, weight = sample.as_double().operands
     options = {"average": "macro", "samplewise": False, "beta": 1.0, **sample.options}
     average, samplewise, squared = options["average"], options["samplewise"], options["beta"] ** 2
-    per_class = average != "micro" and input.dim() > 1
-    elements = (
-        options.get("activation", "sigmoid"),
-        options.get("logit_scale", 1.0),
-        options.get("logit_offset", 0.0),
-        samplewise,
-        per_class,
-    )
-    sums = reference.confusion(input, target, weight, *elements).requires_grad_()
+    sums = reference_sums(sample).requires_grad_()
     loss = reference.similarity_loss(
         sums, 1 + squared, 1.0, squared, options.get("smooth", 0.0),
         options.get("link", "complement"), options.get("gamma", 1.0),
@@ -130,33 +150,104 @@ def reference_gradients(sample: Sample, grad: Tensor | None = None) -> Judgement
     loss = loss.reshape(reference_loss(sample).shape)
     grad = outer_gradient(loss) if grad is None else grad.double()
     (by_sums,) = torch.autograd.grad(loss, sums, grad)
-
     # a class weighted by its support moves every other class of its sample
     size = by_sums.abs().amax((0, 2) if average == "weighted" else 0, keepdim=True)
-    size = size.expand(sums.shape)
-    none = torch.zeros_like(size[0])
-    one_sign = {
-        "input": torch.stack([2 * size[0], 2 * size[0], none, none]),
-        "target": torch.stack([2 * size[0], none, 2 * size[0], none]),
-        "weight": size,
-    }
+    return Judgement(loss.detach(), *_by_operands(sample, by_sums, size.expand(by_sums.shape)))
+
+
+def reference_sums_gradients(sample: Sample, grad: Tensor) -> Judgement:
+    """The same of ``confusion_sums``."""
+    return Judgement(reference_sums(sample), *_by_operands(sample, grad, grad.abs()))
+
+
+def _by_operands(
+    sample: Sample, by_sums: Tensor, size: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients and the size of their terms, given those of the sums.
+
+    The terms are what an element would be if all it is the sum of had one sign and the derivatives
+    of its group were of this size: they may cancel altogether (one weight for all changes nothing)
+    and are rounded before they do.
+    """
+    operands, elements = judging(sample).operands, elements_of(sample)
+
+    def backward(factors: Tensor, wrt: str) -> Tensor:
+        return reference.confusion_backward(factors, *operands, wrt, *elements)
+
     gradients, terms = [], []
-    for wrt, operand in zip(one_sign, sample.operands):
+    for wrt, operand in zip(("input", "target", "weight"), sample.operands):
         if operand is None or not operand.is_floating_point():
             continue
-        for found, factors in ((gradients, by_sums), (terms, one_sign[wrt])):
-            result = reference.confusion_backward(factors, input, target, weight, wrt, *elements)
-            found.append(result.sum_to_size(operand.shape))
-    return Judgement(loss.detach(), gradients, [each.abs() for each in terms])
+        gradients.append(backward(by_sums, wrt).sum_to_size(operand.shape))
+        if wrt == "input" and elements[0] == "softmax":
+            own = _softmax_terms(operands, elements, size)
+        elif wrt == "weight":
+            own = backward(size, wrt).abs()
+        else:
+            own = sum(backward(part, wrt).abs() for part in _of_one_sign(size, wrt, elements[-2]))
+        terms.append(own.sum_to_size(operand.shape))
+    return gradients, terms
+
+
+def _of_one_sign(size: Tensor, wrt: str, extra: int) -> list[Tensor]:
+    """Derivatives by the sums, in parts in which nothing cancels: by a logit, tp and fn have
+    opposite signs, by a target tp and fp."""
+    names = reference.rows(extra)
+    groups = [("tp", "fp"), ("fn", "tn")] if wrt == "input" else [("tp", "fn"), ("fp", "tn")]
+    groups += [("p2", "t2", "tp2")] + [
+        (name,) for name in names[4:] if name not in ("p2", "t2", "tp2")
+    ]
+    parts = []
+    for group in groups:
+        kept = torch.tensor([name in group for name in names])
+        if kept.any():
+            parts.append(torch.where(kept[:, None, None], size, torch.zeros_like(size)))
+    return parts
+
+
+def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Tensor:
+    """A logit moves every class of its pixel: p_k q_k times the largest slope, and log-losses."""
+    activation, scale, offset, _, _, *target_options, extra, gamma = elements
+    x, t, w, holes = reference.operands(*operands, activation, *target_options)
+    g = size.reshape(*size.shape, *(1 for _ in x.shape[2:]))
+    g = dict(zip(reference.rows(extra), g.unbind(0)))
+    p, q, _ = reference.probability(x, activation, scale, offset)
+    zero = torch.zeros_like(p)
+    slope = torch.stack([g[name] for name in ("tp", "fp", "fn", "tn")]).amax(0) + zero
+    slope = slope + 2 * p * (g.get("p2", zero) + t * g.get("tp2", zero)) + g.get("distance", zero)
+    log = -torch.nn.functional.log_softmax(scale * (x - offset), 1)
+    h = t * g.get("log_loss_pos", zero)
+    more = reference.power(q, gamma) + gamma * p * log * reference.power(q, gamma - 1)
+    h = h + t * g.get("focal", zero) * torch.where(t > 0, more, zero)
+    weight = torch.ones_like(p) if w is None else w.abs()
+    slope, h = (weight * slope).amax(1, keepdim=True), weight * h
+    total = 2 * p * q * slope + p * h.sum(1, keepdim=True) + q * h
+    # z is rounded before it becomes an exponent: a relative error of |z| / 2^24 of all
+    rounded = 1 + 0.06 * (scale * (x - offset)).abs().amax(1, keepdim=True)
+    total = abs(scale) * rounded * total
+    return total if holes is None else total.masked_fill(holes, 0)
 
 
 def assert_right(op: Any, sample: Sample, grad: Tensor | None = None) -> None:
     """Value and every gradient of ``op`` are those of the reference."""
     loss, gradients = differentiated(op, sample, grad)
-    expected = reference_gradients(sample, grad)
-    arithmetic = sample.input.dtype
     assert loss.dtype == reference.accumulator(sample.input)
-    assert_near(loss, expected.loss, arithmetic, "loss")
+    _compare(sample, loss, gradients, reference_gradients(sample, grad))
+
+
+def assert_sums_right(sample: Sample, **extras: Any) -> None:
+    """The sums, the further ones that are asked for, and every gradient through them."""
+    own = {name: value for name, value in sample.options.items() if name in _options.SUMS}
+    sample = sample._replace(options={**own, **extras})
+    grad = outer_gradient(reference_sums(sample)) - 1  # of either sign
+    sums, gradients = differentiated(confusion_sums, sample, grad)
+    assert sums.dtype == torch.float64
+    _compare(sample, sums, gradients, reference_sums_gradients(sample, grad))
+
+
+def _compare(sample: Sample, value: Tensor, gradients: list[Tensor], expected: Judgement) -> None:
+    arithmetic = sample.input.dtype
+    assert_near(value, expected.loss, arithmetic, "loss")
     floating = [t for t in sample.operands if t is not None and t.is_floating_point()]
     for operand, own, wanted, terms in zip(
         floating, gradients, expected.gradients, expected.terms, strict=True

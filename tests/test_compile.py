@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
 import cases
@@ -10,6 +11,7 @@ import pytest
 import torch
 from cases import OPTIONS, Case, Sample
 from judge import differentiated, soft_f1
+from test_layout import allocated
 from torch import Tensor, nn
 
 import customloss
@@ -21,7 +23,12 @@ EAGER = "aot_eager"
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
-    yield
+    # the caches on disk know the public operators by name, and not what we made of them since
+    schemas = sorted(
+        map(str, torch._C._jit_get_schemas_for_operator("customloss::confusion_score"))
+    )
+    with torch.compiler.config.patch(cache_key_tag="".join(schemas)):
+        yield
     torch._dynamo.reset()
 
 
@@ -151,3 +158,105 @@ def test_export_keeps_one_node() -> None:
     larger = Case("y", (11, 4), target=None).build()
     own = program.module()(larger.input, larger.target)
     assert torch.equal(own, soft_f1(larger.input, larger.target, beta=2.0))
+
+
+# ---- a whole training step ---------------------------------------------------------------------
+
+INDUCTOR = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, when first imported
+
+
+class Step(nn.Module):
+    """Images to the loss of their pixels."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1))
+        self.criterion = customloss.SoftF1Loss(activation=activation)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(self.model(x), target)
+
+
+def labelled(activation: str, samples: int, side: int, classes: int = 4) -> Tensor:
+    if activation == "softmax":
+        return torch.randint(0, classes, (samples, side, side))
+    return torch.rand(samples, classes, side, side) < 0.4
+
+
+@INDUCTOR
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_training_step_is_one_graph_for_all_batch_sizes(activation: str) -> None:
+    step = Step(activation)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for samples in (5, 3):
+            x, target = torch.randn(samples, 3, 8, 8), labelled(activation, samples, 8)
+            found = []
+            for function in (step, compiled):
+                step.zero_grad()
+                loss = function(x, target)
+                loss.backward()
+                found.append([loss.detach(), *(each.grad.clone() for each in step.parameters())])
+            torch.testing.assert_close(found[0], found[1])
+
+
+@INDUCTOR
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_inductor_makes_no_copies(format: torch.memory_format, activation: str) -> None:
+    """Of channels_last and of slices neither, as eager code does not."""
+
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        cut = x[..., 1:, ::2], target[..., 1:, ::2]
+        return sum(
+            customloss.soft_f1_loss(*operands, activation=activation)
+            for operands in ((x, target), cut)
+        )
+
+    x = torch.randn(2, 4, 60, 70).to(memory_format=format)
+    target = torch.randint(0, 4, (2, 60, 70))
+    if activation == "sigmoid":
+        target = (torch.rand_like(x) < 0.4).to(memory_format=format)
+    compiled = torch.compile(loss, fullgraph=True)
+    compiled(x, target)
+    eager, own = (sum(allocated(lambda f=f: f(x, target))) for f in (loss, compiled))
+    few = 4096  # sums, and losses
+    assert own <= eager + few
+    if activation == "sigmoid":
+        assert own <= few
+    x.requires_grad_()
+    compiled(x, target)
+    kept = compiled(x, target)
+    backward = sum(allocated(lambda: torch.autograd.grad(kept, x)))
+    # the gradients of both views, and of x
+    assert backward <= 3 * x.numel() * x.element_size() + few
+
+
+@INDUCTOR
+@pytest.mark.slow
+def test_a_compiled_step_is_not_slower() -> None:
+    """Than eager code, and than a compiled model with the loss outside of it."""
+    layers = (nn.Linear(16, 64), nn.Tanh(), nn.LayerNorm(64), nn.Linear(64, 64), nn.Tanh())
+    model = nn.Sequential(*layers, nn.LayerNorm(64), nn.Linear(64, 8))
+    x, target = torch.randn(16384, 16), torch.rand(16384, 8) < 0.4
+    inner = torch.compile(model, fullgraph=True)
+
+    def step(x: Tensor, target: Tensor) -> Tensor:
+        return customloss.soft_f1_loss(model(x), target)
+
+    def apart(x: Tensor, target: Tensor) -> Tensor:
+        return customloss.soft_f1_loss(inner(x), target)
+
+    def seconds(function: Any) -> float:
+        begin = perf_counter()
+        function(x, target).backward()
+        return perf_counter() - begin
+
+    torch.set_num_threads(1)
+    functions = (torch.compile(step, fullgraph=True), step, apart)
+    for function in functions:
+        seconds(function)
+    rounds = [[seconds(function) for function in functions] for _ in range(25)]
+    own, *others = (min(each) for each in zip(*rounds))
+    assert own <= 1.1 * max(others), (own, others)

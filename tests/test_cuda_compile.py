@@ -111,13 +111,24 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
 def test_every_kernel_is_there(compiled: list[Kernel]) -> None:
     names = " ".join(kernel.name for kernel in compiled)
     for stem in ("planar_sums", "column_sums", "combine_sums", "finish_sums",
-                 "finish_coefficients", "planar_gradient", "column_gradient"):  # fmt: skip
+                 "finish_coefficients", "planar_gradient", "column_gradient",
+                 "few_sums", "few_gradient", "tile_sums", "tile_gradient",
+                 "any_stats", "any_sums", "any_gradient", "pool_sums"):  # fmt: skip
         assert stem in names
 
 
 def test_no_spills_and_no_stack(compiled: list[Kernel]) -> None:
     spilled = [k for k in compiled if k.spill_stores or k.spill_loads or k.stack]
     assert not spilled, "\n".join(map(str, spilled))
+
+
+def test_few_classes_are_kernels_of_their_own(compiled: list[Kernel]) -> None:
+    """2, 3, 4 and up to 8 classes of a thread; 16 and 32 of a pixel's thread, 8 of a lane."""
+    names = " ".join(kernel.name for kernel in compiled)
+    for kernel, classes in (("few", (2, 3, 4, 8)), ("tile", (8, 16, 32))):
+        for number in classes:
+            for stem in ("sums", "gradient"):
+                assert re.search(rf"{kernel}_{stem}I\w+?Li{number}E", names), (kernel, number, stem)
 
 
 def test_registers(compiled: list[Kernel], record_property: pytest.RecordProperty) -> None:

@@ -165,7 +165,8 @@ def test_primitives_agree_with_the_cpu(
     cpu = torch.ops.customloss
     for per_sample in (False, True):
         # sigmoid, scale 1.5, offset 0.25; an empty batch has no samples to tell apart
-        how = (0, 1.5, 0.25, per_sample and sample.input.shape[0] > 0, sample.input.dim() > 1)
+        per_sample = per_sample and sample.input.shape[0] > 0
+        how = (0, 1.5, 0.25, per_sample, sample.input.dim() > 1, None, 0.0, 0, 2.0)
         sums = emulation.confusion(*sample.operands, *how)
         assert sums.dtype == torch.float64
         torch.testing.assert_close(sums, cpu.confusion(*sample.operands, *how), rtol=2e-6, atol=0)
@@ -180,7 +181,7 @@ def test_primitives_agree_with_the_cpu(
 
 def test_an_integer_target_has_no_gradient(emulation: build.Emulation) -> None:
     sample = Case("integer", (5, 4)).build()
-    how = (0, 1.0, 0.0, False, True)
+    how = (0, 1.0, 0.0, False, True, None, 0.0, 0, 2.0)
     sums = emulation.confusion(*sample.operands, *how)
     with pytest.raises(RuntimeError, match="integer target"):
         emulation.confusion_backward(None, sums, *sample.operands, 1, *how)

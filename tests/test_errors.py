@@ -23,12 +23,52 @@ def given(**changes: Any) -> dict[str, Any]:
 BAD_TENSORS = {
     # what changes, the exception, the argument named, what was expected, what came
     "target shape": ({"target": torch.zeros(4, 2)}, ValueError, "target", r"\[4, 3\]", r"\[4, 2\]"),
-    "target rank": ({"target": torch.zeros(4)}, ValueError, "target", r"\[4, 3\]", r"\[4\]"),
-    "class indices": (
-        {"target": torch.zeros(4, dtype=torch.int64)}, ValueError, "target", r"\[4, 3\]", r"\[4\]",
+    "target rank": (
+        {"target": torch.zeros(4, 3, 1)}, ValueError, "target", r"\[4, 3\]", r"\[4, 3, 1\]",
     ),
-    "broadcast target": (
-        {"target": torch.zeros(4, 1)}, ValueError, "target", r"\[4, 3\]", r"\[4, 1\]",
+    "float class numbers": (
+        {"target": torch.zeros(4)}, TypeError, "target", "int64 for class numbers", "float32",
+    ),
+    "float class numbers, kept": (
+        {"target": torch.zeros(4, 1)}, TypeError, "target", r"\[4, 3\]", r"\[4, 1\].*float32",
+    ),
+    "bool class numbers": (
+        {"target": torch.zeros(4, dtype=torch.bool)}, TypeError, "target", "int64", "bool",
+    ),
+    "wide unsigned class numbers": (
+        {"target": torch.zeros(4, dtype=torch.uint16)}, TypeError, "target", "uint8", "uint16",
+    ),
+    "class numbers of other samples": (
+        {"target": torch.zeros(5, dtype=torch.int64)},
+        ValueError, "target", r"\[4\] for class numbers", r"\[5\]",
+    ),
+    "class numbers of other places": (
+        {"input": torch.zeros(2, 3, 4, 5), "target": torch.zeros(2, 4, 4, dtype=torch.int64)},
+        ValueError, "target", r"\[2, 4, 5\] for class numbers", r"\[2, 4, 4\]",
+    ),
+    "a class number for every class": (
+        {"input": torch.zeros(2, 3, 4, 5), "target": torch.zeros(2, 3, 4, dtype=torch.int64)},
+        ValueError, "target", r"\[2, 3, 4, 5\]", r"\[2, 3, 4\]",
+    ),
+    "class numbers of one class": (
+        {"input": torch.zeros(4, 1), "target": torch.zeros(4, dtype=torch.int64)},
+        ValueError, "target", "unsqueeze", r"\[4\]",
+    ),
+    "class numbers of a vector": (
+        {"input": torch.zeros(4), "target": torch.zeros((), dtype=torch.int64)},
+        ValueError, "target", r"\[4\]", r"\[\]",
+    ),
+    "softmax of one class": (
+        {"input": torch.zeros(4, 1), "target": torch.zeros(4, 1), "activation": "softmax"},
+        ValueError, "activation", "'sigmoid'", r"\[4, 1\].*'softmax'",
+    ),
+    "softmax of a vector": (
+        {"input": torch.zeros(4), "target": torch.zeros(4), "activation": "softmax"},
+        ValueError, "activation", "'sigmoid'", r"\[4\].*'softmax'",
+    ),
+    "ignored elements of a softmax": (
+        {"activation": "softmax", "ignore_index": 255},
+        ValueError, "ignore_index", "expected None", "255",
     ),
     "scalar input": (
         {"input": torch.tensor(1.0), "target": torch.tensor(1.0)},
@@ -99,7 +139,14 @@ BAD_OPTIONS = {
     "average": ({"average": "mean"}, "average", "'macro'", "'mean'"),
     "average case": ({"average": "Macro"}, "average", "'macro'", "'Macro'"),
     "average empty": ({"average": ""}, "average", "'micro'", "''"),
-    "activation": ({"activation": "tanh"}, "activation", "'sigmoid'", "'tanh'"),
+    "activation": ({"activation": "tanh"}, "activation", "'softmax'", "'tanh'"),
+    "activation case": ({"activation": "Softmax"}, "activation", "'softmax'", "'Softmax'"),
+    "scale of a softmax": (
+        {"activation": "softmax", "logit_scale": 0.0}, "logit_scale", "other than 0", "softmax",
+    ),
+    "all smoothed": ({"label_smoothing": 1.0}, "label_smoothing", "< 1", "1.0"),
+    "sharpened": ({"label_smoothing": -0.1}, "label_smoothing", ">= 0", "-0.1"),
+    "nan smoothing": ({"label_smoothing": math.nan}, "label_smoothing", "finite", "nan"),
     "absent": ({"absent": "ignore"}, "absent", "'skip'", "'ignore'"),
     "link": ({"link": "exp"}, "link", "'complement'", "'exp'"),
     "reduction": ({"reduction": "avg"}, "reduction", "'mean'", "'avg'"),
@@ -139,6 +186,8 @@ BAD_TYPES = {
     "reduction": None,
     "link": None,
     "samplewise": "yes",
+    "ignore_index": 1.5,
+    "label_smoothing": "0.1",
 }
 
 
@@ -203,11 +252,15 @@ def test_confusion_sums_says_the_same(name: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"average": "mean"}, {"activation": "relu"}, {"logit_scale": math.nan}, {"dtype": "float32"}],
+    [{"average": "mean"}, {"activation": "relu"}, {"logit_scale": math.nan}, {"dtype": "float32"},
+     {"focal_gamma": -0.5}, {"focal_gamma": math.inf}, {"label_smoothing": 1.5},
+     {"hard": "yes"}, {"squares": "no"}, {"distance": []},
+     {"focal_gamma": "2"}, {"ignore_index": "255"}],
     ids=str,
-)
+)  # fmt: skip
 def test_confusion_sums_bad_options(changes: dict[str, Any]) -> None:
-    expected = TypeError if "dtype" in changes else ValueError
+    (value,) = changes.values()
+    expected = ValueError if isinstance(value, float) or value in ("mean", "relu") else TypeError
     text = complaint(customloss.confusion_sums, expected, **given(**changes))
     assert text.startswith(next(iter(changes)))
 
@@ -286,3 +339,42 @@ def test_targets_inside_0_and_1(dtype: torch.dtype) -> None:
     for target in (torch.zeros(4, 3), torch.ones(4, 3), (torch.rand(4, 3) > 0.5).float()):
         customloss.soft_f1_loss(x, target.to(dtype), check_target=True)
     customloss.soft_f1_loss(torch.zeros(0, 3), torch.zeros(0, 3, dtype=dtype), check_target=True)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", customloss._checks.INDEX_DTYPES, ids=str)
+def test_class_numbers_outside_of_the_classes(dtype: torch.dtype, activation: str) -> None:
+    x = torch.randn(4, 3)
+    high = torch.tensor([0, 1, 3, 2], dtype=dtype)
+    options = {"activation": activation, "check_target": True}
+    for function in (customloss.soft_f1_loss, customloss.confusion_sums):
+        text = complaint(function, ValueError, input=x, target=high, **options)
+        assert text.startswith("target")
+        assert "from 0 to 2" in text
+        assert "got 3" in text
+        text = complaint(
+            function, ValueError, input=x, target=high[:, None], ignore_index=9, **options
+        )
+        assert "9 (ignore_index)" in text
+        function(x, high, ignore_index=3, **options)
+        function(x, high % 3, **options)
+    if dtype != torch.uint8:
+        low = torch.tensor([0, 1, -1, 2], dtype=dtype)
+        text = complaint(customloss.soft_f1_loss, ValueError, input=x, target=low, **options)
+        assert "got -1" in text
+        customloss.soft_f1_loss(x, low, ignore_index=-1, **options)
+    customloss.soft_f1_loss(x, high, activation=activation)  # not asked for: not looked at
+
+
+def test_ignored_elements_may_lie_outside_0_and_1() -> None:
+    x, t = torch.randn(4, 3), torch.ones(4, 3)
+    t[1, 2] = -100
+    customloss.soft_f1_loss(x, t, ignore_index=-100, check_target=True)
+    customloss.soft_f1_loss(x, t.to(torch.int16), ignore_index=-100, check_target=True)
+    t[0, 0] = 7
+    text = complaint(
+        customloss.soft_f1_loss, ValueError, input=x, target=t, ignore_index=-100,
+        check_target=True,
+    )  # fmt: skip
+    assert "[0, 1]" in text
+    customloss.soft_f1_loss(x, torch.full((4, 3), 255), ignore_index=255, check_target=True)

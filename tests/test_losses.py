@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import customloss
-from customloss import _loss, _options, reference, registry, scores
+from customloss import _loss, _options, functional, reference, registry, scores
 
 F64 = torch.float64
 tversky = torch.ops.customloss.tversky
 NAMES = tuple(registry.LOSSES)
 # takes probabilities and few options
 PLAIN = tuple(name for name in NAMES if name != "custom_f1")
+# with a pointwise part, which has no classes to keep; two of them of a softmax
+COMPOUND = ("dice_ce", "dice_bce", "dice_focal", "tversky_ce")
+SINGLE = tuple(name for name in PLAIN if name not in COMPOUND)
 COMPOSED = ("log_cosh_dice", "exp_log_dice", "fowlkes_mallows", "log_precision_recall",
             "generalized_dice", "balanced_accuracy", "g_mean", "mcc")  # fmt: skip
 # what of the options of cases.py is about beta or the link, which not every loss has
@@ -36,7 +39,10 @@ def function(name: str) -> Any:
 
 def shared(option: str, name: str) -> dict[str, Any]:
     known = registry.LOSSES[name].defaults
-    return {k: v for k, v in OPTIONS[option].items() if k in SHARED and k in known}
+    found = {k: v for k, v in OPTIONS[option].items() if k in SHARED and k in known}
+    if name in COMPOUND and found.get("average") == "none":
+        found["average"] = "macro"
+    return found
 
 
 # ---- functions and modules -----------------------------------------------------------------------
@@ -74,6 +80,9 @@ def test_options(name: str, option: str) -> None:
     """Every option on every loss: the shape of soft-F1's, finite values and gradients."""
     options = shared(option, name)
     for case in (Case("x", (3, 4, 5)), Case("y", (7,), target=None, weight="full")):
+        default = {"activation": registry.LOSSES[name].defaults.get("activation")}
+        if {**default, **options}["activation"] == "softmax" and case.name == "y":
+            continue  # one logit is no choice
         sample = case.build(F64)._replace(options={})
         if "activation" in options:
             sample = sample._replace(input=sample.input.sigmoid())
@@ -84,7 +93,8 @@ def test_options(name: str, option: str) -> None:
         assert loss.dtype == F64
         assert loss.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in gradients)
-    assert customloss.loss(name)(sample.input.half(), sample.target).dtype == torch.float32
+    x, t, _ = Case("x", (3, 4, 5)).build(torch.float16).operands
+    assert customloss.loss(name)(x, t).dtype == torch.float32
 
 
 def test_what_each_is() -> None:
@@ -238,7 +248,7 @@ def test_adding_nothing_changes_nothing(name: str) -> None:
 # ---- absent classes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in PLAIN if n != "generalized_dice"])
+@pytest.mark.parametrize("name", [n for n in SINGLE if n != "generalized_dice"])
 def test_absent(name: str) -> None:
     x = Case("x", (8, 3)).build(F64).input
     x = x.sigmoid() if name == "any" else x
@@ -277,6 +287,40 @@ def test_absent_of_generalized_dice_is_about_all_classes() -> None:
         torch.testing.assert_close(rate, expected)
 
 
+# ---- the sums themselves -------------------------------------------------------------------------
+
+
+def test_extended_sums() -> None:
+    x, t, w = Case("x", (3, 4, 5), target=None, weight="full").build(F64).operands
+    p = x.sigmoid()
+    every = dict.fromkeys(scores.SUMS, True)
+    sums = customloss.confusion_sums(x, t, w, focal_gamma=1.5, **every)
+    assert isinstance(sums, customloss.ExtendedSums)
+    hard = (p > 0.5).to(F64)
+    expected = {
+        "tp": t * p, "fp": (1 - t) * p, "fn": t * (1 - p), "tn": (1 - t) * (1 - p),
+        "log_loss_pos": -t * p.log(), "log_loss_neg": -(1 - t) * (1 - p).log(), "p2": p * p,
+        "t2": t * t, "tp2": t * p * p, "distance": (p - t).abs(),
+        "focal": -t * (1 - p) ** 1.5 * p.log() - (1 - t) * p**1.5 * (1 - p).log(),
+    }  # fmt: skip
+    for name, share in expected.items():
+        torch.testing.assert_close(getattr(sums, name), (w * share).sum((0, 2)))
+    shares = (t * hard, (1 - t) * hard, t * (1 - hard), (1 - t) * (1 - hard))
+    for own, share in zip(sums.hard, shares, strict=True):
+        torch.testing.assert_close(own, (w * share).sum((0, 2)))
+    for kept, shape in (({"average": "micro"}, ()), ({"samplewise": True}, (3, 4)),
+                        ({"average": "micro", "samplewise": True}, (3,))):  # fmt: skip
+        some = customloss.confusion_sums(x, t, w, squares=True, dtype=torch.float32, **kept)
+        assert some.p2.shape == some.tp.shape == shape
+        assert some.p2.dtype == torch.float32
+        assert some.hard is some.distance is some.focal is some.log_loss_pos is None
+    assert type(customloss.confusion_sums(x, t, w)) is customloss.ConfusionSums
+
+
+def test_words_and_rows_agree() -> None:
+    assert _options.ROWS == scores.SUMS
+
+
 # ---- the new operator ----------------------------------------------------------------------------
 
 
@@ -303,8 +347,17 @@ def leaves_of(case: Case) -> tuple[Tensor, ...]:
     return case.build(F64, requires_grad=True).operands
 
 
-@pytest.mark.parametrize("option", ["default", "weighted", "samplewise_groups", "penalize"])
-@pytest.mark.parametrize("name", [*PLAIN, "custom_f1"])
+CHECKED = [
+    (name, option)
+    for option in ("default", "weighted", "samplewise_groups", "penalize")
+    for name in (*PLAIN, "custom_f1")
+    # of those that share all but a few operations, one option each
+    if f"{name}_loss" in vars(functional)
+    or option == ("weighted" if name in COMPOUND else "default")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "option"), CHECKED)
 def test_gradcheck(name: str, option: str) -> None:
     loss = customloss.loss(name, **shared(option, name))
     if name == "generalized_dice":  # the weights of its classes have no gradient, the rest has
@@ -318,7 +371,11 @@ def test_gradcheck(name: str, option: str) -> None:
                      check_grad_dtypes=True, nondet_tol=0.0)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["tversky", "focal_tversky", "mcc", "fowlkes_mallows"])
+@pytest.mark.parametrize(
+    "name",
+    ["tversky", "focal_tversky", "mcc", "fowlkes_mallows", "squared_dice", "semimetric_tversky",
+     "weighted_log", *COMPOUND],
+)  # fmt: skip
 def test_gradgradcheck(name: str) -> None:
     x, t, w = leaves_of(Case("x", (3, 2), target=None, weight="full"))
     w = (w.detach() + 0.1).requires_grad_()
@@ -338,7 +395,11 @@ def test_vmap(name: str) -> None:
     torch.testing.assert_close(wanted[0], torch.autograd.grad(loss(leaf, t[0]), leaf)[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+# of those that share all but a few operations, one is enough; test_compound.py has the compounds
+COMPILED = [n for n in NAMES if n not in (*COMPOUND, "semimetric_dice", "semimetric_jaccard")]
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_to_one_graph(name: str) -> None:
     torch._dynamo.reset()
     module = customloss.loss(name)

@@ -25,7 +25,8 @@ FLAGS = (
 )  # fmt: skip
 # what is run on a mutant: seconds, stopping at the first failure
 KILLERS = (
-    "test_values.py", "test_gradients.py", "test_degenerate.py", "test_reference.py",
+    "test_values.py", "test_gradients.py", "test_pixels_values.py", "test_pixels_numerics.py",
+    "test_degenerate.py", "test_reference.py",
     "test_errors.py", "test_functorch.py", "test_numerics.py", "test_memory.py",
     "test_determinism.py", "test_backend.py",
 )  # fmt: skip
@@ -134,6 +135,50 @@ MUTANTS = {
     "halves are rounded down": Mutant(
         "csrc/cpu/block_impl.h", "0xfffu + ((magnitude >> 13) & 1u)", "0u"
     ),
+    # ---- csrc: the classes of a pixel together
+    "a softmax forgets the other classes": Mutant(
+        "csrc/cpu/tile_impl.h", "dot[i] += e[i] * (u[i] - shift[i]);", "dot[i] += T(0);"
+    ),
+    "ties of a largest class are lost": Mutant(
+        "csrc/cpu/tile_impl.h", "rest[i] += ties[i];", "rest[i] += T(0);"
+    ),
+    "the softmax slope forgets the scale": Mutant(
+        "csrc/cpu/tile_impl.h", "to[i] = scale * found;", "to[i] = found;"
+    ),
+    "the class after the last is one": Mutant(
+        "csrc/cpu/tile_impl.h", "(own < classes)", "(own <= classes)"
+    ),
+    "ignore_index is forgotten": Mutant(
+        "csrc/cpu/tile_impl.h", "!(ignores & (own == ignored))", "true"
+    ),
+    "smoothing takes and does not give": Mutant(
+        "csrc/cpu/pixels.cpp", "tile_.off = static_cast<T>(options.smoothing);",
+        "tile_.off = static_cast<T>(0);",
+    ),
+    "what is ignored keeps its weight": Mutant(
+        "csrc/cpu/pixels.cpp", "live[i] = labels_[i] < 0 ? T(0) : live[i];", "live[i] = live[i];"
+    ),
+    "the last tile of a unit is dropped": Mutant(
+        "csrc/cpu/pixels.cpp", "const int64_t pixels = std::min(cut.tile, last - i);",
+        "const int64_t pixels = cut.tile; if (i + pixels > last) break;",
+    ),
+    "samples share their sums": Mutant(
+        "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
+    ),
+    "the focal power is that of p": Mutant(
+        "csrc/pixel.h", "T focal = missed * power_of(o.q, gamma);",
+        "T focal = missed * power_of(o.p, gamma);",
+    ),
+    "a distance has a sign": Mutant(
+        "csrc/pixel.h", "far < T(0) ? -far : far;", "far;"
+    ),
+    "0 log 0 is a NaN": Mutant(
+        "csrc/pixel.h", "return select(nonzero(factor), factor * value, T(0));",
+        "return factor * value;",
+    ),
+    "log(1 + u) loses a small u": Mutant(
+        "csrc/pixel.h", "return log_of(y) + lost * inverse;", "return log_of(y);"
+    ),
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(
         "customloss/_autograd.py", "result = result.sum_to_size(weight.shape).to(weight.dtype)",
@@ -152,8 +197,8 @@ MUTANTS = {
         "customloss/_checks.py", "if target.shape != shape:", "if len(target.shape) != len(shape):"
     ),
     "the reference has fp and fn swapped": Mutant(
-        "customloss/reference.py", "torch.stack([t * p, (1 - t) * p, t * q,",
-        "torch.stack([t * p, t * q, (1 - t) * p,",
+        "customloss/_reference_sums.py", "found = [t * p, (1 - t) * p, t * q,",
+        "found = [t * p, t * q, (1 - t) * p,",
     ),
     "the reference counts what it skips": Mutant(
         "customloss/reference.py", "~missing", "missing | ~missing"

@@ -19,6 +19,7 @@ from customloss._words import REDUCTIONS
 
 ops = torch.ops.customloss
 PRIMITIVES = ("confusion", "confusion_score", "confusion_backward")
+REST = (None, 0.0, 0, 2.0)  # ignore_index, label_smoothing, extra, focal_gamma
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -42,7 +43,7 @@ def test_opcheck_confusion_sums(name: str, requires_grad: bool) -> None:
 def test_opcheck_primitives(name: str, dtype: torch.dtype) -> None:
     (case,) = (case for case in cases.FEW if case.name == name)
     operands = case.build(dtype).operands
-    elements = (0, 1.0, 0.0, False, True)
+    elements = (0, 1.0, 0.0, False, True, *REST)
     scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
     torch.library.opcheck(ops.confusion.default, (*operands, *elements))
     torch.library.opcheck(ops.confusion_score.default, (*operands, *elements, *scoring))
@@ -145,15 +146,21 @@ def test_the_tags_and_the_schema() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "confusion_backward(None, g, x, t, None, 1, 0, 1.0, 0.0, False, True)",  # of a bool target
-        "confusion_backward(None, g[:, :, :2], x, t, None, 0, 0, 1.0, 0.0, False, True)",
-        "confusion_backward(None, g.float(), x, t, None, 0, 0, 1.0, 0.0, False, True)",
-        "confusion_backward(x.new_ones(2), g, x, t, None, 0, 0, 1.0, 0.0, False, True)",
-        "confusion_backward(None, g, x, t, None, 7, 0, 1.0, 0.0, False, True)",
-        "confusion(x, t[:9], None, 0, 1.0, 0.0, False, True)",
-        "confusion(x, t, x[:, :2], 0, 1.0, 0.0, False, True)",
-        "confusion(x.int(), t, None, 0, 1.0, 0.0, False, True)",
-        "confusion(x, t, None, 9, 1.0, 0.0, False, True)",
+        # of a bool target
+        "confusion_backward(None, g, x, t, None, 1, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion_backward(None, g[:, :, :2], x, t, None, 0, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion_backward(None, g.float(), x, t, None, 0, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion_backward(x.new_ones(2), g, x, t, None, 0, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion_backward(None, g, x, t, None, 7, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion(x, t[:9], None, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion(x, t, x[:, :2], 0, 1.0, 0.0, False, True, *rest)",
+        "confusion(x.int(), t, None, 0, 1.0, 0.0, False, True, *rest)",
+        "confusion(x, t, None, 9, 1.0, 0.0, False, True, *rest)",
+        "confusion(x, n[:9], None, 2, 1.0, 0.0, False, True, *rest)",
+        "confusion(x, n.float(), None, 2, 1.0, 0.0, False, True, *rest)",
+        "confusion(x, n, None, 2, 1.0, 0.0, False, True, None, 0.0, 32, 2.0)",
+        "confusion_backward(None, g, x, n, None, 0, 2, 1.0, 0.0, False, True, None, 0.0, 1, 2.0)",
+        "confusion_backward(None, g, x, n, None, 1, 2, 1.0, 0.0, False, True, *rest)",
     ],
 )
 def test_primitives_raise_where_they_would_write_or_read_past_an_end(call: str) -> None:
@@ -162,6 +169,8 @@ def test_primitives_raise_where_they_would_write_or_read_past_an_end(call: str) 
 import torch, customloss
 x, t = torch.randn(400, 3), torch.rand(400, 3) < 0.4
 g = torch.ones(4, 1, 3, dtype=torch.float64)
+n, none = torch.zeros(400, 1, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.int64)
+rest = (None, 0.0, 0, 2.0)
 for _ in range(20):
     try:
         torch.ops.customloss.{call}

@@ -77,6 +77,24 @@ def test_gradcheck_and_compile() -> None:
     torch.testing.assert_close(differentiated(compiled, sample), differentiated(loss, sample))
 
 
+def test_a_registered_score_gets_the_sums_it_asks_for() -> None:
+    @customloss.scores.uses("squares")
+    def cosine(
+        tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, p2: Tensor, t2: Tensor, tp2: Tensor
+    ) -> Tensor:
+        return tp / (p2 * t2).sqrt()
+
+    customloss.register_score("cosine", cosine)
+    x, t, w = Case("x", (6, 4), target=None, weight="full").build(F64).operands
+    p = x.sigmoid()
+    expected = (w * p * t).sum(0) / ((w * p * p).sum(0) * (w * t * t).sum(0)).sqrt()
+    for loss in (customloss.loss("cosine"), customloss.ConfusionLoss(partial(cosine))):
+        torch.testing.assert_close(loss(x, t, w), 1 - expected.mean())
+    both = customloss.CompoundLoss(cosine, cross_entropy_weight=1.0)(x, t, w)
+    bce = nn.functional.binary_cross_entropy_with_logits(x, t, reduction="none")
+    torch.testing.assert_close(both, 1 - expected.mean() + (w * bce).sum() / w.sum())
+
+
 def test_a_score_may_be_a_module_or_a_partial() -> None:
     class Learned(nn.Module):
         def __init__(self) -> None:

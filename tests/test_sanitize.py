@@ -24,6 +24,8 @@ FILES = (
     "test_layout.py",
     "test_degenerate.py",
     "test_fuzz.py",
+    "test_pixels_values.py",
+    "test_pixels_numerics.py",
 )
 
 

@@ -1,5 +1,5 @@
 """The Triton kernels on the CPU: the interpreter has to be chosen before they are imported, so
-``triton_suite.py`` runs in a process of its own."""
+``triton_suite.py`` and ``triton_pixels.py`` run in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.triton
 
 
-def test_suite_on_the_interpreter() -> None:
-    suite = Path(__file__).with_name("triton_suite.py")
+@pytest.mark.parametrize("name", ["triton_suite.py", "triton_pixels.py"])
+def test_suite_on_the_interpreter(name: str) -> None:
+    suite = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(suite)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment.pop("PYTEST_ADDOPTS", None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import cases
+import pixel_cases
 import pytest
 import torch
 from cases import Case
-from judge import assert_right, soft_f1
+from judge import assert_right, assert_sums_right, soft_f1
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,19 @@ def test_memory_is_filled() -> None:
 )
 def test_everything_is_written(case: Case, dtype: torch.dtype) -> None:
     assert_right(soft_f1, case.build(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.short)
+@pytest.mark.parametrize(
+    "case",
+    (*pixel_cases.SIZES, *pixel_cases.MIXED_LAYOUTS, *pixel_cases.READ, *pixel_cases.WEIGHTED),
+    ids=str,
+)
+def test_everything_is_written_of_pixels(case: Case, dtype: torch.dtype) -> None:
+    sample = case.build(dtype)
+    assert_right(soft_f1, sample)
+    if sample.input.numel() < 5000:
+        assert_sums_right(sample, log_loss=True, distance=True)
 
 
 def test_gradients_of_gaps_are_dense() -> None:

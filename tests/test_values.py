@@ -13,7 +13,7 @@ from judge import assert_near, reference_loss, soft_f1
 from torch import Tensor
 
 import customloss
-from customloss import reference
+from customloss import _options, reference
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
@@ -113,7 +113,8 @@ def test_the_module_knows_every_option_of_the_function() -> None:
     assert {n: p.default for n, p in module.items()} == options
     schema = torch.ops.customloss.soft_f1.default._schema
     own = {a.name: a.default_value for a in schema.arguments if a.kwarg_only}
-    for name in ("check_target", "process_group"):
+    # what acts on the sums of the classes, or before and after the operator
+    for name in (*_options.CLASSES, "check_target", "process_group"):
         del options[name]
     assert own == options
 

@@ -22,6 +22,7 @@ from torch.autograd import gradcheck
 
 import customloss
 from customloss import _fallback
+from customloss._options import Elements
 from customloss._words import INPUT, WEIGHT
 
 triton_package.load()
@@ -183,7 +184,7 @@ def test_sums(per_class: bool, per_sample: bool) -> None:
         if per_sample and case.name == "empty":
             continue
         sample = case.build(torch.float32)
-        elements = (0, 1.5, 0.25, per_sample, per_class and sample.input.dim() > 1)
+        elements = Elements(0, 1.5, 0.25, per_sample, per_class and sample.input.dim() > 1)
         sums = kernels.confusion(*sample.operands, *elements)
         expected = _fallback.confusion(*sample.as_double().operands, *elements)
         assert sums.dtype == torch.float64 and sums.is_contiguous()
@@ -210,11 +211,13 @@ def test_backward(grad: str, wrt: int) -> None:
     coefficients = torch.randn(
         4, 3 if per_sample else 1, 4 if per_class else 1, dtype=torch.float64
     )
-    arguments = (GRADS[grad], coefficients, *sample.operands, wrt, 0, 2.0, 0.5)
-    own = kernels.confusion_backward(*arguments, per_sample, per_class)
-    other = _fallback.confusion_backward(*arguments, per_sample, per_class)
-    assert own.dtype == other.dtype and own.stride() == other.stride()
-    torch.testing.assert_close(own, other, rtol=2e-5, atol=1e-6)
+    for smoothing in (0.0, 0.2):  # the elements by themselves, and by pixel
+        elements = Elements(0, 2.0, 0.5, per_sample, per_class, label_smoothing=smoothing)
+        arguments = (GRADS[grad], coefficients, *sample.operands, wrt, *elements)
+        own = kernels.confusion_backward(*arguments)
+        other = _fallback.confusion_backward(*arguments)
+        assert own.dtype == other.dtype and own.stride() == other.stride()
+        torch.testing.assert_close(own, other, rtol=2e-5, atol=1e-6)
 
 
 def test_nothing_depends_on_uninitialised_memory() -> None:
@@ -282,7 +285,7 @@ def test_weight_0_removes_a_nan(target: torch.dtype) -> None:
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
         assert bool((actual[1][removed] == 0).all())
         for wrt in (INPUT, WEIGHT):
-            elements = (0, 1.0, 0.0, False, True)
+            elements = Elements(0, 1.0, 0.0, False, True)
             coefficients = torch.rand(4, 1, 5, dtype=torch.float64)
             arguments = (None, coefficients, spoilt, fouled, weight, wrt, *elements)
             own = kernels.confusion_backward(*arguments)
@@ -357,7 +360,7 @@ def test_registration_covers_the_devices_of_triton() -> None:
 
     ops = torch.ops.customloss_triton_suite
     sample = Case("ops", (5, 4), target=None, weight="class").build()
-    elements = (0, 1.0, 0.0, False, True)
+    elements = Elements(0, 1.0, 0.0, False, True)
     scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
     loss, coefficients = ops.confusion_score(*sample.operands, *elements, *scoring)
     arguments = (loss, coefficients, *sample.operands, 0, *elements)

@@ -7,6 +7,7 @@
 
 #include "../dtype.h"
 #include "../element.h"
+#include "tile.h"
 
 namespace customloss::cpu {
 
@@ -71,6 +72,8 @@ struct InstructionSet {
   const char* name;
   BlockKernels<float> f32;
   BlockKernels<double> f64;
+  PixelKernels<float> pixels32;
+  PixelKernels<double> pixels64;
 };
 
 extern const InstructionSet kBaseline;
@@ -88,6 +91,15 @@ const BlockKernels<T>& block_kernels() {
     return instruction_set().f32;
   } else {
     return instruction_set().f64;
+  }
+}
+
+template <class T>
+const PixelKernels<T>& pixel_kernels_of() {
+  if constexpr (sizeof(T) == 4) {
+    return instruction_set().pixels32;
+  } else {
+    return instruction_set().pixels64;
   }
 }
 

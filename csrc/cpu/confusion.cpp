@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "pages.h"
+#include "pixels.h"
 #include "walk.h"
 
 namespace customloss::cpu {
@@ -299,39 +300,70 @@ Operands operands_of(const Elements& elements, const Tensor* out = nullptr) {
   return operands;
 }
 
+int64_t classes_of(const Elements& elements, const Operands& operands) {
+  return elements.per_class ? operands.layout.cls.size : 1;
+}
+
+void sums_of(const Elements& elements, const Operands& operands, double* sums) {
+  elements.by_pixel() ? pixel_sums(operands, PixelOptions(elements), elements.per_class, sums)
+                      : confusion_sums(operands, sums);
+}
+
 Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                 int64_t activation, double scale, double offset, bool per_sample, bool per_class) {
-  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
-                          scale, offset, per_sample, per_class};
+                 int64_t activation, double scale, double offset, bool per_sample, bool per_class,
+                 std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra,
+                 double focal_gamma) {
+  const Elements elements{input,
+                          target,
+                          weight,
+                          static_cast<Activation>(activation),
+                          scale,
+                          offset,
+                          per_sample,
+                          per_class,
+                          ignore_index,
+                          label_smoothing,
+                          static_cast<unsigned>(extra),
+                          focal_gamma};
   const Operands operands = operands_of(elements);
-  const Layout& layout = operands.layout;
-  Tensor sums = empty({4, layout.sample.size, layout.cls.size}, true, input);
-  confusion_sums(operands, static_cast<double*>(sums.mutable_data_ptr()));
+  const int64_t samples = operands.layout.sample.size, classes = classes_of(elements, operands);
+  Tensor sums = empty({rows_of(elements.extra), samples, classes}, true, input);
+  sums_of(elements, operands, static_cast<double*>(sums.mutable_data_ptr()));
   return sums;
 }
 
-std::tuple<Tensor, Tensor> confusion_score(const Tensor& input, const Tensor& target,
-                                           const std::optional<Tensor>& weight, int64_t activation,
-                                           double scale, double offset, bool per_sample,
-                                           bool per_class, double tp_weight, double fp_weight,
-                                           double fn_weight, double smooth, double gamma,
-                                           int64_t link, int64_t absent, int64_t average,
-                                           int64_t reduction) {
-  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
-                          scale, offset, per_sample, per_class};
+std::tuple<Tensor, Tensor> confusion_score(
+    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+    int64_t activation, double scale, double offset, bool per_sample, bool per_class,
+    std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra, double focal_gamma,
+    double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma, int64_t link,
+    int64_t absent, int64_t average, int64_t reduction) {
+  const Elements elements{input,
+                          target,
+                          weight,
+                          static_cast<Activation>(activation),
+                          scale,
+                          offset,
+                          per_sample,
+                          per_class,
+                          ignore_index,
+                          label_smoothing,
+                          static_cast<unsigned>(extra),
+                          focal_gamma};
   const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
                          static_cast<Absent>(absent)},
                         static_cast<Average>(average),
                         static_cast<Reduction>(reduction)};
   const Operands operands = operands_of(elements);
-  const Layout& layout = operands.layout;
-  Tensor coefficients = empty({4, layout.sample.size, layout.cls.size}, true, input);
+  STD_TORCH_CHECK(elements.extra == 0, "customloss: a score is made of four sums");
+  const int64_t samples = operands.layout.sample.size, classes = classes_of(elements, operands);
+  Tensor coefficients = empty({4, samples, classes}, true, input);
   double* sums = static_cast<double*>(coefficients.mutable_data_ptr());
-  confusion_sums(operands, sums);
-  Tensor loss = empty_loss(layout, scoring, elements);
+  sums_of(elements, operands, sums);
+  Tensor loss = empty_loss(operands.layout, scoring, elements);
   const int64_t values = loss.numel();
   std::vector<double> wide(values);
-  GroupAverage(scoring, layout.sample.size, layout.cls.size, sums).run(wide.data());
+  GroupAverage(scoring, samples, classes, sums).run(wide.data());
   if (loss.scalar_type() == ScalarType::Double) {
     std::copy(wide.begin(), wide.end(), static_cast<double*>(loss.mutable_data_ptr()));
   } else {
@@ -343,17 +375,36 @@ std::tuple<Tensor, Tensor> confusion_score(const Tensor& input, const Tensor& ta
 Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
                           const Tensor& input, const Tensor& target,
                           const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,
-                          double scale, double offset, bool per_sample, bool per_class) {
-  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
-                          scale, offset, per_sample, per_class};
+                          double scale, double offset, bool per_sample, bool per_class,
+                          std::optional<int64_t> ignore_index, double label_smoothing,
+                          int64_t extra, double focal_gamma) {
+  const Elements elements{input,
+                          target,
+                          weight,
+                          static_cast<Activation>(activation),
+                          scale,
+                          offset,
+                          per_sample,
+                          per_class,
+                          ignore_index,
+                          label_smoothing,
+                          static_cast<unsigned>(extra),
+                          focal_gamma};
   Tensor out = empty_gradient(elements, static_cast<Wrt>(wrt));
   const Operands operands = operands_of(elements, &out);
   prefer_huge_pages(operands.memory[kOutOperand].data,
                     out.numel() * static_cast<int64_t>(out.element_size()));
   const Layout& layout = operands.layout;
-  const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()),
-                         outer_grad(grad, coefficients, layout, per_sample), static_cast<Wrt>(wrt),
-                         layout.groups(), layout.cls.size};
+  const OuterGrad outer = outer_grad(grad, coefficients, elements, layout);
+  if (elements.by_pixel()) {
+    pixel_gradient(
+        operands, PixelOptions(elements),
+        {static_cast<const double*>(coefficients.const_data_ptr()), outer, static_cast<Wrt>(wrt),
+         layout.sample.size, layout.cls.size, elements.per_class});
+    return out;
+  }
+  const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()), outer,
+                         static_cast<Wrt>(wrt), layout.groups(), layout.cls.size};
   const bool wide = operands.memory[kInputOperand].dtype == Dtype::kFloat64;
   if (layout.interleaved()) {
     wide ? interleaved_gradient<double>(operands, grads)

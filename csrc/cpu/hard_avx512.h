@@ -35,16 +35,15 @@ constexpr Exp2Table kExp2;
 #define CUSTOMLOSS_EACH(statement) \
   _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
 
-// d = m copysign(1, -x) of kVectors registers, step by step so that their chains interleave.
+// e^-c of kVectors registers, c >= 0, step by step so that their chains interleave.
 // e^-c = 2^(n/32) e^r with |r| <= log(2)/64: a table of 32 in two registers and a parabola.
 template <int kVectors>
-inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
+inline void negative_exp(const __m512 (&c)[kVectors], __m512 (&e)[kVectors]) {
   const __m512 round = _mm512_set1_ps(0x1.8p23f), one = _mm512_set1_ps(1.0f);
   const __m512i low = _mm512_load_si512(kExp2.bits), high = _mm512_load_si512(kExp2.bits + 16);
-  __m512 c[kVectors], n[kVectors], r[kVectors], e[kVectors];
+  __m512 n[kVectors], r[kVectors];
   __m512i bits[kVectors];
   __mmask16 normal[kVectors];
-  CUSTOMLOSS_EACH(c[u] = _mm512_abs_ps(x[u]))
   // below, e^-c is subnormal: exactly 0, as in element.h.  Not >=, so that a NaN goes on
   CUSTOMLOSS_EACH(normal[u] = _mm512_cmp_ps_mask(c[u], _mm512_set1_ps(87.68312f), _CMP_NGE_UQ))
   CUSTOMLOSS_EACH(n[u] = _mm512_fmadd_ps(c[u], _mm512_set1_ps(-46.1662413f), round))
@@ -56,6 +55,15 @@ inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
   CUSTOMLOSS_EACH(bits[u] = _mm512_add_epi32(_mm512_slli_epi32(bits[u], 18),
                                              _mm512_permutex2var_epi32(low, bits[u], high)))
   CUSTOMLOSS_EACH(e[u] = _mm512_maskz_mul_ps(normal[u], e[u], _mm512_castsi512_ps(bits[u])))
+}
+
+// d = m copysign(1, -x), m = e^-|x| / (1 + e^-|x|).
+template <int kVectors>
+inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  __m512 c[kVectors], e[kVectors];
+  CUSTOMLOSS_EACH(c[u] = _mm512_abs_ps(x[u]))
+  negative_exp(c, e);
   CUSTOMLOSS_EACH(e[u] = _mm512_div_ps(e[u], _mm512_add_ps(one, e[u])))
   // e ^ (~x & sign bit)
   CUSTOMLOSS_EACH(d[u] = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(

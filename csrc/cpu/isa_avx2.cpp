@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
@@ -11,9 +12,11 @@
 #endif
 #include "block.h"
 #include "block_impl.h"
+#include "tile_impl.h"
 
 namespace customloss::cpu {
-const InstructionSet kAvx2 = {"avx2", kernels<float>(), kernels<double>()};
+const InstructionSet kAvx2 = {"avx2", kernels<float>(), kernels<double>(), pixel_kernels<float>(),
+                              pixel_kernels<double>()};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

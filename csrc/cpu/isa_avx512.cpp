@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                  \
@@ -20,6 +21,9 @@
 #include "block.h"
 #include "block_impl.h"
 #include "hard_avx512.h"
+#include "softmax_avx512.h"
+#include "tile_impl.h"
+#include "transpose_avx512.h"
 
 namespace customloss::cpu {
 namespace {
@@ -52,9 +56,19 @@ constexpr BlockKernels<float> kernels_avx512() {
   return all;
 }
 
+constexpr PixelKernels<float> pixel_kernels_avx512() {
+  PixelKernels<float> all = pixel_kernels<float>();
+  all.stage = stage_pixels_avx512;
+  all.unstage = unstage_pixels_avx512;
+  all.plain_sums = plain_softmax_sums;
+  all.most_classes = kMostClasses;
+  return all;
+}
+
 }  // namespace
 
-const InstructionSet kAvx512 = {"avx512", kernels_avx512(), kernels<double>()};
+const InstructionSet kAvx512 = {"avx512", kernels_avx512(), kernels<double>(),
+                                pixel_kernels_avx512(), pixel_kernels<double>()};
 }  // namespace customloss::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

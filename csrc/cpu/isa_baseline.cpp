@@ -1,9 +1,12 @@
 // The block loops for whatever the compiler's default target is.
 #include <type_traits>
+#include <utility>
 
 #include "block.h"
 #include "block_impl.h"
+#include "tile_impl.h"
 
 namespace customloss::cpu {
-const InstructionSet kBaseline = {"baseline", kernels<float>(), kernels<double>()};
+const InstructionSet kBaseline = {"baseline", kernels<float>(), kernels<double>(),
+                                  pixel_kernels<float>(), pixel_kernels<double>()};
 }

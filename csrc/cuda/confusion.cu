@@ -9,10 +9,13 @@
 //              with weights that only the data tell (absent="skip", average="weighted")
 // backward  1  planar_gradient or column_gradient (backward.cuh)
 //
+// Where the classes of a pixel are read together, the first launches are those of pixel.cu.
+//
 // Nothing waits for the device, nothing is cleared, no float is added atomically: the same bits
 // come out every time, and a call can be captured in a graph.
 #include "backward.cuh"
 #include "finish.cuh"
+#include "pixel.h"
 #include "plan.h"
 
 namespace customloss::cuda {
@@ -90,15 +93,43 @@ Combination partial_sums(const Work& work, int64_t groups, double* workspace, do
   return c;
 }
 
+Combination partial_sums(const PixelWork& work, int64_t groups, double* workspace, double* sums,
+                         unsigned* ticket, const Stream& stream) {
+  Combination c{};
+  c.sums = sums;
+  c.groups = groups;
+  c.units = work.parts();
+  c.partials = c.units > 1 ? workspace : nullptr;
+  c.unit_stride = 1;
+  c.sum_stride = groups * c.units;
+  c.group_stride = c.units;
+  c.helpers = static_cast<int>(power_of_two(c.units, kThreads));
+  pixel_partial_sums(work, workspace, sums, ticket, stream);
+  return c;
+}
+
 int64_t partials_size(const Work& work, int64_t groups) {
   return work.units() > 1 ? 4 * groups * work.units() : 0;
 }
 
 Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                 int64_t activation, double scale, double offset, bool per_sample, bool per_class) {
+                 int64_t activation, double scale, double offset, bool per_sample, bool per_class,
+                 std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra,
+                 double focal_gamma) {
   const Stream stream(input);
-  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
-                          scale, offset, per_sample, per_class};
+  const Elements elements{input,
+                          target,
+                          weight,
+                          static_cast<Activation>(activation),
+                          scale,
+                          offset,
+                          per_sample,
+                          per_class,
+                          ignore_index,
+                          label_smoothing,
+                          static_cast<unsigned>(extra),
+                          focal_gamma};
+  if (elements.by_pixel()) return pixel_confusion(elements, stream);
   const Layout layout = elements.layout();
   Tensor sums = empty({4, layout.sample.size, layout.cls.size}, true, input);
   const int64_t groups = layout.groups();
@@ -131,37 +162,53 @@ Finish plan_finish(const Scoring& scoring, int64_t samples, int64_t classes, int
   return f;
 }
 
-std::tuple<Tensor, Tensor> confusion_score(const Tensor& input, const Tensor& target,
-                                           const std::optional<Tensor>& weight, int64_t activation,
-                                           double scale, double offset, bool per_sample,
-                                           bool per_class, double tp_weight, double fp_weight,
-                                           double fn_weight, double smooth, double gamma,
-                                           int64_t link, int64_t absent, int64_t average,
-                                           int64_t reduction) {
+std::tuple<Tensor, Tensor> confusion_score(
+    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+    int64_t activation, double scale, double offset, bool per_sample, bool per_class,
+    std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra, double focal_gamma,
+    double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma, int64_t link,
+    int64_t absent, int64_t average, int64_t reduction) {
   const Stream stream(input);
-  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
-                          scale, offset, per_sample, per_class};
+  const Elements elements{input,
+                          target,
+                          weight,
+                          static_cast<Activation>(activation),
+                          scale,
+                          offset,
+                          per_sample,
+                          per_class,
+                          ignore_index,
+                          label_smoothing,
+                          static_cast<unsigned>(extra),
+                          focal_gamma};
   const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
                          static_cast<Absent>(absent)},
                         static_cast<Average>(average),
                         static_cast<Reduction>(reduction)};
+  STD_TORCH_CHECK(elements.extra == 0, "customloss: a score is of four sums");
   const Layout layout = elements.layout();
-  const int64_t groups = layout.groups();
-  Tensor coefficients = empty({4, layout.sample.size, layout.cls.size}, true, input);
+  const int64_t samples = layout.sample.size, classes = elements.per_class ? layout.cls.size : 1;
+  const int64_t groups = samples * classes;
+  Tensor coefficients = empty({4, samples, classes}, true, input);
   Tensor loss = empty_loss(layout, scoring, elements);
-  if (groups == 0) {
+  if (layout.groups() == 0) {
     torch::stable::zero_(loss);
+    torch::stable::zero_(coefficients);
     return {loss, coefficients};
   }
-  const Work work = plan(elements, layout, nullptr, true);
-  const int64_t partials = partials_size(work, groups);
+  const bool by_pixel = elements.by_pixel();
+  const Work work = by_pixel ? Work{} : plan(elements, layout, nullptr, true);
+  const PixelWork pixels =
+      by_pixel ? plan_pixels(elements, layout, nullptr, Wrt::kInput) : PixelWork{};
+  const int64_t partials = by_pixel ? pixel_workspace(pixels) : partials_size(work, groups);
   // helpers are settled by the pass; one slice per group is the most there can be
   Tensor workspace = empty({partials + 4 * groups + 2}, true, input);
   double* free = static_cast<double*>(workspace.mutable_data_ptr());
   unsigned* ticket = reinterpret_cast<unsigned*>(free + partials + 4 * groups + 1);
-  const Combination c = partial_sums(
-      work, groups, free, static_cast<double*>(coefficients.mutable_data_ptr()), ticket, stream);
-  Finish f = plan_finish(scoring, layout.sample.size, layout.cls.size, c.helpers);
+  double* const sums = static_cast<double*>(coefficients.mutable_data_ptr());
+  const Combination c = by_pixel ? partial_sums(pixels, groups, free, sums, ticket, stream)
+                                 : partial_sums(work, groups, free, sums, ticket, stream);
+  Finish f = plan_finish(scoring, samples, classes, c.helpers);
   f.combination = c;
   f.stats = free + partials;
   f.means = f.stats + 2 * groups;
@@ -198,16 +245,29 @@ void launch_gradient(const Work& work, const GroupGrads& grads, const Stream& st
 Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
                           const Tensor& input, const Tensor& target,
                           const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,
-                          double scale, double offset, bool per_sample, bool per_class) {
+                          double scale, double offset, bool per_sample, bool per_class,
+                          std::optional<int64_t> ignore_index, double label_smoothing,
+                          int64_t extra, double focal_gamma) {
   const Stream stream(input);
-  const Elements elements{input, target, weight,     static_cast<Activation>(activation),
-                          scale, offset, per_sample, per_class};
+  const Elements elements{input,
+                          target,
+                          weight,
+                          static_cast<Activation>(activation),
+                          scale,
+                          offset,
+                          per_sample,
+                          per_class,
+                          ignore_index,
+                          label_smoothing,
+                          static_cast<unsigned>(extra),
+                          focal_gamma};
   const Wrt operand = static_cast<Wrt>(wrt);
+  if (elements.by_pixel()) return pixel_backward(grad, coefficients, elements, operand, stream);
   Tensor out = empty_gradient(elements, operand);
   if (out.numel() == 0) return out;
   const Layout layout = elements.layout(&out);
   const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()),
-                         outer_grad(grad, coefficients, layout, per_sample), layout.groups(),
+                         outer_grad(grad, coefficients, elements, layout), layout.groups(),
                          layout.cls.size};
   const Work work = plan(elements, layout, &out, operand == Wrt::kInput);
   if (operand == Wrt::kInput) {

@@ -98,11 +98,8 @@ inline void plan_by_groups(Work* work, int width) {
   }
 }
 
-// `allow_direct`: whether the caller has a kernel for direct operands.
-inline Work plan(const Elements& elements, const Layout& layout, const Tensor* out,
-                 bool allow_direct) {
-  Work work;
-  Pass& pass = work.pass;
+inline Pass pass_of(const Elements& elements, const Layout& layout, const Tensor* out) {
+  Pass pass{};
   pass.layout = layout;
   const Tensor* tensors[kOperands] = {&elements.input, &elements.target,
                                       elements.weight ? &*elements.weight : nullptr, out};
@@ -118,7 +115,15 @@ inline Work plan(const Elements& elements, const Layout& layout, const Tensor* o
   pass.offset = elements.offset;
   pass.scale32 = static_cast<float>(elements.scale);
   pass.offset32 = static_cast<float>(elements.offset);
+  return pass;
+}
 
+// `allow_direct`: whether the caller has a kernel for direct operands.
+inline Work plan(const Elements& elements, const Layout& layout, const Tensor* out,
+                 bool allow_direct) {
+  Work work;
+  Pass& pass = work.pass;
+  pass = pass_of(elements, layout, out);
   const Dtype input = pass.dtype[kInputOperand];
   const int width = 16 / pass.bytes[kInputOperand];
   work.by_columns = by_columns(pass.layout);

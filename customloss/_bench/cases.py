@@ -15,9 +15,11 @@ BOTH = PASSES[2]
 
 @dataclass(frozen=True)
 class Case:
-    """One tensor problem: logits of ``shape`` and ``dtype`` with a bool target of that shape.
+    """One tensor problem: logits of ``shape`` and ``dtype``, and a target.
 
-    The loss is soft-F1 with a group per class (dim 1), averaged over the classes.
+    The target is bool, of that shape, and p a sigmoid; or it is class numbers of dtype ``labels``,
+    and p a softmax. The loss is soft-F1 (which is Dice) with a group per class (dim 1), averaged
+    over the classes; with ``cross_entropy`` added to it, if asked for.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Case:
     passes: tuple[str, ...] = PASSES
     channels_last: bool = False
     latency: bool = False  # too small to be about memory: time many calls, compare no roof
+    labels: torch.dtype | None = None
+    cross_entropy: bool = False
 
     @property
     def elements(self) -> int:
@@ -34,7 +38,10 @@ class Case:
     @property
     def read_bytes(self) -> int:
         """Logits and target, once: what either pass has to read."""
-        return self.elements * (self.dtype.itemsize + torch.bool.itemsize)
+        target = self.elements * torch.bool.itemsize
+        if self.labels is not None:
+            target = self.elements // self.shape[1] * self.labels.itemsize
+        return self.elements * self.dtype.itemsize + target
 
     @property
     def written_bytes(self) -> int:
@@ -58,6 +65,7 @@ class Inputs(NamedTuple):
 
 
 _IMAGE = (16, 1, 1024, 1024)
+_BRAIN, _ORGANS = (2, 4, 128, 128, 128), (1, 105, 64, 64, 64)
 
 FULL = (
     Case("image float32", _IMAGE, torch.float32),
@@ -66,20 +74,30 @@ FULL = (
     Case("image float64", _IMAGE, torch.float64),
     Case("classes float32", (8192, 1000), torch.float32, ("forward", BOTH)),
     Case("channels_last float32", (16, 4, 512, 512), torch.float32, channels_last=True),
+    Case("4 labels float32", _BRAIN, torch.float32, labels=torch.int64),
+    Case("4 labels bfloat16", _BRAIN, torch.bfloat16, ("forward", BOTH), labels=torch.uint8),
+    Case("4 labels Dice+CE", _BRAIN, torch.float32, (BOTH,), False, False, torch.int64, True),
+    Case("105 labels Dice+CE", _ORGANS, torch.float32, (BOTH,), False, False, torch.int64, True),
+    Case("rows of 32 labels", (8192, 32), torch.float32, ("forward", BOTH), labels=torch.int64),
     Case("64 logits", (64,), torch.float32, (BOTH,), latency=True),
 )
+_NAMED = {case.name: case for case in FULL}
 
 QUICK = (
-    FULL[0],
-    replace(FULL[1], passes=(BOTH,)),
-    replace(FULL[4], passes=(BOTH,)),
-    FULL[6],
+    _NAMED["image float32"],
+    replace(_NAMED["image bfloat16"], passes=(BOTH,)),
+    replace(_NAMED["classes float32"], passes=(BOTH,)),
+    replace(_NAMED["4 labels float32"], passes=("forward", BOTH)),
+    _NAMED["4 labels Dice+CE"],
+    _NAMED["64 logits"],
 )
 
 # every kind of case at a size that measures nothing but whether the benchmark itself works
 SMOKE = (
     Case("image float32", (2, 1, 32, 32), torch.float32),
     Case("channels_last float16", (2, 4, 16, 16), torch.float16, (BOTH,), channels_last=True),
+    Case("labels float32", (2, 3, 16, 16), torch.float32, labels=torch.int64),
+    Case("labels Dice+CE", (2, 3, 16, 16), torch.float32, (BOTH,), False, False, torch.uint8, True),
     Case("64 logits", (64,), torch.float32, (BOTH,), latency=True),
 )
 
@@ -87,15 +105,20 @@ SUITES = {"quick": QUICK, "full": FULL, "smoke": SMOKE}
 
 
 def make_inputs(case: Case, device: torch.device) -> Inputs:
-    """Logits N(0, 3²) and one positive in ten, likelier where the logit is high."""
+    """Logits N(0, 3²) and one positive in ten, likelier where the logit is high; or class numbers,
+    likelier those with a high logit."""
     generator = torch.Generator(device).manual_seed(0)
     noise = torch.randn(case.shape, generator=generator, device=device)
     logits = 3 * torch.randn(case.shape, generator=generator, device=device)
-    target = (logits / 3 + noise) > 1.8
+    if case.labels is None:
+        target = (logits / 3 + noise) > 1.8
+    else:
+        target = (logits / 3 + noise).argmax(1).to(case.labels)
     logits = logits.to(case.dtype)
     if case.channels_last:
         logits = logits.contiguous(memory_format=torch.channels_last)
-        target = target.contiguous(memory_format=torch.channels_last)
+        if case.labels is None:
+            target = target.contiguous(memory_format=torch.channels_last)
     # without it most gradients of 16 M elements are 0 in float16; 2**16 is inf there
     scale = 2.0**15 if case.dtype == torch.float16 else 1.0
     return Inputs(logits.requires_grad_(), target, scale)

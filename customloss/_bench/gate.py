@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from customloss import reference
-from customloss._bench.cases import Inputs
+from customloss._bench.cases import Case, Inputs
 from customloss._bench.rivals import Loss
 
 # Largest relative error of the value, and of the gradient relative to its largest entry. Wide
@@ -40,29 +40,35 @@ class Verdict:
     passed: bool
 
 
-def _chunks(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
-    """Slices along dim 0: the reference keeps some ten float64 tensors of what it is given."""
-    input = inputs.input.detach()
-    rows = max(1, _CHUNK * input.shape[0] // max(1, input.numel()))
-    return list(zip(input.split(rows), inputs.target.split(rows)))
+def _chunks(input: Tensor, target: Tensor, dim: int) -> list[tuple[Tensor, Tensor]]:
+    """Slices: the reference keeps some ten float64 tensors of what it is given."""
+    rows = max(1, _CHUNK * input.shape[dim] // max(1, input.numel()))
+    return list(zip(input.split(rows, dim), target.split(rows, dim)))
 
 
-def expected(inputs: Inputs) -> Expected:
+def expected(case: Case, inputs: Inputs) -> Expected:
     """The reference's value and gradient, slice by slice."""
-    elements = ("sigmoid", 1.0, 0.0, False, True)
-    chunks = _chunks(inputs)
+    labels = case.labels is not None
+    extra = int(reference.Extra.LOG_LOSS) if case.cross_entropy else 0
+    activation = "softmax" if labels else "sigmoid"
+    elements = (activation, 1.0, 0.0, False, True, None, 0.0, extra)
+    target = inputs.target.unsqueeze(1) if labels else inputs.target
+    dim = 2 if labels and inputs.input.dim() > 2 else 0
+    chunks = _chunks(inputs.input.detach(), target, dim)
     sums = sum(
         reference.confusion(input.double(), target, None, *elements) for input, target in chunks
     )
     assert isinstance(sums, Tensor)
     sums.requires_grad_()
     loss = reference.similarity_loss(sums, 2.0, 1.0, 1.0, 0.0, "complement", 1.0).mean()
+    if case.cross_entropy:
+        loss = loss + sums[4].sum() / (sums[0] + sums[2]).sum()
     (grad_sums,) = torch.autograd.grad(inputs.scale * loss, sums)
     gradient = [
         reference.confusion_backward(grad_sums, input.double(), target, None, "input", *elements)
         for input, target in chunks
     ]
-    return Expected(float(loss.detach()), torch.cat(gradient))
+    return Expected(float(loss.detach()), torch.cat(gradient, dim))
 
 
 def step(loss: Loss, inputs: Inputs) -> tuple[Tensor, Tensor]:

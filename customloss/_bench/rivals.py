@@ -1,7 +1,8 @@
 """Against whom: the same loss as others would write it, each in its fastest correct form.
 
 A family ("eager", "torch.compile", ...) may have several forms; ``run`` times all that pass the
-gate and reports the fastest. Every form computes ``mean over classes of 1 - 2 tp / (Σp + Σt)``.
+gate and reports the fastest. Every form computes ``mean over classes of 1 - 2 tp / (Σp + Σt)``, and
+adds the mean cross-entropy where the case has it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import customloss
 from customloss._bench.cases import Case
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +39,10 @@ class Rival:
 
 
 def _ours(case: Case) -> Loss:
-    loss: Loss = torch.ops.customloss.soft_f1.default
+    if case.cross_entropy:
+        return customloss.dice_ce_loss
+    op: Any = torch.ops.customloss.soft_f1.default
+    loss: Loss = op if case.labels is None else partial(op, activation="softmax")
     return loss
 
 
@@ -91,10 +97,65 @@ def _one_group(formula: Loss) -> Callable[[Case], Loss]:
     return build
 
 
+def _of_masks(formula: Loss) -> Callable[[Case], Loss]:
+    def build(case: Case) -> Loss:
+        if case.labels is not None:
+            raise Unavailable("masks only")
+        return formula
+
+    return build
+
+
 def _compiled(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
     def build(case: Case) -> Loss:
+        if case.labels is not None:
+            raise Unavailable("masks only")
         loss: Loss = torch.compile(formula, dynamic=False, **options)
         return loss
+
+    return build
+
+
+# ---- the same of a softmax and class numbers ---------------------------------------------------
+
+
+def labels_compared(input: Tensor, target: Tensor) -> Tensor:
+    """The one-hot target as a comparison, which no int64 one-hot tensor goes through."""
+    dims, dtype = _group_dims(input), _accumulator(input)
+    p = input.softmax(1)
+    numbers = torch.arange(input.shape[1], device=input.device)
+    t = target.unsqueeze(1) == numbers.reshape(-1, *(1 for _ in input.shape[2:]))
+    tp = torch.where(t, p, 0).sum(dims, dtype=dtype)
+    return (1 - 2 * tp / (p.sum(dims, dtype=dtype) + t.sum(dims))).mean()
+
+
+def labels_gathered(input: Tensor, target: Tensor) -> Tensor:
+    """The probabilities of the true classes, gathered and added up class by class."""
+    dims, dtype = _group_dims(input), _accumulator(input)
+    p, target = input.softmax(1), target.long()
+    hit = p.gather(1, target.unsqueeze(1)).to(dtype).flatten()
+    zero = torch.zeros(input.shape[1], dtype=dtype, device=input.device)
+    tp = zero.index_add(0, target.flatten(), hit)
+    support = torch.bincount(target.flatten(), minlength=input.shape[1])
+    return (1 - 2 * tp / (p.sum(dims, dtype=dtype) + support)).mean()
+
+
+def _with_cross_entropy(formula: Loss) -> Loss:
+    def loss(input: Tensor, target: Tensor) -> Tensor:
+        return formula(input, target) + torch.nn.functional.cross_entropy(input, target.long())
+
+    return loss
+
+
+def _of_labels(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
+    """``options``: of torch.compile, if any."""
+
+    def build(case: Case) -> Loss:
+        if case.labels is None:
+            raise Unavailable("class numbers only")
+        loss = _with_cross_entropy(formula) if case.cross_entropy else formula
+        compiled: Loss = torch.compile(loss, **options) if options else loss
+        return compiled
 
     return build
 
@@ -113,32 +174,44 @@ def _monai(case: Case) -> Loss:
     if len(case.shape) < 2:
         raise Unavailable("needs a class dimension")
     losses = _library("monai.losses")
-    loss: Loss = losses.DiceLoss(sigmoid=True, batch=True, smooth_nr=0.0, smooth_dr=0.0)
-    return loss
+    options: dict[str, Any] = {"batch": True, "smooth_nr": 0.0, "smooth_dr": 0.0}
+    if case.labels is None:
+        masks: Loss = losses.DiceLoss(sigmoid=True, **options)
+        return masks
+    kind = losses.DiceCELoss if case.cross_entropy else losses.DiceLoss
+    loss: Loss = kind(softmax=True, to_onehot_y=True, **options)
+    return lambda input, target: loss(input, target.unsqueeze(1))
 
 
 def _smp(case: Case) -> Loss:
     if len(case.shape) < 2:
         raise Unavailable("needs a class dimension")
     losses = _library("segmentation_models_pytorch.losses")
-    loss: Loss = losses.DiceLoss("multilabel", from_logits=True, smooth=0.0, eps=0.0)
-    return loss
+    mode = "multilabel" if case.labels is None else "multiclass"
+    loss: Loss = losses.DiceLoss(mode, from_logits=True, smooth=0.0, eps=0.0)
+    return _with_cross_entropy(loss) if case.cross_entropy else loss
 
 
 def rivals(device: torch.device, *, compile: bool = True) -> list[Rival]:
     """Everyone who may race on this device, ours first."""
     found = [
         Rival(OURS, "op", _ours),
-        Rival(EAGER, "sums", lambda case: formula_sums),
-        Rival(EAGER, "where", lambda case: formula_where),
+        Rival(EAGER, "sums", _of_masks(formula_sums)),
+        Rival(EAGER, "where", _of_masks(formula_where)),
         Rival(EAGER, "dot", _one_group(formula_dot)),
         Rival(EAGER, "dot in own dtype", _one_group(formula_dot_in_own_dtype)),
+        Rival(EAGER, "compared", _of_labels(labels_compared)),
+        Rival(EAGER, "gathered", _of_labels(labels_gathered)),
         Rival("MONAI", "DiceLoss", _monai),
         Rival("smp", "DiceLoss", _smp),
     ]
     if compile:
         found.append(Rival(COMPILED, "default", _compiled(formula_sums)))
+        for name, formula in (("compared", labels_compared), ("gathered", labels_gathered)):
+            found.append(Rival(COMPILED, name, _of_labels(formula, dynamic=False)))
     if compile and device.type == "cuda":
         tuned = {"max_autotune": True, "coordinate_descent_tuning": True}
         found.append(Rival(COMPILED, "tuned", _compiled(formula_sums, options=tuned)))
+        options = {"dynamic": False, "options": tuned}
+        found.append(Rival(COMPILED, "tuned compared", _of_labels(labels_compared, **options)))
     return found

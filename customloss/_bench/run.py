@@ -127,7 +127,7 @@ def prepare(case: Case, device: torch.device, *, compile: bool) -> Field:
     if compile:
         torch.compiler.reset()  # else the eighth shape would silently run eagerly
     first = cases.make_inputs(case, device)
-    right = gate.expected(first)
+    right = gate.expected(case, first)
     entrants = rivals(device, compile=compile)
     families = _families(judge(rival, case, first, right) for rival in entrants)
     inputs = cases.copies(first, cases.copies_needed(case, machine.cache_bytes(device)))

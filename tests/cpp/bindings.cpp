@@ -1,6 +1,7 @@
 // Opens the header maths of csrc to pytest. Test-only: no wheel holds it.
 //
 //   element.h   exp_minus, probability, share, gradient     one element, float32 and float64
+//   pixel.h     logarithms, outcome, shares, slopes         one element whose class matters
 //   score.h     similarity_loss, group_loss                 one group
 //   average.h   GroupAverage                                all groups
 //   layout.h    make_layout                                 any strides to a few loops
@@ -21,6 +22,7 @@
 #include "average.h"
 #include "element.h"
 #include "layout.h"
+#include "pixel.h"
 #include "score.h"
 
 namespace py = pybind11;
@@ -111,6 +113,106 @@ Array<T> gradient_all(int64_t wrt, const Array<T>& prob, const Array<T>& t,
   return result;
 }
 
+// ---- pixel.h: every sum, of a sigmoid or of probabilities ---------------------------------------
+
+template <class T, class Function>
+Array<T> each(const Array<T>& values, const Function& function) {
+  Array<T> result(values.size());
+  for (py::ssize_t i = 0; i < values.size(); ++i) {
+    result.mutable_data()[i] = function(values.data()[i]);
+  }
+  return result;
+}
+
+// Calls body(activation) with it as a compile-time constant.
+template <class Body>
+void with_sigmoid(bool sigmoid, const Body& body) {
+  sigmoid ? body(std::integral_constant<Activation, Activation::kSigmoid>{})
+          : body(std::integral_constant<Activation, Activation::kNone>{});
+}
+
+// -> [5, n]: p, q, -log p, -log q, whether p > 1/2
+template <class T>
+Array<T> outcome_all(const Array<T>& x, T scale, T offset, bool sigmoid) {
+  const py::ssize_t n = x.size();
+  Array<T> result({py::ssize_t{5}, n});
+  T* out = result.mutable_data();
+  with_sigmoid(sigmoid, [&](auto activation) {
+    for (py::ssize_t i = 0; i < n; ++i) {
+      const auto found = outcome<activation(), kEveryExtra>(x.data()[i], scale, offset);
+      const T own[] = {found.p, found.q, found.positive, found.negative,
+                       static_cast<T>(found.decided)};
+      for (int row = 0; row < 5; ++row) out[row * n + i] = own[row];
+    }
+  });
+  return result;
+}
+
+// -> [kMostRows, n]
+template <class T>
+Array<T> shares_all(const Array<T>& x, const Array<T>& t, T gamma, bool sigmoid) {
+  const py::ssize_t n = x.size();
+  Array<T> result({py::ssize_t{kMostRows}, n});
+  with_sigmoid(sigmoid, [&](auto activation) {
+    for (py::ssize_t i = 0; i < n; ++i) {
+      T own[kMostRows];
+      const auto found = outcome<activation(), kEveryExtra>(x.data()[i], T(1), T(0));
+      shares<activation(), kEveryExtra>(found, t.data()[i], gamma, own);
+      for (int row = 0; row < kMostRows; ++row) result.mutable_data()[row * n + i] = own[row];
+    }
+  });
+  return result;
+}
+
+// by: the loss's derivatives by every sum
+template <class T>
+Array<T> pixel_gradient_all(int64_t wrt, const Array<T>& x, const Array<T>& t, T gamma,
+                            const std::array<double, kMostRows>& by, bool sigmoid) {
+  const py::ssize_t n = x.size();
+  Array<T> result(n);
+  T g[kMostRows];
+  for (int row = 0; row < kMostRows; ++row) g[row] = static_cast<T>(by[row]);
+  with_sigmoid(sigmoid, [&](auto activation) {
+    constexpr Activation kA = activation();
+    for (py::ssize_t i = 0; i < n; ++i) {
+      const T own = t.data()[i];
+      const auto found = outcome<kA, kEveryExtra>(x.data()[i], T(1), T(0));
+      T& to = result.mutable_data()[i];
+      switch (static_cast<Wrt>(wrt)) {
+        case Wrt::kInput:
+          to = input_gradient<kA>(found, slopes<kA, kEveryExtra>(found, own, gamma, g), T(1));
+          break;
+        case Wrt::kTarget: to = target_gradient<kA, kEveryExtra>(found, own, gamma, g); break;
+        default: to = weight_gradient<kA, kEveryExtra>(found, own, gamma, g);
+      }
+    }
+  });
+  return result;
+}
+
+template <class T>
+void bind_pixel(py::module_& m) {
+  m.def(
+      "log_of", [](const Array<T>& y) { return each(y, [](T v) { return log_of(v); }); },
+      py::arg("y").noconvert());
+  m.def(
+      "log1p_of",
+      [](const Array<T>& u) { return each(u, [](T v) { return log1p_of(v, T(1) / (T(1) + v)); }); },
+      py::arg("u").noconvert());
+  m.def(
+      "power_of",
+      [](const Array<T>& base, T exponent) {
+        return each(base, [=](T v) { return power_of(v, exponent); });
+      },
+      py::arg("base").noconvert(), py::arg("exponent"));
+  m.def("outcome", &outcome_all<T>, py::arg("x").noconvert(), py::arg("scale") = 1.0,
+        py::arg("offset") = 0.0, py::arg("sigmoid") = true);
+  m.def("shares", &shares_all<T>, py::arg("x").noconvert(), py::arg("t").noconvert(),
+        py::arg("gamma") = 2.0, py::arg("sigmoid") = true);
+  m.def("pixel_gradient", &pixel_gradient_all<T>, py::arg("wrt"), py::arg("x").noconvert(),
+        py::arg("t").noconvert(), py::arg("gamma"), py::arg("by"), py::arg("sigmoid") = true);
+}
+
 template <class T>
 void bind_element(py::module_& m) {
   m.def("exp_minus", &exp_minus_all<T>, py::arg("a").noconvert());
@@ -191,6 +293,10 @@ PYBIND11_MODULE(CUSTOMLOSS_MODULE, m) {
   m.doc() = "The header maths of csrc, for tests.";
   bind_element<float>(m);
   bind_element<double>(m);
+  bind_pixel<float>(m);
+  bind_pixel<double>(m);
+  m.def("rows_of", [](unsigned extra) { return rows_of(extra); });
+  m.def("row_of", [](unsigned extra, unsigned one) { return row_of(extra, one); });
   m.def("group", &group, py::arg("score"), py::arg("sums"));
   m.def("average", &average, py::arg("score"), py::arg("average"), py::arg("reduction"),
         py::arg("sums").noconvert());

@@ -39,7 +39,7 @@ SANITIZE = (
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
 )
-SOURCE = "csrc/cuda/confusion.cu"
+SOURCES = ("csrc/cuda/confusion.cu", "csrc/cuda/pixel.cu")
 
 
 def compiler() -> str | None:
@@ -65,8 +65,11 @@ def build(sanitize: bool = False, root: Path = ROOT) -> Path:
     # written aside and moved, so that test processes side by side never load half a file
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         aside = Path(folder) / target.name
+        # as one unit, which has one threadIdx
+        whole = Path(folder) / "whole.cpp"
+        whole.write_text("".join(f'#include "{root / source}"\n' for source in SOURCES))
         command = [
-            str(compiler()), *flags, "-x", "c++", SOURCE, "-o", str(aside),
+            str(compiler()), *flags, str(whole), "-o", str(aside),
             f"-ffile-prefix-map={root}=.",
             "-isystem", str(torch_root / "include"), f"-I{Path(__file__).parent}",
             f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10",

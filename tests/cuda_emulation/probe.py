@@ -1,6 +1,7 @@
-"""One emulated library in a process of its own: ``probe.py LIBRARY bits|judge``.
+"""One emulated library in a process of its own: ``probe.py LIBRARY bits|pixels|judge``.
 
-``bits`` prints a digest of losses and gradients for each of several orders of the threads;
+``bits`` prints a digest of losses and gradients for each of several orders of the threads,
+``pixels`` one of sums and gradients where the classes of a pixel are read together;
 ``judge`` compares them with the reference and prints how many samples it judged. Run by
 test_cuda_emulated.py, which sets the import path, for libraries that are broken on purpose or
 built with sanitizers.
@@ -57,11 +58,28 @@ def digest(seed: int, emulation: Emulation) -> str:
     return found.hexdigest()
 
 
+def pixel_digest(seed: int, emulation: Emulation) -> str:
+    emulation.seed(seed)
+    torch.manual_seed(0)
+    found = hashlib.sha256()
+    # few classes, a tile of planes, rows, and everything else
+    for shape, extra in (((1, 3, 2500), 0), ((1, 40, 700), 1), ((300, 20), 0), ((2, 5, 700), 31)):
+        x, t = torch.randn(shape), torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
+        how = (2, 1.0, 0.0, False, True, None, 0.0, extra, 2.0)
+        sums = emulation.confusion(x, t, None, *how)
+        by = emulation.confusion_backward(None, sums, x, t, None, 0, *how)
+        found.update(sums.numpy().tobytes() + by.numpy().tobytes())
+    return found.hexdigest()
+
+
 def main() -> None:
     emulation = Emulation(Path(sys.argv[1]))
     use(emulation)
     if sys.argv[2] == "bits":
         print(*(digest(seed, emulation) for seed in SEEDS))
+        return
+    if sys.argv[2] == "pixels":
+        print(*(pixel_digest(seed, emulation) for seed in SEEDS))
         return
     for case in JUDGED:
         for dtype in (torch.float32, torch.bfloat16):

@@ -1,0 +1,49 @@
+// The passes of pixels.cpp, as the operators of confusion.cpp call them.
+#pragma once
+
+#include "../common.h"
+
+namespace customloss::cpu {
+
+struct Operands;
+
+// What a pass needs to know beside the operands.
+struct PixelOptions {
+  bool labels;  // the target holds class numbers
+  bool ignores;
+  int64_t ignored;
+  double label_smoothing, smoothing;  // e, and e / K
+  unsigned extra;
+  double focal_gamma;
+
+  explicit PixelOptions(const Elements& elements)
+      : labels(elements.labels()),
+        ignores(elements.ignore_index.has_value()),
+        ignored(elements.ignore_index.value_or(0)),
+        label_smoothing(elements.label_smoothing),
+        smoothing(elements.smoothing()),
+        extra(elements.extra),
+        focal_gamma(elements.focal_gamma) {}
+};
+
+// The gradient by the sums: coefficients[rows, samples, classes or 1] times `outer`.
+struct PixelGrads {
+  const double* coefficients;
+  OuterGrad outer;
+  Wrt wrt;
+  int64_t samples, classes;
+  bool per_class;
+
+  double at(int64_t row, int64_t sample, int64_t cls) const {
+    const int64_t kept = per_class ? classes : 1, own = per_class ? cls : 0;
+    return outer.at(sample, own) * coefficients[(row * samples + sample) * kept + own];
+  }
+};
+
+// sums: [rows, samples, classes], or pooled over the classes.
+void pixel_sums(const Operands& operands, const PixelOptions& options, bool per_class,
+                double* sums);
+
+void pixel_gradient(const Operands& operands, const PixelOptions& options, const PixelGrads& grads);
+
+}  // namespace customloss::cpu

@@ -1,0 +1,260 @@
+// Between memory where classes lie next to each other ([N, C] rows, channels_last) and the rows of
+// a tile, by permutations of whole registers.  Included by isa_avx512.cpp alone.
+//   up to kFewClasses   16 pixels are C registers; a class takes one permutation of each
+//   beyond              16 pixels x 16 classes are transposed in four steps
+#pragma once
+
+#include <immintrin.h>
+
+#include "tile.h"
+
+namespace customloss::cpu {
+namespace {
+
+constexpr int64_t kFewClasses = 8;
+
+// 16 numbers from memory as float, and back; `which` masks what is not there.
+template <class From>
+inline __m512 load16(const From* from, __mmask16 which) {
+  if constexpr (sizeof(From) == 4) {
+    return _mm512_maskz_loadu_ps(which, from);
+  } else {
+    const __m256i bits = _mm256_maskz_loadu_epi16(which, from);
+    if constexpr (__is_same(From, BFloat16)) return widen_bf16(bits);
+    return _mm512_cvtph_ps(bits);
+  }
+}
+
+template <class To>
+inline void store16(To* to, __mmask16 which, __m512 value) {
+  if constexpr (sizeof(To) == 4) {
+    _mm512_mask_storeu_ps(to, which, value);
+  } else if constexpr (__is_same(To, BFloat16)) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i rounded =
+        _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(to, which, _mm512_cvtepi32_epi16(rounded));
+  } else {
+    _mm256_mask_storeu_epi16(to, which, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+}
+
+// Where the elements of 16 pixels of few classes lie: element k of register j of one order is
+// element `lane[i][k]` of register i of the other, if `which[i][j]` has bit k.
+struct Shuffle {
+  alignas(64) int32_t lane[kFewClasses][16];
+  __mmask16 which[kFewClasses][kFewClasses];
+
+  // memory -> classes: register `c` takes its pixel k from element k C + c
+  static Shuffle gather(int classes) {
+    Shuffle found{};
+    for (int c = 0; c < classes; ++c) {
+      for (int k = 0; k < 16; ++k) {
+        const int element = k * classes + c;
+        found.lane[c][k] = element % 16;
+        found.which[c][element / 16] |= static_cast<__mmask16>(1 << k);
+      }
+    }
+    return found;
+  }
+  // classes -> memory: element 16 j + k is pixel (16 j + k) / C of class (16 j + k) % C
+  static Shuffle scatter(int classes) {
+    Shuffle found{};
+    for (int j = 0; j < classes; ++j) {
+      for (int k = 0; k < 16; ++k) {
+        const int element = 16 * j + k;
+        found.lane[j][k] = element / classes;
+        found.which[j][element % classes] |= static_cast<__mmask16>(1 << k);
+      }
+    }
+    return found;
+  }
+};
+
+// to[i] of kCount registers from as many.
+template <int kCount>
+inline void shuffle(const Shuffle& how, const __m512 (&from)[kCount], __m512 (&to)[kCount]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    const __m512i lane = _mm512_load_si512(how.lane[i]);
+    __m512 own = _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int j = 0; j < kCount; ++j) {
+      own = _mm512_mask_permutexvar_ps(own, how.which[i][j], lane, from[j]);
+    }
+    to[i] = own;
+  }
+}
+
+// Rows of 16 registers become columns.
+inline void transpose(__m512 (&r)[16]) {
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(t[4 * i]), b = _mm512_castps_pd(t[4 * i + 1]);
+    const __m512d c = _mm512_castps_pd(t[4 * i + 2]), d = _mm512_castps_pd(t[4 * i + 3]);
+    r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+// Calls body(std::integral_constant<int, classes>()) for 2 .. kFewClasses classes.
+template <class Body>
+inline void with_count(int64_t classes, const Body& body) {
+  switch (classes) {
+    case 2: return body(std::integral_constant<int, 2>());
+    case 3: return body(std::integral_constant<int, 3>());
+    case 4: return body(std::integral_constant<int, 4>());
+    case 5: return body(std::integral_constant<int, 5>());
+    case 6: return body(std::integral_constant<int, 6>());
+    case 7: return body(std::integral_constant<int, 7>());
+    default: return body(std::integral_constant<int, 8>());
+  }
+}
+
+// Pixels [0, pixels - pixels % 16) of stage_pixels(), classes next to each other; returns how many.
+template <class From>
+int64_t gather_pixels(const From* from, int64_t pixel_stride, int64_t classes, int64_t pixels,
+                      float* to, int64_t pitch) {
+  const int64_t whole = pixels / 16 * 16;
+  if (classes <= kFewClasses && pixel_stride == classes) {
+    with_count(classes, [&](auto count) {
+      const Shuffle how = Shuffle::gather(count);
+      for (int64_t i = 0; i < whole; i += 16) {
+        __m512 in[count()], out[count()];
+        for (int j = 0; j < count; ++j) in[j] = load16(from + i * count + 16 * j, 0xffff);
+        shuffle(how, in, out);
+        for (int c = 0; c < count; ++c) _mm512_storeu_ps(to + c * pitch + i, out[c]);
+      }
+    });
+    return whole;
+  }
+  for (int64_t i = 0; i < whole; i += 16) {
+    for (int64_t c = 0; c < classes; c += 16) {
+      const __mmask16 which = first(classes - c);
+      __m512 r[16];
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k) r[k] = load16(from + (i + k) * pixel_stride + c, which);
+      transpose(r);
+      const int count = static_cast<int>(classes - c < 16 ? classes - c : 16);
+      for (int k = 0; k < count; ++k) _mm512_storeu_ps(to + (c + k) * pitch + i, r[k]);
+    }
+  }
+  return whole;
+}
+
+// The other way.
+template <class To>
+int64_t scatter_pixels(const float* from, int64_t pitch, int64_t classes, int64_t pixels, To* to,
+                       int64_t pixel_stride) {
+  const int64_t whole = pixels / 16 * 16;
+  if (classes <= kFewClasses && pixel_stride == classes) {
+    with_count(classes, [&](auto count) {
+      const Shuffle how = Shuffle::scatter(count);
+      for (int64_t i = 0; i < whole; i += 16) {
+        __m512 in[count()], out[count()];
+        for (int c = 0; c < count; ++c) in[c] = _mm512_loadu_ps(from + c * pitch + i);
+        shuffle(how, in, out);
+        for (int j = 0; j < count; ++j) store16(to + i * count + 16 * j, 0xffff, out[j]);
+      }
+    });
+    return whole;
+  }
+  for (int64_t i = 0; i < whole; i += 16) {
+    for (int64_t c = 0; c < classes; c += 16) {
+      const __mmask16 which = first(classes - c);
+      const int count = static_cast<int>(classes - c < 16 ? classes - c : 16);
+      __m512 r[16];
+      for (int k = 0; k < 16; ++k) {
+        r[k] = k < count ? _mm512_loadu_ps(from + (c + k) * pitch + i) : _mm512_setzero_ps();
+      }
+      transpose(r);
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k) store16(to + (i + k) * pixel_stride + c, which, r[k]);
+    }
+  }
+  return whole;
+}
+
+// Calls body<From>() where the dtype is one that load16() and store16() know.
+template <class Body>
+inline bool with_float(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kFloat32: body.template operator()<float>(); return true;
+    case Dtype::kBFloat16: body.template operator()<BFloat16>(); return true;
+    case Dtype::kFloat16: body.template operator()<Half>(); return true;
+    default: return false;
+  }
+}
+
+// A row of bools as 0 and 1.
+inline void stage_bools(const uint8_t* from, int64_t size, float* to) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  int64_t i = 0;
+  for (; i + 16 <= size; i += 16) {
+    _mm512_storeu_ps(to + i, _mm512_maskz_mov_ps(nonzero_bytes(from + i), one));
+  }
+  for (; i < size; ++i) to[i] = from[i] != 0 ? 1.0f : 0.0f;
+}
+
+void stage_pixels_avx512(Dtype dtype, const void* from, int64_t class_stride, int64_t pixel_stride,
+                         int64_t classes, int64_t pixels, float* to, int64_t pitch) {
+  int64_t done = 0;
+  if (dtype == Dtype::kBool && pixel_stride == 1) {
+    for (int64_t c = 0; c < classes; ++c) {
+      stage_bools(static_cast<const uint8_t*>(from) + c * class_stride, pixels, to + c * pitch);
+    }
+    return;
+  }
+  if (class_stride == 1 && pixel_stride != 1 && classes > 1) {
+    with_float(dtype, [&]<class From>() {
+      done =
+          gather_pixels(static_cast<const From*>(from), pixel_stride, classes, pixels, to, pitch);
+    });
+  }
+  const char* const left = static_cast<const char*>(from) + done * pixel_stride * dtype_size(dtype);
+  if (done < pixels) {
+    stage_pixels<float>(dtype, left, class_stride, pixel_stride, classes, pixels - done, to + done,
+                        pitch);
+  }
+}
+
+void unstage_pixels_avx512(Dtype dtype, const float* from, int64_t pitch, int64_t classes,
+                           int64_t pixels, void* to, int64_t class_stride, int64_t pixel_stride) {
+  int64_t done = 0;
+  if (class_stride == 1 && pixel_stride != 1 && classes > 1) {
+    with_float(dtype, [&]<class To>() {
+      done = scatter_pixels(from, pitch, classes, pixels, static_cast<To*>(to), pixel_stride);
+    });
+  }
+  char* const left = static_cast<char*>(to) + done * pixel_stride * dtype_size(dtype);
+  if (done < pixels) {
+    unstage_pixels<float>(dtype, from + done, pitch, classes, pixels - done, left, class_stride,
+                          pixel_stride);
+  }
+}
+
+}  // namespace
+}  // namespace customloss::cpu

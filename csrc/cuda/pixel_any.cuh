@@ -1,0 +1,478 @@
+// Any number of classes, strides, dtypes, targets and sums: a pass over the pixels, where there is
+// a softmax, and then one over the elements.
+#pragma once
+
+#include "pixel_io.cuh"
+
+namespace customloss::cuda {
+namespace {
+
+// What the pass over pixels leaves: numbers[kPixelStats][samples * pixels].
+enum PixelStat : int {
+  kLargest,  // max of sign * x
+  kRest,     // sum of e without the first largest
+  kTop,      // the first largest class
+  kState,    // one of PixelState
+  kShift,    // u of that class, weighed
+  kDot,      // sum of p (w u - shift)
+  kHeight,   // sum of w h
+};
+enum PixelState : int {
+  kNothing,  // neither sums nor gradients
+  kCounts,
+  kUnweighted,  // every weight is 0, but there is a gradient by it
+};
+
+template <class T>
+struct PixelStats {
+  T* numbers;
+  int64_t stride;
+
+  __device__ __forceinline__ T* at(PixelStat which, int64_t pixel) const {
+    return numbers + which * stride + pixel;
+  }
+};
+
+// The numbers of a pass in the type it computes in.
+template <class T>
+struct AnyNumbers {
+  T scale, offset, sign, size, on, off, gamma, ignored;
+
+  __device__ __forceinline__ explicit AnyNumbers(const PixelPass& px)
+      : scale(static_cast<T>(px.pass.scale)),
+        offset(static_cast<T>(px.pass.offset)),
+        sign(px.pass.scale < 0.0 ? T(-1) : T(1)),
+        size(scale * sign),
+        on(static_cast<T>(px.on)),
+        off(static_cast<T>(px.off)),
+        gamma(static_cast<T>(px.gamma)),
+        ignored(static_cast<T>(px.ignored_value)) {}
+};
+
+// An element as it is read.
+template <class T>
+struct AnyElement {
+  T x, t, w;
+  bool known;  // its target says something
+
+  __device__ __forceinline__ AnyElement(const PixelPass& px, const AnyNumbers<T>& with,
+                                        const Spot& spot, int cls) {
+    const Pass& pass = px.pass;
+    const uint64_t bits = load_bits(spot.in[kInputOperand], pass.bytes[kInputOperand]);
+    w = weight_at<T>(px, spot.in[kWeightOperand]);
+    if (px.labels) {
+      const int label = label_at(px, spot.in[kTargetOperand]);
+      known = label >= 0;
+      t = label == cls ? with.on : with.off;
+    } else {
+      const uint64_t own = load_bits(spot.in[kTargetOperand], pass.bytes[kTargetOperand]);
+      const T raw = number<T>(pass.dtype[kTargetOperand], own);
+      known = !(px.ignores && raw == with.ignored);
+      t = px.off == T(0) ? raw : raw * (with.on - with.off) + with.off;
+    }
+    x = number<T>(pass.dtype[kInputOperand], bits);
+  }
+};
+
+template <class T>
+__device__ __forceinline__ bool is_finite(T value) {
+  return value - value == T(0);
+}
+
+// Where a row of kExtra is among the rows that were asked for, or -1.
+template <unsigned kExtra>
+__device__ __forceinline__ int asked_row(unsigned extra, int row) {
+  if (row < 4) return row;
+  int found = -1;
+#pragma unroll
+  for (unsigned flag = 1; flag <= kEveryExtra; flag *= 2) {
+    const int first = row_of(kExtra, flag);
+    const bool inside = (kExtra & flag) != 0 && row >= first && row < first + rows_of(flag) - 4;
+    if (inside && (extra & flag)) found = row_of(extra, flag) + row - first;
+  }
+  return found;
+}
+
+// The gradient by the sums of a class, in the order of the rows of kExtra; 0 for those not asked.
+template <unsigned kExtra, class T>
+__device__ __forceinline__ void load_grads(const PixelPass& px, const PixelGrads& grads,
+                                           int64_t sample, int cls, T (&to)[rows_of(kExtra)]) {
+#pragma unroll
+  for (int row = 0; row < rows_of(kExtra); ++row) {
+    const int own = asked_row<kExtra>(px.extra, row);
+    to[row] = own < 0 ? T(0) : static_cast<T>(grads.at(own, sample, cls));
+  }
+}
+
+// The outcome of a class of a softmax.
+template <class T>
+__device__ __forceinline__ Outcome<T> choice(const AnyNumbers<T>& with, T x, T largest, T rest,
+                                             bool top) {
+  const T below = with.size * (largest - with.sign * x);
+  const T e = exp_minus(below), whole = T(1) + rest, inverse = reciprocal(whole);
+  Outcome<T> found(T(0), T(0));
+  found.p = e * inverse;
+  // of several largest, each is the first among the others
+  found.q = (below == T(0) ? rest : whole - e) * inverse;
+  found.positive = log1p_of(rest) + below;
+  found.negative = T(0);
+  found.decided = top;
+  return found;
+}
+
+// ---- teams of neighbouring threads, through shared memory; collectives of the block -----------
+
+// The largest value of a team and where it is; of several, the first.
+template <class T>
+__device__ __forceinline__ void team_largest(T* value, int* where, int lanes) {
+  __shared__ T values[kThreads];
+  __shared__ int places[kThreads];
+  const int self = threadIdx.x, lane = self & (lanes - 1);
+  for (int half = lanes / 2; half > 0; half /= 2) {
+    values[self] = *value;
+    places[self] = *where;
+    __syncthreads();
+    if (lane < half) {
+      const T other = values[self + half];
+      const int place = places[self + half];
+      const bool first = other > *value || (other == *value && place < *where);
+      *value = first ? other : *value;
+      *where = first ? place : *where;
+    }
+    __syncthreads();
+  }
+  if (lanes == 1) return;
+  values[self] = *value;
+  places[self] = *where;
+  __syncthreads();
+  *value = values[self - lane];
+  *where = places[self - lane];
+  __syncthreads();
+}
+
+template <int kNumbers>
+__device__ __forceinline__ void team_sum(double (&numbers)[kNumbers], int lanes) {
+  __shared__ double values[kNumbers][kThreads];
+  if (lanes == 1) return;
+  const int self = threadIdx.x, lane = self & (lanes - 1);
+  for (int half = lanes / 2; half >= 0; half /= 2) {
+#pragma unroll
+    for (int k = 0; k < kNumbers; ++k) values[k][self] = numbers[k];
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kNumbers; ++k) {
+      if (half == 0) {
+        numbers[k] = values[k][self - lane];
+      } else if (lane < half) {
+        numbers[k] += values[k][self + half];
+      }
+    }
+    __syncthreads();
+    if (half == 0) break;
+  }
+}
+
+// Adds short runs in T, and those in double.
+template <class T>
+struct RunSum {
+  static constexpr int kMostAdds = 128;
+  T run = T(0);
+  double sum = 0.0;
+  int adds = 0;
+
+  __device__ __forceinline__ void add(T value) {
+    run += value;
+    if (++adds == kMostAdds) total();
+  }
+  __device__ __forceinline__ double total() {
+    sum += static_cast<double>(run);
+    run = T(0);
+    adds = 0;
+    return sum;
+  }
+};
+
+// The softmax of every pixel, and what its classes' gradients have in common.
+//   maths   largest z, sum of the other exponentials; shift, dot and sum of h (pixel.h)
+//   launch  `lanes` threads per pixel: neighbouring classes of a row, or all classes in turn
+//   bytes   reads logits two times (four for a gradient, and the rest with them); writes
+//   kPixelStats
+//           numbers per pixel
+template <class T, bool kGradient, unsigned kExtra>
+__global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__ PixelPass px,
+                                                         const int lanes, const PixelStats<T> stats,
+                                                         const PixelGrads grads) {
+  const AnyNumbers<T> with(px);
+  const int lane = threadIdx.x & (lanes - 1);
+  const int64_t pixel = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
+  const bool exists = pixel < px.samples * px.pixels;
+  const int64_t sample = exists ? quotient(pixel, px.pixels, px.wide) : 0;
+  const Spot start =
+      exists ? pixel_spot(px, group_spot(px.pass, sample, 0), pixel - sample * px.pixels) : Spot{};
+  const int last = exists ? px.classes : 0;
+  const auto spot_of = [&](int cls) {
+    Spot spot = start;
+    move(px.pass, px.pass.layout.cls, cls, &spot);
+    return spot;
+  };
+  const auto logit = [&](int cls) {
+    const uint64_t bits = load_bits(spot_of(cls).in[kInputOperand], px.pass.bytes[kInputOperand]);
+    return number<T>(px.pass.dtype[kInputOperand], bits);
+  };
+
+  T largest = -INFINITY;
+  int top = 0x7fffffff;
+#pragma unroll 2
+  for (int c = lane; c < last; c += lanes) {
+    const T z = with.sign * logit(c);
+    if (z > largest) {
+      largest = z;
+      top = c;
+    }
+  }
+  team_largest(&largest, &top, lanes);
+
+  RunSum<T> rest;
+  double counts[3] = {0.0, 0.0, 0.0};
+#pragma unroll 1
+  for (int c = lane; c < last; c += lanes) {
+    const AnyElement<T> own(px, with, spot_of(c), c);
+    if (own.w != T(0)) counts[1] += 1.0;
+    if (!own.known || !is_finite(own.t)) counts[2] += 1.0;
+    if (c != top) rest.add(exp_minus(with.size * (largest - with.sign * own.x)));
+  }
+  counts[0] = rest.total();
+  team_sum(counts, lanes);
+  const T others = static_cast<T>(counts[0]);
+  bool known = true;
+  if (exists && px.labels) known = label_at(px, start.in[kTargetOperand]) >= 0;
+  const bool usable = others == others && counts[2] == 0.0;
+  const int state = !known             ? kNothing
+                    : counts[1] != 0.0 ? kCounts
+                    : usable           ? kUnweighted
+                                       : kNothing;
+  if (exists && lane == 0) {
+    *stats.at(kLargest, pixel) = largest;
+    *stats.at(kRest, pixel) = others;
+    *stats.at(kTop, pixel) = static_cast<T>(top);
+    *stats.at(kState, pixel) = static_cast<T>(state);
+  }
+  if constexpr (kGradient) {
+    const auto slopes_at = [&](int cls, const AnyElement<T>& own, Outcome<T>* outcome) {
+      T g[rows_of(kExtra)];
+      load_grads<kExtra>(px, grads, sample, cls, g);
+      *outcome = choice(with, own.x, largest, others, cls == top);
+      return slopes<Activation::kSoftmax, kExtra>(*outcome, own.t, with.gamma, g);
+    };
+    Outcome<T> outcome(T(0), T(0));
+    T shift = T(0);
+    if (top < last) {
+      const AnyElement<T> own(px, with, spot_of(top), top);
+      shift = times(own.w, slopes_at(top, own, &outcome).u);
+    }
+    RunSum<T> dot, height;
+#pragma unroll 1
+    for (int c = lane; c < last; c += lanes) {
+      const AnyElement<T> own(px, with, spot_of(c), c);
+      const Slopes<T> found = slopes_at(c, own, &outcome);
+      dot.add(outcome.p * (times(own.w, found.u) - shift));
+      height.add(times(own.w, found.h));
+    }
+    double totals[2] = {dot.total(), height.total()};
+    team_sum(totals, lanes);
+    if (exists && lane == 0) {
+      *stats.at(kShift, pixel) = shift;
+      *stats.at(kDot, pixel) = static_cast<T>(totals[0]);
+      *stats.at(kHeight, pixel) = static_cast<T>(totals[1]);
+    }
+  }
+}
+
+// ---- over the elements -------------------------------------------------------------------------
+
+// A thread's class and pixels: in rows neighbouring threads have neighbouring classes, else pixels.
+struct AnyThread {
+  int64_t sample, unit, first, last;
+  int cls, spot, class_lane;
+  bool exists;
+
+  __device__ __forceinline__ AnyThread(const PixelPass& px, const PixelCut& cut, int64_t block) {
+    const PixelUnit own(px, cut, block);
+    sample = own.sample;
+    unit = own.unit;
+    const int thread = threadIdx.x;
+    if (px.pass.layout.cls.stride[kInputOperand] == 1) {
+      class_lane = thread & (cut.team - 1);
+      spot = thread >> cut.team_bits;
+    } else {
+      spot = thread & (cut.spots - 1);
+      class_lane = thread >> cut.spots_bits;
+    }
+    const int64_t of_all = own.tile * cut.team + class_lane;
+    exists = of_all < px.classes;
+    cls = static_cast<int>(of_all);
+    first = own.unit * cut.chunk + spot;
+    last = exists ? min(own.unit * cut.chunk + cut.chunk, px.pixels) : int64_t{0};
+  }
+};
+
+// The outcome of an element, and whether and how it counts.
+template <Activation kActivation, unsigned kExtra, class T>
+__device__ __forceinline__ int any_outcome(const AnyNumbers<T>& with, const PixelStats<T>& stats,
+                                           int64_t pixel, int cls, const AnyElement<T>& own,
+                                           Outcome<T>* found) {
+  if constexpr (kActivation == Activation::kSoftmax) {
+    const int state = static_cast<int>(*stats.at(kState, pixel));
+    if (state != kNothing) {
+      *found = choice(with, own.x, *stats.at(kLargest, pixel), *stats.at(kRest, pixel),
+                      static_cast<T>(cls) == *stats.at(kTop, pixel));
+    }
+    return state;
+  } else {
+    if (!own.known) return kNothing;
+    *found = outcome<kActivation, kExtra>(own.x, with.scale, with.offset);
+    if (own.w != T(0)) return kCounts;
+    const bool usable =
+        is_finite(own.t) && (kActivation == Activation::kNone ? is_finite(own.x) : own.x == own.x);
+    return usable ? kUnweighted : kNothing;
+  }
+}
+
+// Partial sums of any elements.
+//   maths   shares of pixel.h, weighed
+//   launch  one block per unit of a sample and tile of classes; a thread has one class
+//   bytes   reads all operands once, and 16 per element of a softmax; writes 8 per row, class, unit
+template <class T, Activation kActivation, unsigned kExtra>
+__global__ __launch_bounds__(kThreads, 2) void any_sums(const __grid_constant__ PixelPass px,
+                                                        const __grid_constant__ PixelCut cut,
+                                                        const PixelStats<T> stats,
+                                                        const Partials partials) {
+  constexpr int kRows = rows_of(kExtra), kMostAdds = 256;
+  __shared__ double shared[kThreads];
+  clear_ticket(partials);
+  const AnyNumbers<T> with(px);
+  T own[kRows] = {};
+  double sums[kRows] = {};
+  {
+    const AnyThread thread(px, cut, blockIdx.x);
+    Spot start = group_spot(px.pass, thread.sample, 0);
+    move(px.pass, px.pass.layout.cls, thread.cls, &start);
+    int adds = 0;
+#pragma unroll 1
+    for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
+      const AnyElement<T> element(px, with, pixel_spot(px, start, at), thread.cls);
+      Outcome<T> found(T(0), T(0));
+      const int state = any_outcome<kActivation, kExtra>(
+          with, stats, thread.sample * px.pixels + at, thread.cls, element, &found);
+      if (state == kCounts && element.w != T(0)) {
+        T share[kRows];
+        shares<kActivation, kExtra>(found, element.t, with.gamma, share);
+#pragma unroll
+        for (int row = 0; row < kRows; ++row) own[row] += element.w * share[row];
+      }
+      if (++adds < kMostAdds) continue;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        sums[row] += static_cast<double>(own[row]);
+        own[row] = T(0);
+      }
+      adds = 0;
+    }
+  }
+  const AnyThread thread(px, cut, block_index());
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const int to = asked_row<kExtra>(px.extra, row);
+    if (to < 0) continue;
+    const int place = thread.class_lane * cut.spots + thread.spot;
+    double sum = sums[row] + static_cast<double>(own[row]);
+    for (int half = cut.spots / 2; half > 0; half /= 2) {
+      shared[place] = sum;
+      __syncthreads();
+      if (thread.spot < half) sum += shared[place + half];
+      __syncthreads();
+    }
+    if (thread.spot == 0 && thread.exists) {
+      const int64_t group = thread.sample * px.classes + thread.cls;
+      partials.sums[to * partials.sum_stride + group * cut.units + thread.unit] = sum;
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_any(const PixelPass& px, const Spot& spot, T value) {
+  const T values[1] = {value};
+  Any<T>::store(px.pass, spot, values);
+}
+
+// The gradient of any elements by any operand.
+//   maths   input_gradient, target_gradient, weight_gradient of pixel.h; of a softmax
+//           scale [ p (w u - shift - dot) + p (sum of other h) - q h ]
+//   launch  as any_sums, last block first
+//   bytes   reads all operands once, and 28 per element of a softmax; writes the gradient once
+template <class T, Activation kActivation, unsigned kExtra>
+__global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constant__ PixelPass px,
+                                                            const __grid_constant__ PixelCut cut,
+                                                            const PixelStats<T> stats,
+                                                            const PixelGrads grads, const Wrt wrt) {
+  const AnyNumbers<T> with(px);
+  const AnyThread thread(px, cut, gridDim.x - 1 - blockIdx.x);
+  if (thread.first >= thread.last) return;
+  T g[rows_of(kExtra)];
+  load_grads<kExtra>(px, grads, thread.sample, thread.cls, g);
+  Spot start = group_spot(px.pass, thread.sample, 0);
+  move(px.pass, px.pass.layout.cls, thread.cls, &start);
+#pragma unroll 1
+  for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
+    const Spot spot = pixel_spot(px, start, at);
+    const int64_t pixel = thread.sample * px.pixels + at;
+    const AnyElement<T> own(px, with, spot, thread.cls);
+    Outcome<T> found(T(0), T(0));
+    const int state = any_outcome<kActivation, kExtra>(with, stats, pixel, thread.cls, own, &found);
+    T out = T(0);
+    if (wrt == Wrt::kWeight) {
+      if (state != kNothing) {
+        out = weight_gradient<kActivation, kExtra>(found, own.t, with.gamma, g);
+      }
+    } else if (state == kCounts && wrt == Wrt::kTarget) {
+      const T by_t = target_gradient<kActivation, kExtra>(found, own.t, with.gamma, g);
+      out = times(own.w, (with.on - with.off) * by_t);
+    } else if (state == kCounts) {
+      const Slopes<T> slope = slopes<kActivation, kExtra>(found, own.t, with.gamma, g);
+      if constexpr (kActivation == Activation::kSoftmax) {
+        const T u = times(own.w, slope.u) - *stats.at(kShift, pixel);
+        out = found.p * (u - *stats.at(kDot, pixel));
+        if constexpr ((kExtra & (kLogLoss | kFocal)) != 0) {
+          const T h = times(own.w, slope.h);
+          out += found.p * (*stats.at(kHeight, pixel) - h) - found.q * h;
+        }
+        out *= with.scale;
+      } else {
+        out = times(own.w, input_gradient<kActivation>(found, slope, with.scale));
+      }
+    }
+    store_any(px, spot, out);
+  }
+}
+
+// ---- from partial sums to sums -----------------------------------------------------------------
+
+// The sums alone: `parts` partial sums that lie together become one number.
+//   launch  a team of `lanes` threads per sum
+//   bytes   reads 8 per part, writes 8 per sum
+__global__ __launch_bounds__(kThreads) void pool_sums(const double* from, double* to,
+                                                      const int64_t sums, const int64_t parts,
+                                                      const int lanes) {
+  const int64_t own = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
+  double sum[1] = {0.0};
+  if (own < sums) {
+#pragma unroll 4
+    for (int64_t i = threadIdx.x & (lanes - 1); i < parts; i += lanes)
+      sum[0] += from[own * parts + i];
+  }
+  sum_lanes(sum, lanes);
+  if (own < sums && (threadIdx.x & (lanes - 1)) == 0) to[own] = sum[0];
+}
+
+}  // namespace
+}  // namespace customloss::cuda

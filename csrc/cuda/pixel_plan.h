@@ -1,0 +1,206 @@
+// How work is cut where the classes of a pixel are read together (../pixel.h), and which kernel
+// serves it: decided on the host by shape, strides and dtypes alone.
+//
+//   few    softmax, class numbers, up to 8 classes in planes: a thread owns pixels (pixel_few.cuh)
+//   tile   softmax, class numbers, up to 256 classes of any strides (pixel_tile.cuh)
+//   any    everything else: element by element, behind a pass over the pixels (pixel_any.cuh)
+#pragma once
+
+#include "plan.h"
+
+namespace customloss::cuda {
+
+// The operands of one pass, as the kernels of pixels receive them.
+struct PixelPass {
+  Pass pass;
+  int64_t samples, pixels;  // the latter of a sample
+  int classes;
+  bool labels, per_class;
+  int ignored;            // the class number that does not count, or -1
+  bool ignores;           // a dense target has a value that does not count
+  double ignored_value;   // and this is it
+  double on, off, gamma;  // a class number is t = on or off; a dense t becomes t (on - off) + off
+  unsigned extra;
+  bool wide;
+};
+
+// A unit is `steps` of the block's threads over the pixels of a sample.
+struct PixelCut {
+  int64_t units;   // of a sample
+  int64_t chunk;   // of a unit: vectors (few), tiles (tile), pixels (any)
+  int64_t pieces;  // of a sample, of the same kind
+  int64_t vectors_per_run;
+  int team, team_bits;      // threads of a pixel (tile), or a block's classes at a time (any)
+  int most;                 // classes of a thread (tile)
+  int spots, spots_bits;    // pixels of a block at a time
+  int64_t class_tiles = 1;  // blocks to cover all classes (any)
+};
+
+enum class PixelKernel { kFew, kTile, kTileRows, kAny };
+
+struct PixelWork {
+  PixelPass px{};
+  PixelCut cut{};
+  PixelKernel kernel = PixelKernel::kAny;
+  int stats_lanes = 1;  // threads of a pixel in the pass over pixels (any)
+  Activation activation{};
+  bool is_double = false;
+
+  int64_t blocks() const { return px.samples * cut.units * cut.class_tiles; }
+  // Partial sums of one group: those of all classes where these are one.
+  int64_t parts() const { return cut.units * (px.per_class ? 1 : px.classes); }
+  int64_t groups() const { return px.samples * (px.per_class ? px.classes : 1); }
+};
+
+// How many numbers per pixel the pass over pixels leaves for the one over elements.
+constexpr int kPixelStats = 7;
+
+// The most classes of the kernels that keep a pixel on the chip.
+constexpr int kFewClasses = 8, kTileClasses = 256;
+// Classes of a thread there.
+constexpr int kTileSmall = 16, kTileLarge = 32, kTileRow = 8;
+
+inline int bits_of(int64_t power) { return std::countr_zero(static_cast<uint64_t>(power)); }
+
+constexpr int few_width(int classes, int bytes) { return (classes <= 4 ? 16 : 8) / bytes; }
+
+// Units of about the same size, `smallest` pieces or more, at most `most` of them in all samples
+// (unless a unit would exceed `largest`).
+inline void cut_units(int64_t samples, int64_t smallest, int64_t largest, PixelCut* cut) {
+  constexpr int64_t kMostUnits = 2048;
+  const int64_t even = ceil_div(samples * cut->pieces, kMostUnits);
+  cut->chunk = std::min(std::max(even, smallest), largest);
+  cut->units = std::max<int64_t>(1, ceil_div(cut->pieces, cut->chunk));
+}
+
+inline PixelCut cut_few(const PixelPass& px, int width) {
+  PixelCut cut{};
+  const Axis& inner = px.pass.layout.inner();
+  cut.vectors_per_run = std::max<int64_t>(1, ceil_div(inner.size, width));
+  cut.pieces = px.pixels == 0 ? 0 : px.pixels / inner.size * cut.vectors_per_run;
+  // float32 sums of a thread are those of its unit
+  constexpr int kMostAdds = 256;
+  PixelCut blocks{};
+  blocks.pieces = ceil_div(cut.pieces, kThreads);
+  cut_units(px.samples, 2, kMostAdds / width, &blocks);
+  cut.chunk = blocks.chunk * kThreads;
+  cut.units = std::max<int64_t>(1, ceil_div(cut.pieces, cut.chunk));
+  return cut;
+}
+
+inline PixelCut cut_tile(const PixelPass& px, bool rows) {
+  PixelCut cut{};
+  if (rows) {
+    cut.team = static_cast<int>(power_of_two(px.classes, 32));
+  } else {
+    cut.team = static_cast<int>(power_of_two(ceil_div(px.classes, kTileLarge), kThreads));
+  }
+  cut.team_bits = bits_of(cut.team);
+  cut.most = static_cast<int>(ceil_div(px.classes, cut.team));
+  cut.spots = kThreads / cut.team;
+  cut.spots_bits = bits_of(cut.spots);
+  cut.pieces = ceil_div(px.pixels, cut.spots);
+  cut_units(px.samples, 4, int64_t{1} << 30, &cut);
+  return cut;
+}
+
+inline PixelCut cut_any(const PixelPass& px) {
+  PixelCut cut{};
+  if (px.pass.layout.interleaved()) {
+    cut.team = static_cast<int>(power_of_two(px.classes, 64));
+  } else {
+    const int64_t spots = power_of_two(px.pixels, kThreads);
+    cut.team = static_cast<int>(power_of_two(px.classes, kThreads / spots));
+  }
+  cut.team_bits = bits_of(cut.team);
+  cut.spots = kThreads / cut.team;
+  cut.spots_bits = bits_of(cut.spots);
+  cut.class_tiles = ceil_div(px.classes, cut.team);
+  PixelCut steps{};
+  steps.pieces = ceil_div(px.pixels, cut.spots);
+  cut_units(px.samples * cut.class_tiles, 8, int64_t{1} << 40, &steps);
+  cut.pieces = px.pixels;
+  cut.chunk = steps.chunk * cut.spots;
+  cut.units = std::max<int64_t>(1, ceil_div(cut.pieces, cut.chunk));
+  return cut;
+}
+
+// The dtypes of class numbers and weights that the kernels of a pixel on the chip read.
+inline bool direct_labels(Dtype target) {
+  return target == Dtype::kUInt8 || target == Dtype::kInt8 || target == Dtype::kInt16 ||
+         target == Dtype::kInt32 || target == Dtype::kInt64;
+}
+
+// Neighbouring pixels lie next to each other in every operand that `few` reads as vectors.
+inline bool planes(const PixelPass& px) {
+  const Axis& inner = px.pass.layout.inner();
+  return inner.stride[kInputOperand] == 1 && inner.stride[kTargetOperand] == 1 &&
+         (px.pass.out == nullptr || inner.stride[kOutOperand] == 1);
+}
+
+inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
+  const PixelPass& px = work.px;
+  const bool gradient = px.pass.out != nullptr;
+  const Dtype* dtypes = px.pass.dtype;
+  const bool one_weight = px.pass.data[kWeightOperand] == nullptr ||
+                          (px.pass.layout.cls.stride[kWeightOperand] == 0 &&
+                           direct_weight(dtypes[kInputOperand], dtypes[kWeightOperand]));
+  const bool sums = px.extra == 0 || (px.extra == kLogLoss && (gradient || px.off == 0.0));
+  if (work.activation != Activation::kSoftmax || !px.labels ||
+      !direct_labels(dtypes[kTargetOperand]) || work.is_double || !one_weight || !sums ||
+      wrt != Wrt::kInput || px.classes < 2 || px.classes > kTileClasses) {
+    return PixelKernel::kAny;
+  }
+  if (px.pass.layout.interleaved()) return PixelKernel::kTileRows;
+  const int width = few_width(px.classes, px.pass.bytes[kInputOperand]);
+  const bool few = px.classes <= kFewClasses && planes(px);
+  return few && px.pass.layout.inner().size >= 2 * width ? PixelKernel::kFew : PixelKernel::kTile;
+}
+
+inline PixelWork plan_pixels(const Elements& elements, const Layout& layout, const Tensor* out,
+                             Wrt wrt) {
+  PixelWork work;
+  PixelPass& px = work.px;
+  px.pass = pass_of(elements, layout, out);
+  px.samples = layout.sample.size;
+  px.pixels = layout.reduced_size;
+  STD_TORCH_CHECK(layout.cls.size < (int64_t{1} << 31), "customloss: too many classes");
+  px.classes = static_cast<int>(layout.cls.size);
+  px.labels = elements.labels();
+  px.per_class = elements.per_class;
+  const int64_t ignored = elements.ignore_index.value_or(-1);
+  px.ignored = ignored >= 0 && ignored < px.classes ? static_cast<int>(ignored) : -1;
+  px.ignores = !px.labels && elements.ignore_index.has_value();
+  px.ignored_value = static_cast<double>(ignored);
+  px.off = elements.smoothing();
+  px.on = 1.0 - elements.label_smoothing + px.off;
+  px.gamma = elements.focal_gamma;
+  px.extra = elements.extra;
+  work.activation = elements.activation;
+  work.is_double = px.pass.dtype[kInputOperand] == Dtype::kFloat64;
+  STD_TORCH_CHECK(!px.ignores || work.activation != Activation::kSoftmax,
+                  "customloss: ignore_index of a softmax needs class numbers");
+  work.kernel = kernel_of(work, wrt);
+  switch (work.kernel) {
+    case PixelKernel::kFew:
+      work.cut = cut_few(px, few_width(px.classes, px.pass.bytes[kInputOperand]));
+      break;
+    case PixelKernel::kTile:
+    case PixelKernel::kTileRows:
+      work.cut = cut_tile(px, work.kernel == PixelKernel::kTileRows);
+      break;
+    case PixelKernel::kAny:
+      work.cut = cut_any(px);
+      work.stats_lanes = layout.interleaved() || px.samples * px.pixels < 4096
+                             ? static_cast<int>(power_of_two(ceil_div(px.classes, 4),
+                                                             px.classes > 8192 ? kThreads : 32))
+                             : 1;
+      break;
+  }
+  px.wide = customloss_cuda_wide_index ||
+            needs_64_bits({work.blocks(), work.cut.pieces + work.cut.chunk, px.pixels + kThreads,
+                           px.samples * px.pixels + kThreads});
+  return work;
+}
+
+}  // namespace customloss::cuda

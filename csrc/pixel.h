@@ -1,0 +1,307 @@
+// The maths of elements whose class matters: softmax, class numbers as targets, and the sums beside
+// tp, fp, fn, tn.  A pixel is one place, with a logit for every class.
+//
+//   softmax       p_c = e_c / (1 + rest), e_c = exp(z_c - max z), rest = the sum of e without one
+//                 largest; q_c = rest / (1 + rest) of a largest, (1 + rest - e_c) / (1 + rest) else
+//   class number  t_c = [target = c];  smoothed  t = (1-e) t + e/K
+//   backward      with u = dL/dp, h = -dL/d(log p), k = -dL/d(log q), all of them times w
+//     sigmoid     dL/dx = p q u - q h + p k
+//     softmax     dL/dx_k = p_k (u_k - sum p_c u_c) + p_k sum over c != k of h_c - q_k h_k
+//                 u is taken from that of a largest class: nothing cancels next to p = 1
+//
+// Compiled for the host and for the device.
+#pragma once
+
+#include "element.h"
+
+namespace customloss {
+
+// Sums beside the first four; their rows follow in this order.  Mirrored by reference.Extra.
+enum Extra : unsigned {
+  kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); a softmax has no second: 0
+  kSquares = 2,   // w p^2, w t^2, w t p^2
+  kDistance = 4,  // w |p - t|
+  kFocal = 8,     // w [t q^gamma (-log p) + (1-t) p^gamma (-log q)]; a softmax has no second
+  kHard = 16,     // tp, fp, fn, tn of the decision: p > 1/2, or the first largest of a softmax
+};
+constexpr unsigned kEveryExtra = 31;
+constexpr int kMostRows = 15;
+
+CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
+  return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 1 : 0) +
+         (extra & kFocal ? 1 : 0) + (extra & kHard ? 4 : 0);
+}
+
+// The first row of one extra among the sums of `extra`.
+CUSTOMLOSS_HD constexpr int row_of(unsigned extra, unsigned one) {
+  return rows_of(extra & (one - 1));
+}
+
+namespace {
+
+// log y for y > 0, branch-free.  Relative error below 2e-7; of a subnormal float, about -88.
+CUSTOMLOSS_HD float log_of(float y) {
+#if defined(__CUDA_ARCH__)
+  return logf(y);
+#else
+  const uint32_t bits = bit_cast<uint32_t>(y);
+  const uint32_t shifted = (bits - 0x3f2aaaabu) & 0xff800000u;  // y = 2^n (1 + f), |f| <= 1/3
+  const float n = static_cast<float>(static_cast<int32_t>(shifted) >> 23);
+  const float f = bit_cast<float>(bits - shifted) - 1.0f;
+  float poly = -0x1.08051ep-3f;  // log(1 + f) = f - f^2/2 + f^3 poly, minimax, error below 5e-9
+  poly = poly * f + 0x1.1e66e2p-3f;
+  poly = poly * f - 0x1.f3116ap-4f;
+  poly = poly * f + 0x1.1ed70ep-3f;
+  poly = poly * f - 0x1.559dcap-3f;
+  poly = poly * f + 0x1.99d028p-3f;
+  poly = poly * f - 0x1.fffefp-3f;
+  poly = poly * f + 0x1.555506p-2f;
+  poly = poly * f - 0.5f;
+  const float log = n * 0x1.7f7d1cp-20f + poly * (f * f) + f;
+  return n * 0x1.62e4p-1f + log;
+#endif
+}
+
+CUSTOMLOSS_HD double log_of(double y) {
+#if defined(__CUDA_ARCH__)
+  return log(y);
+#else
+  const uint64_t bits = bit_cast<uint64_t>(y);
+  const uint64_t shifted = (bits - 0x3fe5555555555555ull) & 0xfff0000000000000ull;
+  const double n = static_cast<double>(static_cast<int64_t>(shifted) >> 52);
+  const double f = bit_cast<double>(bits - shifted) - 1.0;
+  const double s = f / (2.0 + f), s2 = s * s;  // log(1 + f) = 2 atanh(s), |s| <= 1/5
+  double poly = 1.0 / 25.0;
+  poly = poly * s2 + 1.0 / 23.0;
+  poly = poly * s2 + 1.0 / 21.0;
+  poly = poly * s2 + 1.0 / 19.0;
+  poly = poly * s2 + 1.0 / 17.0;
+  poly = poly * s2 + 1.0 / 15.0;
+  poly = poly * s2 + 1.0 / 13.0;
+  poly = poly * s2 + 1.0 / 11.0;
+  poly = poly * s2 + 1.0 / 9.0;
+  poly = poly * s2 + 1.0 / 7.0;
+  poly = poly * s2 + 1.0 / 5.0;
+  poly = poly * s2 + 1.0 / 3.0;
+  const double log = n * 0x1.ef35793c7673p-45 + (2.0 * s * s2) * poly + 2.0 * s;
+  return n * 0x1.62e42fefa38p-1 + log;
+#endif
+}
+
+// log(1 + u) for u >= 0, with the digits of a small u; `inverse` is 1 / (1 + u).
+template <class T>
+CUSTOMLOSS_HD T log1p_of(T u, T inverse) {
+  const T y = T(1) + u;
+  const T lost = u < T(1) ? u - (y - T(1)) : T(1) - (y - u);
+  return log_of(y) + lost * inverse;
+}
+template <class T>
+CUSTOMLOSS_HD T log1p_of(T u) {
+  return log1p_of(u, T(1) / (T(1) + u));
+}
+
+// base^exponent for base in [0, 1] and exponent >= 0; 0 at base 0, but 1 if the exponent is 0.
+template <class T>
+CUSTOMLOSS_HD T power_of(T base, T exponent) {
+  const Flag<T> known = nonzero(base), flat = !nonzero(exponent);
+  const T log = -log_of(select(known, base, T(1)));
+  const T result = exp_minus(exponent * (log < T(0) ? T(0) : log));
+  return select(known, result, select(flat, T(1), T(0))) + (base - base);  // a NaN stays
+}
+
+// A factor of 0 removes even an infinite value.
+template <class T>
+CUSTOMLOSS_HD T times(T factor, T value) {
+  return select(nonzero(factor), factor * value, T(0));
+}
+
+// 1, -1, and 0 at 0.
+template <class T>
+CUSTOMLOSS_HD T sign_of(T value) {
+  return (value > T(0) ? T(1) : T(0)) - (value < T(0) ? T(1) : T(0));
+}
+
+// What the floor of a logarithm of probabilities is: as reference.LOG_FLOOR.
+template <class T>
+constexpr T kProbabilityFloor = T(1e-30);
+template <class T>
+CUSTOMLOSS_HD T floored(T probability) {
+  constexpr T kFloor = kProbabilityFloor<T>;
+  return probability < kFloor ? kFloor : probability;
+}
+
+// One element: p, q = 1 - p, their negative logarithms where asked for, and the decision.
+template <class T>
+struct Outcome {
+  T p, q;
+  T positive, negative;  // -log p, -log q
+  T decided;             // 1 or 0
+
+  CUSTOMLOSS_HD Outcome(T p, T q) : p(p), q(q), positive(0), negative(0), decided(0) {}
+};
+
+// An element of a sigmoid or of probabilities.
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
+  static_assert(kActivation != Activation::kSoftmax, "a softmax needs its pixel");
+  constexpr bool kLogs = (kExtra & (kLogLoss | kFocal)) != 0;
+  if constexpr (kActivation == Activation::kNone) {
+    Outcome<T> found(x, T(1) - x);
+    if constexpr (kLogs) {
+      found.positive = (found.p - found.p) - log_of(floored(found.p));  // a NaN stays
+      found.negative = (found.q - found.q) - log_of(floored(found.q));
+    }
+    found.decided = found.p > T(0.5) ? T(1) : T(0);
+    return found;
+  } else {
+    const T z = scale * (x - offset);
+    const bool below = z < T(0);
+    const T size = below ? -z : z;
+    const T e = exp_minus(size);
+    const T big = reciprocal(T(1) + e);
+    const T small = e * big;
+    Outcome<T> found(below ? small : big, below ? big : small);
+    if constexpr (kLogs) {
+      const T log = log1p_of(e, big);
+      found.positive = below ? log + size : log;
+      found.negative = below ? log : log + size;
+    }
+    found.decided = found.p > T(0.5) ? T(1) : T(0);
+    return found;
+  }
+}
+
+// What an element adds to every sum at weight 1, in the order of the rows of kExtra.
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kExtra)]) {
+  constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
+  const T u = T(1) - t;
+  to[0] = t * o.p;
+  to[1] = u * o.p;
+  to[2] = t * o.q;
+  to[3] = u * o.q;
+  // 0 log 0 is 0
+  [[maybe_unused]] const T missed = times(t, o.positive);
+  [[maybe_unused]] const T alarm = kSoftmax ? T(0) : times(u, o.negative);
+  if constexpr ((kExtra & kLogLoss) != 0) {
+    constexpr int kRow = row_of(kExtra, kLogLoss);
+    to[kRow] = missed;
+    to[kRow + 1] = alarm;
+  }
+  if constexpr ((kExtra & kSquares) != 0) {
+    constexpr int kRow = row_of(kExtra, kSquares);
+    to[kRow] = o.p * o.p;
+    to[kRow + 1] = t * t;
+    to[kRow + 2] = t * (o.p * o.p);
+  }
+  if constexpr ((kExtra & kDistance) != 0) {
+    const T far = to[1] - to[2];  // p - t without cancellation
+    to[row_of(kExtra, kDistance)] = far < T(0) ? -far : far;
+  }
+  if constexpr ((kExtra & kFocal) != 0) {
+    T focal = missed * power_of(o.q, gamma);
+    if constexpr (!kSoftmax) focal += alarm * power_of(o.p, gamma);
+    to[row_of(kExtra, kFocal)] = focal;
+  }
+  if constexpr ((kExtra & kHard) != 0) {
+    constexpr int kRow = row_of(kExtra, kHard);
+    const T refused = T(1) - o.decided;
+    to[kRow] = t * o.decided;
+    to[kRow + 1] = u * o.decided;
+    to[kRow + 2] = t * refused;
+    to[kRow + 3] = u * refused;
+  }
+}
+
+// dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.
+template <class T>
+struct Slopes {
+  T u, h, k;
+
+  CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0) {}
+};
+
+// `g`: the gradient by the sums of the element's group, in the order of the rows of kExtra.
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
+  constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
+  const T u = T(1) - t;
+  Slopes<T> found(t * (g[0] - g[2]) + u * (g[1] - g[3]));
+  if constexpr ((kExtra & kSquares) != 0) {
+    constexpr int kRow = row_of(kExtra, kSquares);
+    found.u += T(2) * o.p * (g[kRow] + t * g[kRow + 2]);
+  }
+  if constexpr ((kExtra & kDistance) != 0) {
+    found.u += g[row_of(kExtra, kDistance)] * sign_of(u * o.p - t * o.q);
+  }
+  if constexpr ((kExtra & kLogLoss) != 0) {
+    constexpr int kRow = row_of(kExtra, kLogLoss);
+    found.h = g[kRow] * t;
+    if constexpr (!kSoftmax) found.k = g[kRow + 1] * u;
+  }
+  if constexpr ((kExtra & kFocal) != 0) {
+    const T by = g[row_of(kExtra, kFocal)];
+    // p (-log p) and q (-log q) vanish where their logarithm has no bound
+    const T missed = times(t * o.p, o.positive);
+    const T power = power_of(o.q, gamma);
+    found.h += by * (t * power + gamma * missed * (power / floored(o.q)));
+    if constexpr (!kSoftmax) {
+      const T alarm = times(u * o.q, o.negative);
+      const T other = power_of(o.p, gamma);
+      found.k += by * (u * other + gamma * alarm * (other / floored(o.p)));
+    }
+  }
+  return found;
+}
+
+// dL/dx of an element of a sigmoid or of probabilities, at weight 1.
+template <Activation kActivation, class T>
+CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale) {
+  if constexpr (kActivation == Activation::kNone) {
+    return s.u - s.h / floored(o.p) + s.k / floored(o.q);
+  } else {
+    return scale * ((o.p * o.q) * s.u - o.q * s.h + o.p * s.k);
+  }
+}
+
+// dL/dt of an element, at weight 1 and before smoothing.
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
+  constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
+  T found = o.p * (g[0] - g[1]) + o.q * (g[2] - g[3]);
+  if constexpr ((kExtra & kLogLoss) != 0) {
+    constexpr int kRow = row_of(kExtra, kLogLoss);
+    found += times(g[kRow], o.positive);
+    if constexpr (!kSoftmax) found -= times(g[kRow + 1], o.negative);
+  }
+  if constexpr ((kExtra & kSquares) != 0) {
+    constexpr int kRow = row_of(kExtra, kSquares);
+    found += T(2) * t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
+  }
+  if constexpr ((kExtra & kDistance) != 0) {
+    found -= g[row_of(kExtra, kDistance)] * sign_of((T(1) - t) * o.p - t * o.q);
+  }
+  if constexpr ((kExtra & kFocal) != 0) {
+    T by = o.positive * power_of(o.q, gamma);
+    if constexpr (!kSoftmax) by -= o.negative * power_of(o.p, gamma);
+    found += times(g[row_of(kExtra, kFocal)], by);
+  }
+  if constexpr ((kExtra & kHard) != 0) {
+    constexpr int kRow = row_of(kExtra, kHard);
+    found += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
+  }
+  return found;
+}
+
+// dL/dw of an element: the shares, weighed by the gradient by the sums.
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD T weight_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
+  T own[rows_of(kExtra)];
+  shares<kActivation, kExtra>(o, t, gamma, own);
+  T found = T(0);
+  for (int row = 0; row < rows_of(kExtra); ++row) found += times(g[row], own[row]);
+  return found;
+}
+
+}  // namespace
+}  // namespace customloss

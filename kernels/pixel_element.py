@@ -1,0 +1,309 @@
+"""The maths of elements whose class matters: the twin of csrc/pixel.h.
+
+A pixel is one place, with a logit for every class; a tile is [pixels, classes].  What an element
+adds to the sums is a tuple, one entry for each row of ``reference.rows(extra)``: what is not asked
+for has no entry, and costs nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import triton
+import triton.language as tl
+
+from customloss.reference import LOG_FLOOR, Extra
+
+from .element import weigh
+
+
+class How(enum.IntFlag):
+    """What a kernel is compiled for."""
+
+    SOFTMAX = enum.auto()
+    PROBABILITIES = enum.auto()  # neither softmax nor sigmoid
+    AFFINE = enum.auto()  # scale and offset are not 1 and 0
+    WIDE = enum.auto()  # float64
+    LABELS = enum.auto()  # the target holds class numbers
+    BINARY = enum.auto()  # t is 0 or 1
+    SMOOTH = enum.auto()
+    IGNORE = enum.auto()
+    WEIGHT = enum.auto()
+    EACH = enum.auto()  # the weight differs between the classes of a pixel
+    KEEP = enum.auto()  # the gradient by the weight, where weight 0 removes nothing finite
+    EVEN = enum.auto()  # every tile is full of pixels
+    PADDED = enum.auto()  # but not of classes
+    MASKED = enum.auto()  # some elements of a tile may not count
+    BARE = enum.auto()  # and neither has a softmax made their p and q 0
+    POOLED = enum.auto()  # one group for all classes
+    TN = enum.auto()
+    SPLIT = enum.auto()  # Plan.split
+    LONG = enum.auto()  # Plan.long
+    FOURS = enum.auto()  # PixelPlan.aligned is 4
+    PAIRS = enum.auto()  # or 2
+
+
+SOFTMAX, PROBABILITIES = tl.constexpr(int(How.SOFTMAX)), tl.constexpr(int(How.PROBABILITIES))
+AFFINE, WIDE = tl.constexpr(int(How.AFFINE)), tl.constexpr(int(How.WIDE))
+LABELS, BINARY = tl.constexpr(int(How.LABELS)), tl.constexpr(int(How.BINARY))
+SMOOTH, IGNORE = tl.constexpr(int(How.SMOOTH)), tl.constexpr(int(How.IGNORE))
+WEIGHT, EACH, KEEP = (tl.constexpr(int(one)) for one in (How.WEIGHT, How.EACH, How.KEEP))
+EVEN, PADDED = tl.constexpr(int(How.EVEN)), tl.constexpr(int(How.PADDED))
+MASKED, BARE = tl.constexpr(int(How.MASKED)), tl.constexpr(int(How.BARE))
+POOLED, TN = tl.constexpr(int(How.POOLED)), tl.constexpr(int(How.TN))
+SPLIT, LONG = tl.constexpr(int(How.SPLIT)), tl.constexpr(int(How.LONG))
+FOURS, PAIRS = tl.constexpr(int(How.FOURS)), tl.constexpr(int(How.PAIRS))
+
+LOG_LOSS, SQUARES = tl.constexpr(int(Extra.LOG_LOSS)), tl.constexpr(int(Extra.SQUARES))
+DISTANCE, FOCAL = tl.constexpr(int(Extra.DISTANCE)), tl.constexpr(int(Extra.FOCAL))
+HARD = tl.constexpr(int(Extra.HARD))
+LOGS = tl.constexpr(int(Extra.LOG_LOSS | Extra.FOCAL))
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_FLOOR = tl.constexpr(LOG_FLOOR)
+
+
+# ---- functions -------------------------------------------------------------------------------
+
+
+@triton.jit
+def exponential(z, HOW: tl.constexpr):
+    return tl.exp(z) if WIDE & HOW else tl.exp2(z * _LOG2_E)
+
+
+@triton.jit
+def log1p(u):
+    """log(1 + u) for u >= 0, with the digits of a small u."""
+    y = 1.0 + u
+    lost = tl.where(u < 1.0, u - (y - 1.0), 1.0 - (y - u))
+    return tl.log(y) + lost / y
+
+
+@triton.jit
+def power(base, exponent, HOW: tl.constexpr):
+    """base ** exponent for exponent >= 0; 0 at base 0, but 1 if the exponent is 0."""
+    log = tl.log(tl.where(base > 0.0, base, 1.0))
+    # base - base keeps a NaN
+    return tl.where((base > 0.0) | (exponent == 0.0), exponential(exponent * log, HOW), base - base)
+
+
+# ---- probabilities ---------------------------------------------------------------------------
+
+
+@triton.jit
+def outcome(x, scale, offset, EXTRA: tl.constexpr, HOW: tl.constexpr):
+    """p, q = 1 - p, -log p and -log q, of a sigmoid or of probabilities."""
+    if PROBABILITIES & HOW:
+        p = x
+        q = 1.0 - x
+        positive, negative = p, q
+        if LOGS & EXTRA:
+            positive = -tl.log(tl.where(p < _FLOOR, _FLOOR, p))
+            negative = -tl.log(tl.where(q < _FLOOR, _FLOOR, q))
+    else:
+        z = x
+        if AFFINE & HOW:
+            z = scale * (x - offset)
+        size = tl.abs(z)
+        e = exponential(-size, HOW)
+        big = 1.0 / (1.0 + e)
+        small = e * big
+        below = z < 0.0
+        p = tl.where(below, small, big)
+        q = tl.where(below, big, small)
+        positive, negative = p, q
+        if LOGS & EXTRA:
+            log = log1p(e)
+            positive = tl.where(below, log + size, log)
+            negative = tl.where(below, log, log + size)
+    return p, q, positive, negative
+
+
+@triton.jit
+def softmax_sums(whole, others):
+    """Given the sums of all e and of those below 1: the sum without one largest, and 1 / (1 + it).
+
+    Only a single largest can be next to p = 1, and then nothing is taken off a larger number.
+    """
+    rest = tl.where(whole - others > 1.5, whole - 1.0, others)
+    return rest, 1.0 / (1.0 + rest)
+
+
+@triton.jit
+def softmax_outcome(shifted, e, rest, inverse, EXTRA: tl.constexpr):
+    """p, q and -log p, given z - max z, its exponential, and softmax_sums."""
+    p = e * inverse
+    q = tl.where(e == 1.0, rest, 1.0 + rest - e) * inverse
+    positive = p
+    if LOGS & EXTRA:
+        positive = log1p(rest) - shifted
+    return p, q, positive
+
+
+# ---- shares and gradients --------------------------------------------------------------------
+
+
+@triton.jit
+def as_float(t, p, HOW: tl.constexpr):
+    return t.to(p.dtype) if BINARY & HOW else t
+
+
+@triton.jit
+def _kept(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
+    if WEIGHT & HOW:
+        value = weigh(value, w)
+    if BY & HOW:
+        value = tl.where(live, value, 0.0)
+    return value
+
+
+@triton.jit
+def _times(t, log):
+    """0 log 0 is 0."""
+    return tl.where(t == 0.0, 0.0, t * log)
+
+
+@triton.jit
+def shares(
+    p, q, positive, negative, decided, t, gamma, w, live,
+    EXTRA: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """What an element adds to every sum."""
+    pw = _kept(p, w, live, BARE, HOW)
+    qw = _kept(q, w, live, BARE, HOW)
+    if BINARY & HOW:
+        # a hard target selects: cheaper than a product, and the same value
+        found = (tl.where(t, pw, 0.0), tl.where(t, 0.0, pw), tl.where(t, qw, 0.0))
+        if TN & HOW:
+            found += (tl.where(t, 0.0, qw),)
+    else:
+        found = (t * pw, (1.0 - t) * pw, t * qw)
+        if TN & HOW:
+            found += ((1.0 - t) * qw,)
+    if EXTRA:
+        t = as_float(t, p, HOW)
+        u = 1.0 - t
+        if LOGS & EXTRA:
+            missed = _times(t, positive)
+            alarm = p * 0.0 if SOFTMAX & HOW else _times(u, negative)
+        if LOG_LOSS & EXTRA:
+            found += (
+                _kept(missed, w, live, MASKED, HOW),
+                _kept(alarm, w, live, MASKED, HOW),
+            )
+        if SQUARES & EXTRA:
+            found += (
+                _kept(p * p, w, live, MASKED, HOW),
+                _kept(t * t, w, live, MASKED, HOW),
+                _kept(t * (p * p), w, live, MASKED, HOW),
+            )
+        if DISTANCE & EXTRA:
+            found += (_kept(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
+        if FOCAL & EXTRA:
+            focal = missed * power(q, gamma, HOW)
+            if not (SOFTMAX & HOW):
+                focal += alarm * power(p, gamma, HOW)
+            found += (_kept(focal, w, live, MASKED, HOW),)
+        if HARD & EXTRA:
+            tw = _kept(t, w, live, MASKED, HOW)
+            uw = _kept(u, w, live, MASKED, HOW)
+            found += (
+                tl.where(decided, tw, 0.0),
+                tl.where(decided, uw, 0.0),
+                tl.where(decided, 0.0, tw),
+                tl.where(decided, 0.0, uw),
+            )
+    return found
+
+
+@triton.jit
+def _sign(value):
+    return tl.where(value > 0.0, 1.0, tl.where(value < 0.0, -1.0, 0.0))
+
+
+@triton.jit
+def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
+    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` has a gradient for each row."""
+    S: tl.constexpr = 4 + 2 * (EXTRA & 1)
+    D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
+    F: tl.constexpr = D + ((EXTRA >> 2) & 1)
+    if BINARY & HOW:
+        by_p = tl.where(t, g[0] - g[2], g[1] - g[3])
+    else:
+        by_p = t * (g[0] - g[2]) + (1.0 - t) * (g[1] - g[3])
+    h, k = by_p, by_p
+    if (LOGS | SQUARES | DISTANCE) & EXTRA:
+        t = as_float(t, p, HOW)
+    if SQUARES & EXTRA:
+        by_p += 2.0 * p * (g[S] + t * g[S + 2])
+    if DISTANCE & EXTRA:
+        by_p += g[D] * _sign((1.0 - t) * p - t * q)
+    if LOGS & EXTRA:
+        h = p * 0.0
+        k = h
+        u = 1.0 - t
+    if LOG_LOSS & EXTRA:
+        h += g[4] * t
+        if not (SOFTMAX & HOW):
+            k += g[5] * u
+    if FOCAL & EXTRA:
+        by = power(q, gamma, HOW)
+        last = tl.where(q > 0.0, by / tl.where(q > 0.0, q, 1.0), 0.0)
+        h += g[F] * (t * by + gamma * p * _times(t, positive) * last)
+        if not (SOFTMAX & HOW):
+            by = power(p, gamma, HOW)
+            last = tl.where(p > 0.0, by / tl.where(p > 0.0, p, 1.0), 0.0)
+            k += g[F] * (u * by + gamma * q * _times(u, negative) * last)
+    return by_p, h, k
+
+
+@triton.jit
+def input_gradient(p, q, by_p, h, k, scale, EXTRA: tl.constexpr, HOW: tl.constexpr):
+    """dL/dx of an element of a sigmoid or of probabilities, at weight 1."""
+    if PROBABILITIES & HOW:
+        g = by_p
+        if LOGS & EXTRA:
+            g += k / tl.where(q < _FLOOR, _FLOOR, q) - h / tl.where(p < _FLOOR, _FLOOR, p)
+    else:
+        g = (p * q) * by_p
+        if LOGS & EXTRA:
+            g += p * k - q * h
+        g = scale * g
+    return g
+
+
+@triton.jit
+def target_gradient(
+    p, q, positive, negative, decided, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr
+):
+    """dL/dt of an element, at weight 1 and before smoothing."""
+    S: tl.constexpr = 4 + 2 * (EXTRA & 1)
+    D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
+    F: tl.constexpr = D + ((EXTRA >> 2) & 1)
+    H: tl.constexpr = F + ((EXTRA >> 3) & 1)
+    total = p * (g[0] - g[1]) + q * (g[2] - g[3])
+    if LOG_LOSS & EXTRA:
+        total += g[4] * positive
+        if not (SOFTMAX & HOW):
+            total -= g[5] * negative
+    if SQUARES & EXTRA:
+        total += 2.0 * t * g[S + 1] + p * p * g[S + 2]
+    if DISTANCE & EXTRA:
+        total -= g[D] * _sign((1.0 - t) * p - t * q)
+    if FOCAL & EXTRA:
+        by = positive * power(q, gamma, HOW)
+        if not (SOFTMAX & HOW):
+            by -= negative * power(p, gamma, HOW)
+        total += g[F] * by
+    if HARD & EXTRA:
+        total += tl.where(decided, g[H] - g[H + 1], g[H + 2] - g[H + 3])
+    return total
+
+
+@triton.jit
+def weight_gradient(own, g):
+    """dL/dw: the shares, weighed by the gradient by the sums."""
+    total = own[0] * g[0]
+    for row in tl.static_range(1, len(own)):
+        total += own[row] * g[row]
+    return total

@@ -1,0 +1,346 @@
+"""What the kernels of pixel.py share: how a tile of pixels and classes is read, and what is left of
+it.  ``HOW`` holds flags of pixel_element.How, ``EXTRA`` those of reference.Extra."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from customloss._words import INPUT, TARGET
+
+from . import pixel_element as element
+from .element import number, offsets, weigh
+
+WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
+INFINITY = tl.constexpr(float("inf"))
+_NO_CLASS = tl.constexpr(2**31 - 1)
+
+
+# ---- what a tile reads -----------------------------------------------------------------------
+
+
+@triton.jit
+def get(pointer, at, mask, MASK: tl.constexpr):
+    return tl.load(pointer + at, mask=mask, other=0) if MASK else tl.load(pointer + at)
+
+
+@triton.jit
+def program(class_tiles, chunks, tiles, per_chunk, CLASSES: tl.constexpr, HOW: tl.constexpr):
+    """The classes, the place among the partial sums, the sample and the tiles of a program."""
+    pid = tl.program_id(0)
+    chunk = pid // class_tiles % chunks
+    sample = pid // class_tiles // chunks
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, tiles)
+    c = ((pid % class_tiles) * CLASSES + tl.arange(0, CLASSES))[None, :]
+    if element.LONG & HOW:
+        first, last, sample = first.to(tl.int64), last.to(tl.int64), sample.to(tl.int64)
+        c = c.to(tl.int64)
+    part = chunk
+    if element.POOLED & HOW:
+        part = chunk * class_tiles + pid % class_tiles
+    return c, part, sample, first, last
+
+
+@triton.jit
+def at_of(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl.constexpr):
+    """The offsets of pixels and classes; c is [1, CLASSES], or [P, 1]."""
+    split: tl.constexpr = (element.SPLIT & HOW) != 0
+    place = offsets(strides, sizes, sample, tl.arange(0, 1), row, outer, AXES, split)
+    return place + c * strides[1]
+
+
+@triton.jit
+def logits_at(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl.constexpr):
+    """As at_of, in the input and the gradient."""
+    split: tl.constexpr = (element.SPLIT & HOW) != 0
+    place = offsets(strides, sizes, sample, tl.arange(0, 1), row, outer, AXES, split)
+    # a stride below 16 says nothing of this by itself, and loads would be single elements
+    if element.FOURS & HOW:
+        place = tl.multiple_of(place, (4, 4))
+    elif element.PAIRS & HOW:
+        place = tl.multiple_of(place, (2, 2))
+    return place + c * strides[1]
+
+
+@triton.jit
+def known_multiple(classes, HOW: tl.constexpr):
+    """The number of classes, so that the compiler sees what divides it: masks in groups."""
+    if element.FOURS & HOW:
+        classes = classes // 4 * 4
+    elif element.PAIRS & HOW:
+        classes = classes // 2 * 2
+    return classes
+
+
+@triton.jit
+def pixels_of(
+    t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes, ignore,
+    AXES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """Of every pixel [P, 1]: its class number, whether it counts, and its weight."""
+    none = tl.arange(0, 1)
+    masked: tl.constexpr = not (element.EVEN & HOW)
+    live = exists
+    y = exists
+    w = exists
+    if element.LABELS & HOW:
+        own = get(
+            t_ptr, at_of(t_strides, sizes, sample, none, row, outer, AXES, HOW), exists, masked
+        )
+        if own.dtype.primitive_bitwidth < 32:
+            own = own.to(tl.int32)
+        live = live & (own >= 0) & (own < classes)
+        if element.IGNORE & HOW:
+            live = live & (own != ignore)
+        # compared in its own width: a wide number must not become a class when it is cut off
+        y = tl.where(live, own, -1).to(tl.int32)
+    if (element.WEIGHT & HOW) and not (element.EACH & HOW):
+        w = get(w_ptr, at_of(w_strides, sizes, sample, none, row, outer, AXES, HOW), exists, masked)
+        w = number(w, (element.WIDE & HOW) != 0)
+        if not (element.KEEP & HOW):
+            live = live & (w != 0.0)
+    return y, live, w
+
+
+@triton.jit
+def differs(t, ignore, HOW: tl.constexpr):
+    if t.dtype.is_floating():
+        result = number(t, (element.WIDE & HOW) != 0) != ignore
+    elif t.dtype.primitive_bitwidth < 32:
+        result = t.to(tl.int32) != ignore
+    else:
+        result = t.to(tl.int64) != ignore
+    return result
+
+
+@triton.jit
+def some_weight(w):
+    """Whether any class of a pixel has weight."""
+    return (tl.max((w != 0.0).to(tl.int32), 1) > 0)[:, None]
+
+
+@triton.jit
+def tile_of(
+    x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer, exists,
+    classes, ignore, on, off, y, live, w,
+    AXES: tl.constexpr, READ: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """x, t, w and which elements count; what does not holds zeros.  `READ`: all of the classes
+    are here, so that what they say of their pixel is not known yet."""
+    masked: tl.constexpr = ((element.EVEN & HOW) == 0) or ((element.PADDED & HOW) != 0)
+    wide: tl.constexpr = (element.WIDE & HOW) != 0
+    mask = exists & (c < classes)
+    # all loads before any arithmetic: that many bytes are in flight
+    x = get(x_ptr, logits_at(x_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
+    if element.LABELS & HOW:
+        t = c == y
+    else:
+        t = get(t_ptr, at_of(t_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
+    if element.EACH & HOW:
+        w = get(w_ptr, at_of(w_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
+        w = number(w, wide)
+        if not (element.KEEP & HOW):
+            if not (element.SOFTMAX & HOW):
+                live = live & (w != 0.0)
+            elif READ:
+                live = live & some_weight(w)
+    x = number(x, wide)
+    if element.LABELS & HOW:
+        if element.SMOOTH & HOW:
+            t = tl.where(t, on, off)
+    else:
+        if element.IGNORE & HOW:
+            live = live & differs(t, ignore, HOW)
+        if element.BINARY & HOW:
+            t = t != 0
+        else:
+            t = number(t, wide)
+            if element.SMOOTH & HOW:
+                t = t * (on - off) + off
+            if element.MASKED & HOW:
+                t = tl.where(live, t, 0.0)
+    if element.MASKED & HOW:
+        x = tl.where(live, x, 0.0)
+    return x, t, w, live
+
+
+@triton.jit
+def logits(x, scale, c, classes, HOW: tl.constexpr):
+    z = x
+    if element.AFFINE & HOW:
+        z = scale * x  # the offset is that of all classes
+    if element.PADDED & HOW:
+        z = tl.where((c < classes), z, -INFINITY)
+    return z
+
+
+@triton.jit
+def largest_of(z, c, FIRST: tl.constexpr):
+    """The largest logit of every pixel, and its first class where that is asked for."""
+    if FIRST:
+        z = tl.where(z != z, INFINITY, z)
+    largest = tl.max(z, 1)[:, None]
+    first = tl.full(largest.shape, 0, tl.int32)
+    if FIRST:
+        which = tl.where(z == largest, c.to(tl.int32), _NO_CLASS)
+        first = tl.min(which, 1)[:, None]
+    return largest, first
+
+
+@triton.jit
+def sum_below_one(e):
+    return tl.sum(tl.where(e == 1.0, 0.0, e), 1)[:, None]
+
+
+@triton.jit
+def outcome_of(
+    x, live, c, classes, scale, offset, EXTRA: tl.constexpr, FIRST: tl.constexpr, HOW: tl.constexpr
+):
+    """exp(z - max z), p, q, their logarithms and the decision, of a tile with all its classes."""
+    if element.SOFTMAX & HOW:
+        z = logits(x, scale, c, classes, HOW)
+        largest, first = largest_of(z, c, FIRST)
+        e = element.exponential(z - largest, HOW)
+        rest, inverse = element.softmax_sums(tl.sum(e, 1)[:, None], sum_below_one(e))
+        if (element.MASKED & HOW) and not (element.BARE & HOW):
+            inverse = tl.where(live, inverse, 0.0)
+        p, q, positive = element.softmax_outcome(z - largest, e, rest, inverse, EXTRA)
+        negative = positive
+        decided = c == first
+    else:
+        p, q, positive, negative = element.outcome(x, scale, offset, EXTRA, HOW)
+        e = p
+        decided = p > 0.5
+    return e, p, q, positive, negative, decided
+
+
+# ---- what a tile leaves: sums ----------------------------------------------------------------
+
+
+@triton.jit
+def zeros(N: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr, HOW: tl.constexpr):
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    found = (tl.zeros([PIXELS, CLASSES], DTYPE),)
+    for _ in tl.static_range(1, N):
+        found += (tl.zeros([PIXELS, CLASSES], DTYPE),)
+    return found
+
+
+@triton.jit
+def plus(a, b, N: tl.constexpr):
+    found = (a[0] + b[0],)
+    for row in tl.static_range(1, N):
+        found += (a[row] + b[row],)
+    return found
+
+
+@triton.jit
+def pooled(values, c, classes, N: tl.constexpr, HOW: tl.constexpr):
+    """The sums over the classes of a tile: [P, 1]."""
+    found = ()
+    for row in tl.static_range(N):
+        value = values[row]
+        if element.PADDED & HOW:
+            value = tl.where((c < classes), value, 0.0)
+        found += (tl.sum(value, 1)[:, None],)
+    return found
+
+
+@triton.jit
+def leave(
+    partials, plane, groups, values, chunk, sample, c, classes, N: tl.constexpr, HOW: tl.constexpr
+):
+    """Stores the sums over the pixels of a tile."""
+    if element.POOLED & HOW:
+        at = partials + chunk.to(tl.int64) * groups + sample + tl.arange(0, 1)[None, :]
+        mask = tl.arange(0, 1)[None, :] == 0
+    else:
+        at = partials + chunk.to(tl.int64) * groups + sample * classes + c
+        mask = c < classes
+    for row in tl.static_range(N):
+        tl.store(at, tl.sum(values[row], 0)[None, :], mask=mask)
+        at += plane  # row * plane may not fit 32 bits
+
+
+# ---- what a tile leaves: a gradient ------------------------------------------------------------
+
+
+@triton.jit
+def by_sums(
+    coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
+    N: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """The gradient by the N sums of every class, in the shape of c."""
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    cls = c * 0 if element.POOLED & HOW else c
+    at = coefficients + (sample if element.POOLED & HOW else sample * classes) + cls
+    known = c < classes
+    outer = tl.full(c.shape, 1.0, tl.float64)
+    if grad is not None:
+        outer = tl.load(grad + sample * grad_sample + cls * grad_class, mask=known, other=0.0)
+        outer = outer.to(tl.float64)
+    found = ()
+    for _ in tl.static_range(N):
+        g = tl.load(at, mask=known, other=0.0) * outer
+        found += (g.to(DTYPE),)
+        at += groups
+    return found
+
+
+@triton.jit
+def own_gradient(
+    p, q, positive, negative, decided, t, w, g, scale, spread, gamma,
+    WRT: tl.constexpr, EXTRA: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """The gradient of elements that no other class of their pixel has a say in."""
+    if WRT == WRT_INPUT:
+        by_p, h, k = element.slopes(p, q, positive, negative, t, gamma, g, EXTRA, HOW)
+        total = element.input_gradient(p, q, by_p, h, k, scale, EXTRA, HOW)
+        if element.WEIGHT & HOW:
+            total = weigh(total, w)
+    elif WRT == WRT_TARGET:
+        total = element.target_gradient(p, q, positive, negative, decided, t, gamma, g, EXTRA, HOW)
+        if element.SMOOTH & HOW:
+            total = spread * total
+        if element.WEIGHT & HOW:
+            total = weigh(total, w)
+    else:
+        plain: tl.constexpr = ~(element.WEIGHT | element.MASKED | element.BARE) & HOW
+        own = element.shares(p, q, positive, negative, decided, t, gamma, w, w, EXTRA, plain)
+        total = element.weight_gradient(own, g)
+        if element.WEIGHT & HOW:
+            # what is removed and not finite
+            total = tl.where((w == 0.0) & ((total - total) != 0.0), 0.0, total)
+    return total
+
+
+@triton.jit
+def mixed_slopes(
+    p, q, positive, t, w, gamma, g, c, classes, EXTRA: tl.constexpr, HOW: tl.constexpr
+):
+    """u = w dL/dp and h = -w dL/d(log p) of the elements of a softmax."""
+    u, h, _ = element.slopes(p, q, positive, positive, t, gamma, g, EXTRA, HOW)
+    if element.WEIGHT & HOW:
+        u = weigh(u, w)
+        h = weigh(h, w)
+    if element.PADDED & HOW:
+        h = tl.where((c < classes), h, 0.0)
+    return u, h
+
+
+@triton.jit
+def put(
+    out, out_strides, sizes, sample, c, row, outer, exists, live, classes, total,
+    AXES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradient of a tile, 0 where nothing counts."""
+    if element.MASKED & HOW:
+        total = tl.where(live, total, 0.0)
+    if out.dtype.element_ty.primitive_bitwidth < 32:
+        total = total.to(tl.float32)  # float64 has no direct conversion to bfloat16
+    at = out + logits_at(out_strides, sizes, sample, c, row, outer, AXES, HOW)
+    if (element.EVEN & HOW) and not (element.PADDED & HOW):
+        tl.store(at, total)
+    else:
+        tl.store(at, total, mask=exists & (c < classes))

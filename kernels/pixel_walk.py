@@ -1,0 +1,270 @@
+"""The softmax of many classes: a program walks over the classes of its pixels in blocks, first for
+the largest logit and the sum of the exponentials, rescaled as the largest grows, and again, out of
+the caches, for what every class adds or gets.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import pixel_element as element
+from .element import number, tile_rows
+from .pixel_tile import (
+    INFINITY,
+    WRT_INPUT,
+    at_of,
+    by_sums,
+    differs,
+    get,
+    known_multiple,
+    largest_of,
+    leave,
+    logits,
+    logits_at,
+    mixed_slopes,
+    own_gradient,
+    pixels_of,
+    plus,
+    pooled,
+    program,
+    put,
+    sum_below_one,
+    tile_of,
+    zeros,
+)
+
+
+@triton.jit
+def classes_from(start, CLASSES: tl.constexpr, HOW: tl.constexpr):
+    c = (start + tl.arange(0, CLASSES))[None, :]
+    if element.LONG & HOW:
+        c = c.to(tl.int64)
+    return c
+
+
+@triton.jit
+def _walk(
+    x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
+    classes, ignore, scale, live,
+    FIRST: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr,
+    HOW: tl.constexpr,
+):  # fmt: skip
+    """Of every pixel [P, 1]: the largest logit and its class (FIRST), the sum of the exponentials
+    of the others, 1 / (1 + that), and whether it counts."""
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    masked: tl.constexpr = ((element.EVEN & HOW) == 0) or ((element.PADDED & HOW) != 0)
+    largest = tl.full([PIXELS, 1], -INFINITY, DTYPE)
+    whole = tl.full([PIXELS, 1], 0.0, DTYPE)
+    others = tl.full([PIXELS, 1], 0.0, DTYPE)
+    first = tl.full([PIXELS, 1], 0, tl.int32)
+    weights = tl.full([PIXELS, 1], 0, tl.int32)
+    for start in range(0, classes, CLASSES):
+        c = classes_from(start, CLASSES, HOW)
+        mask = exists & (c < classes)
+        x = get(x_ptr, logits_at(x_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
+        x = number(x, (element.WIDE & HOW) != 0)
+        if element.BARE & HOW:
+            t = get(t_ptr, at_of(t_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
+            x = tl.where(differs(t, ignore, HOW), x, 0.0)
+        if (element.EACH & HOW) and not (element.KEEP & HOW):
+            w = get(w_ptr, at_of(w_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
+            weights = tl.maximum(weights, tl.max((w != 0).to(tl.int32), 1)[:, None])
+        z = logits(x, scale, c, classes, HOW)
+        here, which = largest_of(z, c, FIRST)
+        higher = here > largest
+        new = tl.where(higher, here, largest)
+        base = tl.where(new == -INFINITY, 0.0, new)  # inf - inf would be a NaN for good
+        e = element.exponential(z - base, HOW)
+        shrunk = element.exponential(largest - base, HOW)
+        # the largest of before is one of the others now
+        others = tl.where(higher, whole, others) * shrunk + sum_below_one(e)
+        whole = whole * shrunk + tl.sum(e, 1)[:, None]
+        largest = new
+        if FIRST:
+            first = tl.where(higher, which, first)
+    rest, inverse = element.softmax_sums(whole, others)
+    if (element.EACH & HOW) and not (element.KEEP & HOW):
+        live = live & (weights > 0)
+    if element.MASKED & HOW:
+        largest = tl.where(live, largest, 0.0)
+        rest = tl.where(live, rest, 0.0)
+        inverse = tl.where(live, inverse, 0.0)
+    return largest, first, rest, inverse, live
+
+
+@triton.jit
+def _block(
+    x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer, exists,
+    classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+    EXTRA: tl.constexpr, AXES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """Classes c of pixels that _walk went over: p, q, -log p, t, w, live."""
+    x, t, w, live = tile_of(
+        x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
+        exists, classes, ignore, on, off, y, live, w, AXES, False, HOW,
+    )  # fmt: skip
+    shifted = logits(x, scale, c, classes, HOW) - largest
+    e = element.exponential(shifted, HOW)
+    p, q, positive = element.softmax_outcome(shifted, e, rest, inverse, EXTRA)
+    return p, q, positive, t, w, live
+
+
+@triton.jit
+def softmax_sums_kernel(
+    partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
+    off: tl.float64, gamma: tl.float64, ignore, plane, groups, classes, class_tiles, chunks,
+    reduced, tiles, pieces, per_chunk, sizes, x_strides, t_strides, w_strides,
+    N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr,
+    CLASSES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """The N sums of a tile of the pixels of a sample, whose classes do not fit a tile.
+
+    Maths:  as pixel_sums_kernel; max z and Σ exp(z - max z) from a first walk over the classes
+    Launch: one program per sample and tile of pixels
+    Moves:  reads input twice, the second time out of a cache, and target and weight once; writes N
+            floats per tile and group
+    """
+    _c, tile, sample, _first, _last = program(1, chunks, tiles, 1, CLASSES, HOW)
+    classes = known_multiple(classes, HOW)
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    first_largest: tl.constexpr = (element.HARD & EXTRA) != 0
+    scale = tl.full([1, 1], scale, DTYPE)
+    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    gamma = tl.full([1, 1], gamma, DTYPE)
+    row, outer, inside = tile_rows(
+        tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
+    )
+    exists = inside[:, None]
+    y, live, w = pixels_of(
+        t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes, ignore,
+        AXES, HOW,
+    )  # fmt: skip
+    largest, first, rest, inverse, live = _walk(
+        x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
+        classes, ignore, scale, live, first_largest, AXES, PIXELS, CLASSES, HOW,
+    )  # fmt: skip
+    found = zeros(N, PIXELS, 1, HOW)
+    for start in range(0, classes, CLASSES):
+        c = classes_from(start, CLASSES, HOW)
+        p, q, positive, t, own_w, own_live = _block(
+            x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
+            exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+            EXTRA, AXES, HOW,
+        )  # fmt: skip
+        own = element.shares(
+            p, q, positive, positive, c == first, t, gamma, own_w, own_live, EXTRA, HOW
+        )
+        if element.POOLED & HOW:
+            found = plus(found, pooled(own, c, classes, N, HOW), N)
+        else:
+            leave(partials, plane, groups, own, tile, sample, c, classes, N, HOW)
+    if element.POOLED & HOW:
+        c = tl.arange(0, 1)[None, :]
+        leave(partials, plane, groups, found, tile, sample, c, classes, N, HOW)
+
+
+@triton.jit
+def _slope_at(
+    c, coefficients, grad, groups, grad_sample, grad_class,
+    x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
+    classes, ignore, scale, on, off, gamma, y, live, w, largest, rest, inverse,
+    N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """w dL/dp of one class of each pixel."""
+    if element.LONG & HOW:
+        c = c.to(tl.int64)
+    p, q, positive, t, w, _ = _block(
+        x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
+        exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+        EXTRA, AXES, HOW,
+    )  # fmt: skip
+    g = by_sums(coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW)
+    u, _ = mixed_slopes(p, q, positive, t, w, gamma, g, c, classes, EXTRA, HOW)
+    return u
+
+
+@triton.jit
+def softmax_gradient_kernel(
+    out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
+    on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, grad_sample, grad_class, groups,
+    classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides, out_strides,
+    WRT: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr,
+    PIXELS: tl.constexpr, CLASSES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """The gradient of every element of a tile of pixels, whose classes do not fit a tile.
+
+    Maths:  as pixel_gradient_kernel; a walk for max z and Σ exp(z - max z), by input a second for
+            Σ p_c v_c and Σ h_c
+    Launch: one program per sample and tile of pixels
+    Moves:  reads input, target and weight once a walk, all but the first time out of a cache;
+            writes the gradient once
+    """
+    _c, tile, sample, _first, _last = program(1, chunks, tiles, 1, CLASSES, HOW)
+    classes = known_multiple(classes, HOW)
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    first_largest: tl.constexpr = ((element.HARD & EXTRA) != 0) or (WRT == WRT_INPUT)
+    scale = tl.full([1, 1], scale, DTYPE)
+    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    gamma = tl.full([1, 1], gamma, DTYPE)
+    row, outer, inside = tile_rows(
+        tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
+    )
+    exists = inside[:, None]
+    y, live, w = pixels_of(
+        t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes, ignore,
+        AXES, HOW,
+    )  # fmt: skip
+    largest, first, rest, inverse, live = _walk(
+        x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
+        classes, ignore, scale, live, first_largest, AXES, PIXELS, CLASSES, HOW,
+    )  # fmt: skip
+    top = tl.full([PIXELS, 1], 0.0, DTYPE)
+    dot = tl.full([PIXELS, 1], 0.0, DTYPE)
+    logs = tl.full([PIXELS, 1], 0.0, DTYPE)
+    if WRT == WRT_INPUT:
+        top = _slope_at(
+            first, coefficients, grad, groups, grad_sample, grad_class,
+            x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer,
+            exists, classes, ignore, scale, on, off, gamma, y, live, w, largest, rest, inverse,
+            N, EXTRA, AXES, HOW,
+        )  # fmt: skip
+        for start in range(0, classes, CLASSES):
+            c = classes_from(start, CLASSES, HOW)
+            p, q, positive, t, own_w, own_live = _block(
+                x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row,
+                outer, exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+                EXTRA, AXES, HOW,
+            )  # fmt: skip
+            g = by_sums(
+                coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW
+            )
+            u, h = mixed_slopes(p, q, positive, t, own_w, gamma, g, c, classes, EXTRA, HOW)
+            dot += tl.sum(p * (u - top), 1)[:, None]
+            if element.LOGS & EXTRA:
+                logs += tl.sum(h, 1)[:, None]
+    for start in range(0, classes, CLASSES):
+        c = classes_from(start, CLASSES, HOW)
+        p, q, positive, t, own_w, own_live = _block(
+            x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
+            exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+            EXTRA, AXES, HOW,
+        )  # fmt: skip
+        g = by_sums(coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW)
+        if WRT == WRT_INPUT:
+            u, h = mixed_slopes(p, q, positive, t, own_w, gamma, g, c, classes, EXTRA, HOW)
+            total = p * ((u - top) - dot)
+            if element.LOGS & EXTRA:
+                total += p * (logs - h) - q * h
+            if element.AFFINE & HOW:
+                total = scale * total
+        else:
+            total = own_gradient(
+                p, q, positive, positive, c == first, t, own_w, g, scale, on - off, gamma,
+                WRT, EXTRA, HOW,
+            )  # fmt: skip
+        put(
+            out, out_strides, sizes, sample, c, row, outer, exists, own_live, classes, total,
+            AXES, HOW,
+        )  # fmt: skip
