@@ -73,8 +73,15 @@ def are_tensors(input: object, target: object, weight: object) -> None:
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
 
 
-def tensors(input: Tensor, target: Tensor, weight: Tensor | None, elements: Elements) -> Tensor:
-    """Dtypes, shapes and devices fit together, and there is at least one group.
+def tensors(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    elements: Elements,
+    *,
+    no_sample: bool = False,
+) -> Tensor:
+    """Dtypes, shapes and devices fit together, and there is a group, or ``no_sample`` to score.
 
     Returns the target, of the rank of the input: class numbers as ``[N, 1, *spatial]``.
     """
@@ -103,7 +110,8 @@ def tensors(input: Tensor, target: Tensor, weight: Tensor | None, elements: Elem
     if weight is not None:
         _weight(weight, input)
     no_class = len(shape) > 1 and shape[1] == 0
-    if (elements.per_sample and shape[0] == 0) or (elements.per_class and no_class):
+    empty = elements.per_sample and shape[0] == 0 and not no_sample
+    if empty or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
     return target
 

@@ -265,6 +265,8 @@ class Sums(NamedTuple):
             return _parts.Groups(loss, rows, counted, weight)
 
         if group is None:
+            if samplewise and sums.shape[1] == 0:
+                raise ValueError(f"input: there is no group to score in shape {list(input.shape)}")
             rows = sums.unbind(0)
             loss = groups(sums, rows).averaged(average, samplewise, reduction)
         else:

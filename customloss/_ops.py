@@ -94,7 +94,8 @@ def confusion_sums(
     if _sharding.sharded(input, target, weight):
         return _sharding.confusion_sums(input, target, weight, options)
     elements = _options.cached_for_sums(input.dim(), **options)
-    target = _checks.tensors(input, target, weight, elements)
+    # a shard of a batch may hold no sample
+    target = _checks.tensors(input, target, weight, elements, no_sample=True)
     return _autograd.sums(input, target, weight, elements)
 
 

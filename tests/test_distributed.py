@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,8 +85,6 @@ def logits_agree() -> None:
             expected = customloss.soft_f1_loss(whole, target, weight, **options)
             expected.backward()
             for cut in CUTS[world]:
-                if 0 in cut and options in SAMPLEWISE:
-                    continue  # the operator refuses an input without a sample
                 part = shards(cut)
                 x = logits[part].clone().requires_grad_()
                 loss = customloss.soft_f1_loss(
@@ -97,33 +96,70 @@ def logits_agree() -> None:
                     assert_equal(x.grad, world * whole.grad[part], (options, cut))
 
 
+def readings(target: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
+    """A dense target of sigmoids, and class numbers of a softmax, some of them ignored."""
+    numbers = target.to(torch.uint8).argmax(1)
+    numbers[::4] = 255
+    softmax = {"activation": "softmax", "ignore_index": 255}
+    return [({}, target), (softmax, numbers), ({**softmax, "average": "micro"}, numbers)]
+
+
+def numbers_agree() -> None:
+    """Class numbers of a softmax, and with a cross-entropy in the same collective."""
+    world = dist.get_world_size()
+    for dtype in TOLERANCE:
+        logits, target, _ = batch(dtype, 4, 2)
+        _, numbers = readings(target)[1]
+        for function in (partial(customloss.soft_f1_loss, activation="softmax"),
+                         customloss.dice_ce_loss):  # fmt: skip
+            for more in ({}, {"samplewise": True}, {"average": "micro"}):
+                options = {"ignore_index": 255, **more}
+                whole = logits.clone().requires_grad_()
+                expected = function(whole, numbers, **options)
+                expected.backward()
+                for cut in CUTS[world]:
+                    part = shards(cut)
+                    x = logits[part].clone().requires_grad_()
+                    loss = function(x, numbers[part], process_group=dist.group.WORLD, **options)
+                    loss.backward()
+                    assert_equal(loss, expected, (options, cut))
+                    if len(x):
+                        assert_equal(x.grad, world * whole.grad[part], (options, cut))
+
+
 def parameters_agree() -> None:
     """Under DistributedDataParallel."""
-    criterion = customloss.SoftF1Loss(process_group=dist.group.WORLD)
     for dtype in TOLERANCE:
         x, target, _ = batch(dtype)
-        alone = network(dtype)
-        expected = customloss.soft_f1_loss(alone(x), target)
-        expected.backward()
-        for cut in CUTS[dist.get_world_size()]:
-            part = shards(cut)
-            model = DistributedDataParallel(network(dtype))
-            loss = criterion(model(x[part]), target[part])
-            loss.backward()
-            assert_equal(loss, expected, cut)
-            for own, other in zip(model.parameters(), alone.parameters(), strict=True):
-                assert_equal(own.grad, other.grad, cut)
+        for options, known in readings(target):
+            _parameters_agree(dtype, x, known, options)
+
+
+def _parameters_agree(dtype: torch.dtype, x: Tensor, target: Tensor, options: Any) -> None:
+    criterion = customloss.SoftF1Loss(process_group=dist.group.WORLD, **options)
+    alone = network(dtype)
+    expected = customloss.soft_f1_loss(alone(x), target, **options)
+    expected.backward()
+    for cut in CUTS[dist.get_world_size()]:
+        part = shards(cut)
+        model = DistributedDataParallel(network(dtype))
+        loss = criterion(model(x[part]), target[part])
+        loss.backward()
+        assert_equal(loss, expected, cut)
+        for own, other in zip(model.parameters(), alone.parameters(), strict=True):
+            assert_equal(own.grad, other.grad, cut)
 
 
 def shards_of_parameters_agree() -> None:
     """Under fully_shard, FSDP2."""
     world = dist.get_world_size()
     mesh = dist.init_device_mesh("cpu", (world,))
-    criterion = customloss.SoftF1Loss(process_group=mesh.get_group())
     for dtype in TOLERANCE:
         x, target, _ = batch(dtype)
+        options, target = readings(target)[1]
+        criterion = customloss.SoftF1Loss(process_group=mesh.get_group(), **options)
         alone = network(dtype)
-        expected = customloss.soft_f1_loss(alone(x), target)
+        expected = customloss.soft_f1_loss(alone(x), target, **options)
         expected.backward()
         for cut in CUTS[world]:
             part = shards(cut)
@@ -139,7 +175,7 @@ def shards_of_parameters_agree() -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_equal_one_process(world: int) -> None:
-    run(world, logits_agree, parameters_agree, shards_of_parameters_agree)
+    run(world, logits_agree, numbers_agree, parameters_agree, shards_of_parameters_agree)
 
 
 # ---- what it takes ---------------------------------------------------------------------------

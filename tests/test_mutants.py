@@ -146,10 +146,10 @@ MUTANTS = {
         "csrc/cpu/tile_impl.h", "to[i] = scale * found;", "to[i] = found;"
     ),
     "the class after the last is one": Mutant(
-        "csrc/cpu/tile_impl.h", "(own < classes)", "(own <= classes)"
+        "csrc/cpu/tile_fill.h", "(own < classes)", "(own <= classes)"
     ),
     "ignore_index is forgotten": Mutant(
-        "csrc/cpu/tile_impl.h", "!(ignores & (own == ignored))", "true"
+        "csrc/cpu/tile_fill.h", "!(ignores & (own == ignored))", "true"
     ),
     "smoothing takes and does not give": Mutant(
         "csrc/cpu/pixels.cpp", "tile_.off = static_cast<T>(options.smoothing);",

@@ -1,0 +1,111 @@
+// Between memory of any strides and the rows of a tile, one class each.  Included by isa_*.cpp
+// behind block_impl.h, whose conversions it uses. No include guard on purpose; everything is in an
+// anonymous namespace (one copy per set).
+
+namespace customloss::cpu {
+namespace {
+
+template <class T, class From>
+void stage_pixels_as(const void* from, int64_t class_stride, int64_t pixel_stride, int64_t classes,
+                     int64_t pixels, T* to, int64_t pitch) {
+  const From* source = static_cast<const From*>(from);
+  if (pixel_stride == 1 || class_stride != 1) {
+    for (int64_t c = 0; c < classes; ++c) {
+      stage_as<T, From>(source + c * class_stride, pixel_stride, pixels, to + c * pitch);
+    }
+    return;
+  }
+  // classes lie next to each other: a few lines of memory at a time
+  constexpr int64_t kLines = 16;
+  int64_t i = 0;
+  for (; i + kLines <= pixels; i += kLines) {
+    const From* line = source + i * pixel_stride;
+    for (int64_t c = 0; c < classes; ++c) {
+      T* row = to + c * pitch + i;
+      for (int64_t k = 0; k < kLines; ++k) row[k] = load<T>(line[k * pixel_stride + c]);
+    }
+  }
+  for (; i < pixels; ++i) {
+    for (int64_t c = 0; c < classes; ++c) {
+      to[c * pitch + i] = load<T>(source[i * pixel_stride + c]);
+    }
+  }
+}
+
+// Calls body<From>() with the type in memory.
+template <class Body>
+inline void with_dtype(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kBool: return body.template operator()<bool>();
+    case Dtype::kUInt8: return body.template operator()<uint8_t>();
+    case Dtype::kInt8: return body.template operator()<int8_t>();
+    case Dtype::kUInt16: return body.template operator()<uint16_t>();
+    case Dtype::kInt16: return body.template operator()<int16_t>();
+    case Dtype::kUInt32: return body.template operator()<uint32_t>();
+    case Dtype::kInt32: return body.template operator()<int32_t>();
+    case Dtype::kUInt64: return body.template operator()<uint64_t>();
+    case Dtype::kInt64: return body.template operator()<int64_t>();
+    case Dtype::kFloat16: return body.template operator()<Half>();
+    case Dtype::kBFloat16: return body.template operator()<BFloat16>();
+    case Dtype::kFloat32: return body.template operator()<float>();
+    case Dtype::kFloat64: return body.template operator()<double>();
+  }
+}
+
+template <class T>
+void stage_pixels(Dtype dtype, const void* from, int64_t class_stride, int64_t pixel_stride,
+                  int64_t classes, int64_t pixels, T* to, int64_t pitch) {
+  with_dtype(dtype, [&]<class From>() {
+    stage_pixels_as<T, From>(from, class_stride, pixel_stride, classes, pixels, to, pitch);
+  });
+}
+
+template <class T>
+void unstage_pixels(Dtype dtype, const T* from, int64_t pitch, int64_t classes, int64_t pixels,
+                    void* to, int64_t class_stride, int64_t pixel_stride) {
+  char* const bytes = static_cast<char*>(to);
+  const int64_t size = dtype_size(dtype);
+  if (pixel_stride == 1 || class_stride != 1) {
+    for (int64_t c = 0; c < classes; ++c) {
+      unstage<T>(dtype, from + c * pitch, pixels, bytes + c * class_stride * size, pixel_stride);
+    }
+    return;
+  }
+  alignas(64) T line[kBlock];
+  for (int64_t i = 0; i < pixels; ++i) {
+    for (int64_t first = 0; first < classes; first += kBlock) {
+      const int64_t count = classes - first < kBlock ? classes - first : kBlock;
+      for (int64_t c = 0; c < count; ++c) line[c] = from[(first + c) * pitch + i];
+      unstage<T>(dtype, line, count, bytes + (i * pixel_stride + first) * size, 1);
+    }
+  }
+}
+
+template <class From>
+void stage_labels_as(const void* from, int64_t stride, int64_t pixels, int64_t classes,
+                     bool ignores, int64_t ignored, int32_t* to) {
+  const From* source = static_cast<const From*>(from);
+  for (int64_t i = 0; i < pixels; ++i) {
+    const int64_t own = static_cast<int64_t>(source[i * stride]);
+    const bool known = (own >= 0) & (own < classes) & !(ignores & (own == ignored));
+    to[i] = known ? static_cast<int32_t>(own) : -1;
+  }
+}
+
+inline void stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
+                         int64_t classes, bool ignores, int64_t ignored, int32_t* to) {
+  switch (dtype) {
+    case Dtype::kUInt8:
+      return stage_labels_as<uint8_t>(from, stride, pixels, classes, ignores, ignored, to);
+    case Dtype::kInt8:
+      return stage_labels_as<int8_t>(from, stride, pixels, classes, ignores, ignored, to);
+    case Dtype::kInt16:
+      return stage_labels_as<int16_t>(from, stride, pixels, classes, ignores, ignored, to);
+    case Dtype::kInt32:
+      return stage_labels_as<int32_t>(from, stride, pixels, classes, ignores, ignored, to);
+    default: return stage_labels_as<int64_t>(from, stride, pixels, classes, ignores, ignored, to);
+  }
+}
+
+}  // namespace
+}  // namespace customloss::cpu
