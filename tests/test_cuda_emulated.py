@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no host C++ co
 
 @pytest.fixture(scope="session")
 def library() -> build.Emulation:
-    return build.Emulation(build.build())
+    return build.loaded(build.build())
 
 
 @pytest.fixture

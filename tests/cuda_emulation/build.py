@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def build(sanitize: bool = False, root: Path = ROOT) -> Path:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-8000:]}")
         os.replace(aside, target)
     return target
+
+
+@cache
+def loaded(path: Path) -> Emulation:
+    """The one of this process: operators are defined once."""
+    return Emulation(path)
 
 
 class Emulation:
