@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import cases
 import pixel_cases
 import pytest
 import torch
@@ -19,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.profiler import ProfilerActivity, profile
 
-from customloss import reference
+from customloss import _options, reference
 from customloss._words import ACTIVATIONS
 
 ops = torch.ops.customloss
@@ -355,3 +357,25 @@ def test_an_unaligned_start() -> None:
         sample = numbered("x", (1, 3, 130)).build()._replace(input=x, target=t)
         assert_right(soft_f1, sample)
         assert_sums_right(sample._replace(input=lay_out(x, "class_last")), log_loss=True)
+
+
+@pytest.mark.slow
+def test_opcheck_of_every_sample() -> None:
+    """All utilities, both public operators, whatever the generator makes of moderate size."""
+    everything = (*cases.SIZES, *cases.MIXED_LAYOUTS, *cases.TARGETS, *cases.WEIGHTED,
+                  *cases.OPTIONED)  # fmt: skip
+    pixels = (
+        case
+        for value in vars(pixel_cases).values()
+        if isinstance(value, tuple)
+        for case in value
+        if isinstance(case, Case)
+    )
+    found = {case.name: case for case in (*everything, *pixels) if math.prod(case.shape) < 20000}
+    for case in found.values():
+        # a leaf of stride 0 cannot be nudged
+        expanded = "expanded" in f"{case.layout}{case.target_layout}{case.weight_layout}"
+        sample = case.build(torch.float64, requires_grad=not expanded)
+        torch.library.opcheck(ops.soft_f1.default, sample.operands, sample.options)
+        read = {name: sample.options[name] for name in _options.SUMS if name in sample.options}
+        torch.library.opcheck(ops.confusion_sums.default, sample.operands, read)
