@@ -23,6 +23,8 @@ namespace {
 constexpr int64_t kPlanarUnit = 65536;  // elements of a group per unit
 constexpr int64_t kShortAxis = 64;      // innermost axes below this are gathered
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // How an interleaved layout is cut: bands of rows, tiles of columns.
 struct Bands {
   int64_t rows, band_rows, bands;

@@ -6,14 +6,16 @@
 // Bytes moved: forward reads input and target once; backward reads both and writes the gradient.
 #include "pixels.h"
 
+#include <cmath>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "walk.h"
 
 namespace customloss::cpu {
 namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the pixels of a sample are cut.
 struct Cut {
@@ -33,14 +35,17 @@ struct Cut {
 
 // Memory that a thread keeps from call to call: fresh pages would cost as much as the work.
 template <class T>
-T* scratch(int64_t size) {
-  thread_local std::vector<char> memory;
-  constexpr size_t kLine = 64;
-  const size_t bytes = static_cast<size_t>(size) * sizeof(T) + kLine;
-  if (memory.size() < bytes) memory.resize(bytes);
-  const uintptr_t at = reinterpret_cast<uintptr_t>(memory.data());
-  return reinterpret_cast<T*>((at + kLine - 1) / kLine * kLine);
-}
+class Scratch {
+ public:
+  T* take(int64_t size) {
+    thread_local std::vector<char> memory;
+    constexpr size_t kLine = 64;
+    const size_t bytes = static_cast<size_t>(size) * sizeof(T) + kLine;
+    if (memory.size() < bytes) memory.resize(bytes);
+    const uintptr_t at = reinterpret_cast<uintptr_t>(memory.data());
+    return reinterpret_cast<T*>((at + kLine - 1) / kLine * kLine);
+  }
+};
 
 // Fills tiles from memory, and writes gradients back.
 template <class T>
@@ -66,7 +71,7 @@ class PixelStager {
     pitch_ = cut.tile + 16;  // rows a page apart would share their cache lines
     const int64_t plane = layout.cls.size * pitch_;
     const int64_t planes = 3 + (dense_ ? 1 : 0) + (by_class_ ? 1 : 0) + (backward ? 1 : 0);
-    T* free = scratch<T>(planes * plane + (kPixelRows + 1) * pitch_ + 2 * pitch_);
+    T* free = Scratch<T>().take(planes * plane + (kPixelRows + 1) * pitch_ + 2 * pitch_);
     const auto next = [&](int64_t size) { return std::exchange(free, free + size); };
     tile_ = Tile<T>{};
     tile_.x = next(plane);
@@ -97,8 +102,12 @@ class PixelStager {
     tile_.lies = tile_.x;
     tile_.lies_pitch = pitch_;
     in_place_ = readable_ && lies_ready(cursor, pixels);
-    for_runs(&cursor, pixels,
-             [&](const Place& place, int64_t run, int64_t done) { stage_run(place, run, done); });
+    for (int64_t done = 0; done < pixels;) {
+      const int64_t run = std::min(cursor.run(), pixels - done);
+      stage_run(cursor.place(), run, done);
+      cursor.advance(run);
+      done += run;
+    }
     if (plain_) return tile_;
     weigh(pixels);
     if (dense_ && options_.labels) spread(pixels);
@@ -123,11 +132,14 @@ class PixelStager {
     if (out != out_) return;
     const Layout& layout = operands_.layout;
     const Memory& to = operands_.memory[kOutOperand];
-    for_runs(&cursor, pixels, [&](const Place& place, int64_t run, int64_t done) {
+    for (int64_t done = 0; done < pixels;) {
+      const int64_t run = std::min(cursor.run(), pixels - done);
       kernels_.unstage(to.dtype, out + done, pitch_, layout.cls.size, run,
-                       to.at(place.offset[kOutOperand]), layout.cls.stride[kOutOperand],
+                       to.at(cursor.place().offset[kOutOperand]), layout.cls.stride[kOutOperand],
                        layout.inner().stride[kOutOperand]);
-    });
+      cursor.advance(run);
+      done += run;
+    }
   }
 
  private:
@@ -220,7 +232,11 @@ void for_tiles(const Layout& layout, const Cut& cut, int64_t unit, const Body& b
   for (int64_t i = first; i < last; i += cut.tile) {
     const int64_t pixels = std::min(cut.tile, last - i);
     body(cursor, pixels);
-    for_runs(&cursor, pixels, [](const Place&, int64_t, int64_t) {});
+    for (int64_t left = pixels; left > 0;) {
+      const int64_t run = std::min(cursor.run(), left);
+      cursor.advance(run);
+      left -= run;
+    }
   }
 }
 

@@ -9,8 +9,6 @@
 
 namespace customloss::cpu {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // An operand's memory: where it starts and what it holds.  A null `data` is an absent weight.
 struct Memory {
   char* data = nullptr;
@@ -74,17 +72,6 @@ class Cursor {
   Place place_;
   int64_t index_[kMaxReduced];
 };
-
-// Calls body(place, run, done) for the next `size` elements, innermost axis by innermost axis.
-template <class Body>
-void for_runs(Cursor* cursor, int64_t size, const Body& body) {
-  for (int64_t done = 0; done < size;) {
-    const int64_t run = std::min(cursor->run(), size - done);
-    body(cursor->place(), run, done);
-    cursor->advance(run);
-    done += run;
-  }
-}
 
 // `rows` steps of `row` times `columns` steps of `column`, from `place` on.
 struct Patch {
@@ -186,9 +173,12 @@ class Stager {
   }
 
   void scatter(Cursor cursor, int64_t size) {
-    for_runs(&cursor, size, [&](const Place& place, int64_t run, int64_t done) {
-      spill(place, operands_.layout.inner(), run, out_ + done);
-    });
+    for (int64_t done = 0; done < size;) {
+      const int64_t run = std::min(cursor.run(), size - done);
+      spill(cursor.place(), operands_.layout.inner(), run, out_ + done);
+      cursor.advance(run);
+      done += run;
+    }
   }
 
  private:
