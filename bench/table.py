@@ -1,7 +1,8 @@
 """Writes the committed results into Markdown, so that no number in it is typed by hand.
 
 Between ``<!-- table: FOLDER/FILE.json -->`` and ``<!-- /table -->`` in bench/README.md, or in the
-files named, stands what ``customloss bench`` saved as bench/results/FOLDER/FILE.json::
+files named, stands what ``customloss bench`` saved as bench/results/FOLDER/FILE.json; between
+``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->`` a few rows of it::
 
     python bench/table.py [--check] [FILE.md ...]
 """
@@ -15,18 +16,19 @@ from pathlib import Path
 from customloss._bench import report
 
 HERE = Path(__file__).parent
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|headline): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+KINDS = {"table": report.markdown, "headline": report.headline}
 
 
-def table(name: str) -> str:
+def block(kind: str, name: str) -> str:
     """The Markdown of one result."""
     path = HERE / "results" / name
-    return report.markdown(report.load(path)) if path.is_file() else f"No {name} recorded yet."
+    return KINDS[kind](report.load(path)) if path.is_file() else f"No {name} recorded yet."
 
 
 def filled(text: str) -> str:
     """The text with every block written anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}\n{match[3]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}{block(match[2], match[3])}\n{match[4]}", text)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,6 +10,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -53,7 +54,7 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, bool is_double, const 
   int64_t next = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = next;
-    next *= sizes.begin()[i];
+    next *= std::max<int64_t>(1, sizes.begin()[i]);  // as torch has them
   }
   int32_t device_type, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
@@ -137,18 +138,52 @@ struct Elements {
   }
 };
 
-// The loss tensor of `groups` = samples x classes: scalar, [samples], [classes] or both.
-inline Tensor empty_loss(const Layout& layout, const Scoring& scoring, const Elements& elements) {
-  const bool is_double = elements.input.scalar_type() == ScalarType::Double;
+// The loss of groups [samples, classes], uninitialised: a scalar, or what of that is kept.
+inline Tensor empty_loss(const Scoring& scoring, bool per_sample, bool per_class, int64_t samples,
+                         int64_t classes, bool is_double, const Tensor& like) {
   const bool keep = scoring.reduction == Reduction::kNone;
-  const bool samples = keep && elements.per_sample;
-  const bool classes = keep && elements.per_class && scoring.average == Average::kNone;
-  if (samples && classes) {
-    return empty({layout.sample.size, layout.cls.size}, is_double, elements.input);
-  }
-  if (samples) return empty({layout.sample.size}, is_double, elements.input);
-  if (classes) return empty({layout.cls.size}, is_double, elements.input);
-  return empty({}, is_double, elements.input);
+  const bool keep_samples = keep && per_sample;
+  const bool keep_classes = keep && per_class && scoring.average == Average::kNone;
+  if (keep_samples && keep_classes) return empty({samples, classes}, is_double, like);
+  if (keep_samples) return empty({samples}, is_double, like);
+  if (keep_classes) return empty({classes}, is_double, like);
+  return empty({}, is_double, like);
+}
+
+inline Tensor empty_loss(const Layout& layout, const Scoring& scoring, const Elements& elements) {
+  return empty_loss(scoring, elements.per_sample, elements.per_class, layout.sample.size,
+                    layout.cls.size, elements.input.scalar_type() == ScalarType::Double,
+                    elements.input);
+}
+
+// How a pointwise loss is made of the sums of `extra`.
+inline Pointwise pointwise_of(unsigned extra, double score_weight, double log_pos, double log_neg,
+                              double focal, double positives, double negatives) {
+  STD_TORCH_CHECK((log_pos == 0.0 && log_neg == 0.0) || (extra & kLogLoss) != 0,
+                  "customloss: a cross-entropy needs the sums of the log-loss");
+  STD_TORCH_CHECK(focal == 0.0 || (extra & kFocal) != 0, "customloss: a focal loss needs its sums");
+  return {
+      score_weight,         log_pos, log_neg, focal, positives, negatives, row_of(extra, kLogLoss),
+      row_of(extra, kFocal)};
+}
+
+// What `sums_score` trusts of the sums and of the weights of the classes.
+inline void check_sums(const Tensor& sums, const std::optional<Tensor>& class_weight,
+                       unsigned extra, bool per_sample, const Scoring& scoring,
+                       const Pointwise& pointwise) {
+  STD_TORCH_CHECK(extra <= kEveryExtra, "customloss: unknown sums");
+  STD_TORCH_CHECK(sums.dim() == 3 && sums.size(0) == rows_of(extra) && sums.is_contiguous() &&
+                      sums.scalar_type() == ScalarType::Double,
+                  "customloss: sums must be contiguous float64 [rows, samples, classes]");
+  STD_TORCH_CHECK(per_sample || sums.size(1) <= 1, "customloss: sums of samples, not per sample");
+  const bool single = class_weight || pointwise.present();
+  STD_TORCH_CHECK(!single || scoring.average != Average::kNone,
+                  "customloss: losses of classes that are kept have no weights");
+  if (!class_weight) return;
+  STD_TORCH_CHECK(class_weight->dim() == 2 && class_weight->size(0) == 2 &&
+                      class_weight->size(1) == sums.size(2) && class_weight->is_contiguous() &&
+                      class_weight->scalar_type() == ScalarType::Double,
+                  "customloss: weights of classes must be contiguous float64 [2, classes]");
 }
 
 // The gradient by one operand, uninitialised: like that operand, and in what the sums of its

@@ -36,8 +36,9 @@ CUSTOMLOSS_HD To bit_cast(From from) {
   return to;
 }
 
-// e^-a for a >= 0, branch-free so that loops over it vectorise.  Relative error below 2e-7.
-// Exactly 0 once e^-a would be subnormal; NaN stays NaN.
+// e^-a for a >= 0, branch-free so that loops over it vectorise.  Relative error below 2e-7 on the
+// host, 2e-7 + 8e-8 a on the device, where the product is rounded.  Exactly 0 once e^-a would be
+// subnormal; NaN stays NaN.
 CUSTOMLOSS_HD float exp_minus(float a) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -97,6 +98,14 @@ CUSTOMLOSS_HD float reciprocal(float a) {
 }
 CUSTOMLOSS_HD double reciprocal(double a) { return 1.0 / a; }
 
+template <class T>
+CUSTOMLOSS_HD T magnitude(T a) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 4) return fabsf(a);  // part of the operand of what follows
+#endif
+  return a < T(0) ? -a : a;
+}
+
 // p and its complement, and dp/dx.
 template <class T>
 struct Probability {
@@ -111,7 +120,7 @@ CUSTOMLOSS_HD Probability<T> probability(T x, T scale, T offset) {
     return {x, T(1) - x, T(1)};
   } else {
     const T z = scale * (x - offset);
-    const T e = exp_minus(z < T(0) ? -z : z);
+    const T e = exp_minus(magnitude(z));
     const T big = reciprocal(T(1) + e);
     const T small = e * big;
     const bool negative = z < T(0);

@@ -39,16 +39,9 @@ CUSTOMLOSS_HD constexpr int row_of(unsigned extra, unsigned one) {
 
 namespace {
 
-// log y for y > 0, branch-free.  Relative error below 2e-7; of a subnormal float, about -88.
-CUSTOMLOSS_HD float log_of(float y) {
-#if defined(__CUDA_ARCH__)
-  return logf(y);
-#else
-  const uint32_t bits = bit_cast<uint32_t>(y);
-  const uint32_t shifted = (bits - 0x3f2aaaabu) & 0xff800000u;  // y = 2^n (1 + f), |f| <= 1/3
-  const float n = static_cast<float>(static_cast<int32_t>(shifted) >> 23);
-  const float f = bit_cast<float>(bits - shifted) - 1.0f;
-  float poly = -0x1.08051ep-3f;  // log(1 + f) = f - f^2/2 + f^3 poly, minimax, error below 5e-9
+// log(1 + f) - f for |f| <= 1/3, minimax: error of the logarithm below 5e-9.
+CUSTOMLOSS_HD float log_tail(float f) {
+  float poly = -0x1.08051ep-3f;
   poly = poly * f + 0x1.1e66e2p-3f;
   poly = poly * f - 0x1.f3116ap-4f;
   poly = poly * f + 0x1.1ed70ep-3f;
@@ -57,19 +50,10 @@ CUSTOMLOSS_HD float log_of(float y) {
   poly = poly * f - 0x1.fffefp-3f;
   poly = poly * f + 0x1.555506p-2f;
   poly = poly * f - 0.5f;
-  const float log = n * 0x1.7f7d1cp-20f + poly * (f * f) + f;
-  return n * 0x1.62e4p-1f + log;
-#endif
+  return poly * (f * f);
 }
 
-CUSTOMLOSS_HD double log_of(double y) {
-#if defined(__CUDA_ARCH__)
-  return log(y);
-#else
-  const uint64_t bits = bit_cast<uint64_t>(y);
-  const uint64_t shifted = (bits - 0x3fe5555555555555ull) & 0xfff0000000000000ull;
-  const double n = static_cast<double>(static_cast<int64_t>(shifted) >> 52);
-  const double f = bit_cast<double>(bits - shifted) - 1.0;
+CUSTOMLOSS_HD double log_tail(double f) {
   const double s = f / (2.0 + f), s2 = s * s;  // log(1 + f) = 2 atanh(s), |s| <= 1/5
   double poly = 1.0 / 25.0;
   poly = poly * s2 + 1.0 / 23.0;
@@ -83,8 +67,37 @@ CUSTOMLOSS_HD double log_of(double y) {
   poly = poly * s2 + 1.0 / 7.0;
   poly = poly * s2 + 1.0 / 5.0;
   poly = poly * s2 + 1.0 / 3.0;
-  const double log = n * 0x1.ef35793c7673p-45 + (2.0 * s * s2) * poly + 2.0 * s;
-  return n * 0x1.62e42fefa38p-1 + log;
+  return s * (2.0 * s2 * poly - f);  // 2 s - f is -s f
+}
+
+// log 2, and what the first leaves of it: few digits, so that n times it is exact.
+template <class T>
+constexpr T kLog2 = sizeof(T) == 4 ? T(0x1.62e4p-1) : T(0x1.62e42fefa38p-1);
+template <class T>
+constexpr T kLog2Rest = sizeof(T) == 4 ? T(0x1.7f7d1cp-20) : T(0x1.ef35793c7673p-45);
+
+// log y for y > 0, branch-free.  Relative error below 2e-7; of a subnormal float, about -88.
+CUSTOMLOSS_HD float log_of(float y) {
+#if defined(__CUDA_ARCH__)
+  return logf(y);
+#else
+  const uint32_t bits = bit_cast<uint32_t>(y);
+  const uint32_t shifted = (bits - 0x3f2aaaabu) & 0xff800000u;  // y = 2^n (1 + f), |f| <= 1/3
+  const float n = static_cast<float>(static_cast<int32_t>(shifted) >> 23);
+  const float f = bit_cast<float>(bits - shifted) - 1.0f;
+  return n * kLog2<float> + (n * kLog2Rest<float> + log_tail(f) + f);
+#endif
+}
+
+CUSTOMLOSS_HD double log_of(double y) {
+#if defined(__CUDA_ARCH__)
+  return log(y);
+#else
+  const uint64_t bits = bit_cast<uint64_t>(y);
+  const uint64_t shifted = (bits - 0x3fe5555555555555ull) & 0xfff0000000000000ull;
+  const double n = static_cast<double>(static_cast<int64_t>(shifted) >> 52);
+  const double f = bit_cast<double>(bits - shifted) - 1.0;
+  return n * kLog2<double> + (n * kLog2Rest<double> + log_tail(f) + f);
 #endif
 }
 
@@ -100,6 +113,30 @@ CUSTOMLOSS_HD T log1p_of(T u) {
   return log1p_of(u, T(1) / (T(1) + u));
 }
 
+// The same for u in [0, 1], in fewer steps.
+template <class T>
+CUSTOMLOSS_HD T log1p_of_unit(T u, T inverse) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 8) return log1p_of(u, inverse);
+  float poly = 0x1.56ee0ap-8f;  // log(1 + u) / u, minimax, error below 4e-8
+  poly = poly * u - 0x1.e369fp-6f;
+  poly = poly * u + 0x1.4069dcp-4f;
+  poly = poly * u - 0x1.17d2c2p-3f;
+  poly = poly * u + 0x1.874a8p-3f;
+  poly = poly * u - 0x1.fcc8c6p-3f;
+  poly = poly * u + 0x1.553004p-2f;
+  poly = poly * u - 0x1.fffeacp-2f;
+  poly = poly * u + 0x1.fffffep-1f;
+  return poly * u;
+#else
+  static_cast<void>(inverse);
+  const Flag<T> far(u > T(1) / T(3));  // 1 + u = 2 (1 + f) there, and 1 + f elsewhere
+  const T f = select(far, u * T(0.5) - T(0.5), u);
+  const T log = select(far, kLog2Rest<T>, T(0)) + log_tail(f) + f;
+  return select(far, kLog2<T>, T(0)) + log;
+#endif
+}
+
 // base^exponent for base in [0, 1] and exponent >= 0; 0 at base 0, but 1 if the exponent is 0.
 template <class T>
 CUSTOMLOSS_HD T power_of(T base, T exponent) {
@@ -112,7 +149,7 @@ CUSTOMLOSS_HD T power_of(T base, T exponent) {
 // A factor of 0 removes even an infinite value.
 template <class T>
 CUSTOMLOSS_HD T times(T factor, T value) {
-  return select(nonzero(factor), factor * value, T(0));
+  return select(Flag<T>(factor != T(0)), factor * value, T(0));
 }
 
 // 1, -1, and 0 at 0.
@@ -162,7 +199,7 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
     const T small = e * big;
     Outcome<T> found(below ? small : big, below ? big : small);
     if constexpr (kLogs) {
-      const T log = log1p_of(e, big);
+      const T log = log1p_of_unit(e, big);
       found.positive = below ? log + size : log;
       found.negative = below ? log : log + size;
     }
@@ -171,11 +208,27 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
   }
 }
 
-// What an element adds to every sum at weight 1, in the order of the rows of kExtra.
+// p^gamma and q^gamma: of a sigmoid by the logarithms at hand.
+template <Activation kActivation, class T>
+CUSTOMLOSS_HD T hit_power(const Outcome<T>& o, T gamma) {
+  if constexpr (kActivation == Activation::kSigmoid) return exp_minus(times(gamma, o.positive));
+  return power_of(o.p, gamma);
+}
+template <Activation kActivation, class T>
+CUSTOMLOSS_HD T miss_power(const Outcome<T>& o, T gamma) {
+  if constexpr (kActivation == Activation::kSigmoid) return exp_minus(times(gamma, o.negative));
+  return power_of(o.q, gamma);
+}
+
+// Of these extras an element's shares are linear in t and u: w t and w u give w times the shares.
+CUSTOMLOSS_HD constexpr bool linear(unsigned extra) {
+  return (extra & (kSquares | kDistance)) == 0;
+}
+
+// What an element adds to every sum at weight 1, in the order of the rows of kExtra; u = 1 - t.
 template <Activation kActivation, unsigned kExtra, class T>
-CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kExtra)]) {
+CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T u, T gamma, T (&to)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  const T u = T(1) - t;
   to[0] = t * o.p;
   to[1] = u * o.p;
   to[2] = t * o.q;
@@ -199,8 +252,8 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kEx
     to[row_of(kExtra, kDistance)] = far < T(0) ? -far : far;
   }
   if constexpr ((kExtra & kFocal) != 0) {
-    T focal = missed * power_of(o.q, gamma);
-    if constexpr (!kSoftmax) focal += alarm * power_of(o.p, gamma);
+    T focal = missed * miss_power<kActivation>(o, gamma);
+    if constexpr (!kSoftmax) focal += alarm * hit_power<kActivation>(o, gamma);
     to[row_of(kExtra, kFocal)] = focal;
   }
   if constexpr ((kExtra & kHard) != 0) {
@@ -212,13 +265,18 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kEx
     to[kRow + 3] = u * refused;
   }
 }
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kExtra)]) {
+  shares<kActivation, kExtra>(o, t, T(1) - t, gamma, to);
+}
 
 // dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.
 template <class T>
 struct Slopes {
   T u, h, k;
+  T qh, pk;  // of a sigmoid, what is left out of h and k: q and p times it
 
-  CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0) {}
+  CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0), qh(0), pk(0) {}
 };
 
 // `g`: the gradient by the sums of the element's group, in the order of the rows of kExtra.
@@ -243,24 +301,38 @@ CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, T t, T gamma, const T (&g)[r
     const T by = g[row_of(kExtra, kFocal)];
     // p (-log p) and q (-log q) vanish where their logarithm has no bound
     const T missed = times(t * o.p, o.positive);
-    const T power = power_of(o.q, gamma);
-    found.h += by * (t * power + gamma * missed * (power / floored(o.q)));
+    const T power = miss_power<kActivation>(o, gamma);
+    found.h += by * (t * power);
+    if constexpr (kActivation == Activation::kSigmoid) {
+      found.qh = by * (gamma * missed * power);
+    } else {
+      found.h += by * (gamma * missed * (power / floored(o.q)));
+    }
     if constexpr (!kSoftmax) {
       const T alarm = times(u * o.q, o.negative);
-      const T other = power_of(o.p, gamma);
-      found.k += by * (u * other + gamma * alarm * (other / floored(o.p)));
+      const T other = hit_power<kActivation>(o, gamma);
+      found.k += by * (u * other);
+      if constexpr (kActivation == Activation::kSigmoid) {
+        found.pk = by * (gamma * alarm * other);
+      } else {
+        found.k += by * (gamma * alarm * (other / floored(o.p)));
+      }
     }
   }
   return found;
 }
 
 // dL/dx of an element of a sigmoid or of probabilities, at weight 1.
-template <Activation kActivation, class T>
+template <Activation kActivation, unsigned kExtra = kEveryExtra, class T>
 CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale) {
+  constexpr bool kLogs = (kExtra & (kLogLoss | kFocal)) != 0;
   if constexpr (kActivation == Activation::kNone) {
-    return s.u - s.h / floored(o.p) + s.k / floored(o.q);
+    return kLogs ? s.u - s.h / floored(o.p) + s.k / floored(o.q) : s.u;
   } else {
-    return scale * ((o.p * o.q) * s.u - o.q * s.h + o.p * s.k);
+    T found = (o.p * o.q) * s.u;
+    if constexpr (kLogs) found += o.p * s.k - o.q * s.h;
+    if constexpr ((kExtra & kFocal) != 0) found += s.pk - s.qh;
+    return scale * found;
   }
 }
 
@@ -282,8 +354,8 @@ CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[
     found -= g[row_of(kExtra, kDistance)] * sign_of((T(1) - t) * o.p - t * o.q);
   }
   if constexpr ((kExtra & kFocal) != 0) {
-    T by = o.positive * power_of(o.q, gamma);
-    if constexpr (!kSoftmax) by -= o.negative * power_of(o.p, gamma);
+    T by = o.positive * miss_power<kActivation>(o, gamma);
+    if constexpr (!kSoftmax) by -= o.negative * hit_power<kActivation>(o, gamma);
     found += times(g[row_of(kExtra, kFocal)], by);
   }
   if constexpr ((kExtra & kHard) != 0) {

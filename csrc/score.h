@@ -6,6 +6,7 @@
 //   log         -log S = log1p((B fp + C fn) / (A tp + s))
 //   focal       (1 - S)^gamma
 //   negative    -S
+//   pointwise   (a LP + b LN + c F) / (u (tp + fn) + v (fp + tn)), each a sum over all groups
 //
 // (A, B, C) = (1 + beta^2, 1, beta^2) is F-beta, (2, 1, 1) Dice, (1, 1, 1) Jaccard and
 // (1, fp_weight, fn_weight) Tversky.  Compiled for the host and for the device.
@@ -41,6 +42,23 @@ struct GroupLoss {
   Sums grad;
   double support;
   bool counted;
+};
+
+// A loss beside the score, of sums that no group keeps to itself: a cross-entropy, a focal loss.
+struct Pointwise {
+  double score_weight;             // of the score that it stands beside
+  double log_pos, log_neg, focal;  // a, b, c: 0 where the row does not exist or does not count
+  double positives, negatives;     // u, v
+  int log_row, focal_row;          // LP is row log_row, LN the next, F is row focal_row
+
+  CUSTOMLOSS_HD bool present() const { return log_pos != 0.0 || log_neg != 0.0 || focal != 0.0; }
+};
+
+// What a group, or several, add to a pointwise loss; it is their ratio.
+struct Lost {
+  double lost, counted;
+
+  CUSTOMLOSS_HD double ratio() const { return counted != 0.0 ? lost / counted : 0.0; }
 };
 
 namespace {
@@ -107,24 +125,54 @@ CUSTOMLOSS_HD GroupLoss group_loss(const Score& score, const Sums& sums) {
 }
 
 // What a group counts in the average over the classes of its sample.
-CUSTOMLOSS_HD double group_weight(Average average, const GroupLoss& loss) {
-  if (!loss.counted) return 0.0;
-  return average == Average::kWeighted ? loss.support : 1.0;
+CUSTOMLOSS_HD double group_weight(Average average, const GroupLoss& loss, double class_weight) {
+  if (!loss.counted || class_weight == 0.0) return 0.0;
+  return class_weight * (average == Average::kWeighted ? loss.support : 1.0);
 }
 
 // d(average)/d(sums) of one group, given the average over its classes and the total weight.
 // With support weights the support itself, tp + fn, moves the average too.
-CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double mean,
-                                 double total_weight, double outer) {
-  if (total_weight == 0.0 || !loss.counted) return {0.0, 0.0, 0.0, 0.0};
-  const double inner = outer * group_weight(average, loss) / total_weight;
+CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double class_weight,
+                                 double mean, double total_weight, double outer) {
+  if (total_weight == 0.0 || class_weight == 0.0 || !loss.counted) return {0.0, 0.0, 0.0, 0.0};
+  const double inner = outer * group_weight(average, loss, class_weight) / total_weight;
   Sums grad{loss.grad.tp * inner, loss.grad.fp * inner, loss.grad.fn * inner, loss.grad.tn * inner};
   if (average == Average::kWeighted) {
-    const double shift = outer * (loss.value - mean) / total_weight;
+    const double shift = outer * class_weight * (loss.value - mean) / total_weight;
     grad.tp += shift;
     grad.fn += shift;
   }
   return grad;
+}
+
+// What a group of the sums [rows, groups] adds to a pointwise loss.
+CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, int64_t groups,
+                              int64_t group, double class_weight) {
+  const double* own = sums + group;
+  double lost = 0.0;
+  if (pointwise.log_pos != 0.0) lost += pointwise.log_pos * own[pointwise.log_row * groups];
+  if (pointwise.log_neg != 0.0) lost += pointwise.log_neg * own[(pointwise.log_row + 1) * groups];
+  if (pointwise.focal != 0.0) lost += pointwise.focal * own[pointwise.focal_row * groups];
+  const double counted = pointwise.positives * (own[0] + own[2 * groups]) +
+                         pointwise.negatives * (own[groups] + own[3 * groups]);
+  return {class_weight * lost, class_weight * counted};
+}
+
+// d(pointwise)/d(sums) of one group, given the ratio of all: added to the first four rows of the
+// gradient, and written to those of the numerator.
+CUSTOMLOSS_HD void add_pointwise_grad(const Pointwise& pointwise, const Lost& all,
+                                      double class_weight, double* grads, int64_t groups,
+                                      int64_t group) {
+  double* own = grads + group;
+  const double share = all.counted != 0.0 ? class_weight / all.counted : 0.0;
+  const double count = -share * all.ratio();
+  own[0] += pointwise.positives * count;
+  own[groups] += pointwise.negatives * count;
+  own[2 * groups] += pointwise.positives * count;
+  own[3 * groups] += pointwise.negatives * count;
+  if (pointwise.log_pos != 0.0) own[pointwise.log_row * groups] = pointwise.log_pos * share;
+  if (pointwise.log_neg != 0.0) own[(pointwise.log_row + 1) * groups] = pointwise.log_neg * share;
+  if (pointwise.focal != 0.0) own[pointwise.focal_row * groups] = pointwise.focal * share;
 }
 
 }  // namespace

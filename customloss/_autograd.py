@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from customloss import _backend, _fallback, reference
-from customloss._options import Elements, Scoring
+from customloss._options import Compound, Elements, Scoring
 from customloss._words import INPUT, TARGET, WEIGHT, WRT
 
 
@@ -115,7 +115,7 @@ class SumsFunction(torch.autograd.Function):
 
 
 class LossFunction(torch.autograd.Function):
-    """Saves the caller's tensors and four numbers per group."""
+    """Saves the caller's tensors and a few numbers per group."""
 
     @staticmethod
     def forward(
@@ -125,23 +125,50 @@ class LossFunction(torch.autograd.Function):
         weight: Tensor | None,
         elements: Elements,
         scoring: Scoring,
+        compound: Compound | None = None,
     ) -> Tensor:
         implementation = _backend.implementation(input)
-        loss, coefficients = implementation.confusion_score(
-            input, target, weight, *elements, *scoring
+        loss, coefficients = scored(
+            implementation, input, target, weight, elements, scoring, compound
         )
         ctx.save_for_backward(input, target, weight, coefficients)
         ctx.elements, ctx.scoring, ctx.implementation = elements, scoring, implementation
+        ctx.compound = compound
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return *_differentiable_gradients(ctx, grad), None, None, None
+        # read once: activation checkpoints allow no more
+        *operands, coefficients = ctx.saved_tensors
+        return *_gradients(ctx, grad, coefficients, operands), None, None, None
+
+
+class SumsLossFunction(torch.autograd.Function):
+    """Saves the gradient by the sums, a few numbers, beside the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, class_weight: Tensor | None, how: Any) -> Tensor:
+        primitive = _backend.implementation(sums).sums_score
+        loss, coefficients = primitive(sums, class_weight, *how)
+        ctx.save_for_backward(sums, class_weight, coefficients)
+        ctx.how = how
         result: Tensor = loss
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sums, class_weight, coefficients = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_differentiable_gradients(ctx, grad), None, None
-        # read once: activation checkpoints allow no more
-        *operands, coefficients = ctx.saved_tensors
-        return *_gradients(ctx, grad, coefficients, operands), None, None
+            own = sums.view_as(sums)
+            loss = _fallback.sums_loss(own, class_weight, *ctx.how)
+            found = torch.autograd.grad(loss, own, grad, create_graph=True, allow_unused=True)
+            return found[0], None, None
+        per_sample = ctx.how[1]
+        if grad.dim() == 1:
+            grad = grad[:, None] if per_sample else grad[None, :]
+        return coefficients * grad, None, None
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,7 +180,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
         for tensor, need in zip(ctx.saved_tensors[:3], needed)
     ]
     sums = SumsFunction.apply(*operands, ctx.elements)
-    loss = score(sums, ctx.scoring, ctx.elements).to(grad.dtype)
+    loss = score(sums, ctx.scoring, ctx.elements, ctx.compound).to(grad.dtype)
     wanted = [tensor for tensor, need in zip(operands, needed) if need]
     found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
     return tuple(next(found) if need else None for need in needed)
@@ -173,9 +200,40 @@ def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     )
 
 
-def score(sums: Tensor, scoring: Scoring, elements: Elements) -> Tensor:
-    """A built-in score composed of torch operations, from sums to the reduced loss."""
-    return _fallback.score(sums, *scoring, elements.per_sample, elements.per_class)
+def scored(
+    implementation: Any,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    elements: Elements,
+    scoring: Scoring,
+    compound: Compound | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient by the sums: one primitive for a plain ratio, else two."""
+    if compound is None:
+        found: tuple[Tensor, Tensor] = implementation.confusion_score(
+            input, target, weight, *elements, *scoring
+        )
+        return found
+    sums = implementation.confusion(input, target, weight, *elements)
+    wide = reference.accumulator(input) == torch.float64
+    found = implementation.sums_score(
+        sums, compound.class_weight, elements.extra, elements.per_sample, wide, *scoring,
+        *compound.pointwise,
+    )  # fmt: skip
+    return found
+
+
+def score(
+    sums: Tensor, scoring: Scoring, elements: Elements, compound: Compound | None = None
+) -> Tensor:
+    """The same from sums, composed of torch operations; in float64."""
+    if compound is None:
+        return _fallback.score(sums, *scoring, elements.per_sample, elements.per_class)
+    return _fallback.sums_loss(
+        sums, compound.class_weight, elements.extra, elements.per_sample, True, *scoring,
+        *compound.pointwise,
+    )  # fmt: skip
 
 
 def sums(input: Tensor, target: Tensor, weight: Tensor | None, elements: Elements) -> Tensor:

@@ -17,11 +17,12 @@ _chosen = "auto"
 
 
 class Implementation(NamedTuple):
-    """The three primitives with one contract; see ``_ops.py`` for their schemas."""
+    """The primitives with one contract; see ``_ops.py`` for their schemas."""
 
     confusion: Any
     confusion_score: Any
     confusion_backward: Any
+    sums_score: Any
 
 
 class backend:
@@ -30,7 +31,8 @@ class backend:
     ``"auto"`` takes the compiled kernels of the input's device, Triton where there are none, and
     the reference where there is neither. ``"cuda"``, ``"triton"`` and ``"reference"`` insist: a
     choice that cannot be met raises ``RuntimeError``, here or at the call. The environment
-    variable ``CUSTOMLOSS_BACKEND`` sets the first choice.
+    variable ``CUSTOMLOSS_BACKEND`` sets the first choice. Code that is compiled or exported under
+    ``"triton"`` runs what ``"auto"`` would.
 
     Example::
 
@@ -83,14 +85,13 @@ def _triton() -> Any:
 
 def _dispatched() -> Implementation:
     ops = torch.ops.customloss
-    return Implementation(
-        ops.confusion.default, ops.confusion_score.default, ops.confusion_backward.default
-    )
+    return Implementation(*(getattr(ops, name).default for name in Implementation._fields))
 
 
 def implementation(input: Tensor) -> Implementation:
     """The primitives to call for this input."""
-    if _chosen == "auto":
+    # what is traced has to be an operator; it runs where the dispatcher has it run
+    if _chosen == "auto" or (_chosen == "triton" and torch._C._len_torch_dispatch_stack()):
         return _AUTO
     if _chosen == "cuda":
         if input.device.type != "cuda":
@@ -100,7 +101,7 @@ def implementation(input: Tensor) -> Implementation:
     if _chosen == "triton":
         module = _triton()
         module.require(input.device)
-    return Implementation(module.confusion, module.confusion_score, module.confusion_backward)
+    return Implementation(*(getattr(module, name) for name in Implementation._fields))
 
 
 _AUTO: Implementation

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from customloss import _fallback
+from customloss import _constants, _fallback, _sharding
 
 
 class Classes(NamedTuple):
@@ -35,6 +35,30 @@ class Classes(NamedTuple):
             sums = sums * weight if pooled else sums
         return (sums.sum(-1, keepdim=True), None) if pooled else (sums, weight)
 
+    def learned(self) -> bool:
+        """Whether somebody differentiates by the weights."""
+        return self.weight is not None and self.weight.requires_grad
+
+    def table(self, input: Tensor) -> Tensor:
+        """``[2, classes]``: what each class counts in a score, and in a loss of all classes beside
+        it."""
+        count = input.shape[1] if input.dim() > 1 else 1
+        scored = _scored(input, self.runs, count, _fallback.sums_dtype(input.device))
+        return scored if self.weight is None else self.weight.to(scored.dtype) * scored
+
+
+@_constants.kept
+def _scored(
+    device: torch.device, runs: tuple[tuple[int, int], ...] | None, count: int, dtype: torch.dtype
+) -> Tensor:
+    """``[2, classes]``: 1, but in the first row 0 for classes that are not scored."""
+    table = torch.ones((2, count), dtype=dtype, device=device)
+    if runs is not None:
+        table[0].zero_()
+        for start, stop in runs:
+            table[0, start:stop].fill_(1)
+    return table
+
 
 def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     """Takes the class options out of ``options``; None if all classes count alike."""
@@ -49,8 +73,8 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     return Classes(weight, _runs(classes, background, count))
 
 
-def as_tensor(name: str, values: object, device: torch.device | None = None) -> Tensor:
-    """One number per class, as a tensor; a sequence as float64 on ``device``."""
+def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
+    """One number per class, as a tensor; a sequence as float64, where ``like`` is."""
     if isinstance(values, Tensor):
         if values.dim() != 1:
             raise ValueError(f"{name}: expected one number per class, got {list(values.shape)}")
@@ -64,13 +88,14 @@ def as_tensor(name: str, values: object, device: torch.device | None = None) -> 
             raise TypeError(f"{name}: expected numbers, got {value!r}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: expected finite numbers >= 0, got {value}")
-    dtype = torch.float64 if device is None else _fallback.sums_dtype(device)
-    return torch.tensor(list(values), dtype=dtype, device=device)
+    if like is None:
+        return torch.tensor(list(values), dtype=torch.float64)
+    return _constants.numbers(like, tuple(values), _fallback.sums_dtype(like.device))
 
 
 def per_class(name: str, values: object, input: Tensor) -> Tensor:
     """One number for each class of the input, where it is."""
-    tensor = as_tensor(name, values, input.device)
+    tensor = _sharding.gathered(as_tensor(name, values, input))
     count = input.shape[1] if input.dim() > 1 else 1
     if tensor.shape[0] != count:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -98,6 +100,46 @@ def confusion_score(
         )  # fmt: skip
         (coefficients,) = torch.autograd.grad(loss.sum(), sums)
     return loss.detach().to(reference.accumulator(input)), coefficients
+
+
+def sums_loss(
+    sums: Tensor,
+    class_weight: Tensor | None,
+    extra: int,
+    per_sample: bool,
+    wide: bool,
+    tp_weight: float,
+    fp_weight: float,
+    fn_weight: float,
+    smooth: float,
+    gamma: float,
+    link: int,
+    absent: int,
+    average: int,
+    reduction: int,
+    score_weight: float,
+    *pointwise: float,
+) -> Tensor:
+    """The loss of sums ``[rows, samples, classes]``, in torch operations."""
+    similarity = (tp_weight, fp_weight, fn_weight, smooth, LINKS[link], gamma)
+    averaging = (ABSENT[absent], AVERAGES[average], REDUCTIONS[reduction])
+    log_pos, log_neg, focal, positives, negatives = pointwise
+    loss = reference.sums_loss(
+        sums, class_weight, extra, per_sample, similarity, averaging, score_weight,
+        (log_pos, log_neg, focal, positives, negatives),
+    )  # fmt: skip
+    return loss.to(torch.float64 if wide else torch.float32)
+
+
+def sums_score(sums: Tensor, class_weight: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    """See ``customloss::sums_score``."""
+    with torch.enable_grad():
+        own = sums.detach().requires_grad_()
+        loss = sums_loss(own, class_weight, *options)
+        if not loss.requires_grad:  # nothing was asked for
+            return loss, torch.zeros_like(sums)
+        found = torch.autograd.grad(loss.sum(), own, allow_unused=True, materialize_grads=True)
+    return loss.detach(), found[0]
 
 
 def confusion_backward(

@@ -1,33 +1,30 @@
 """The two ways to a loss, behind every function of ``functional.py``.
 
-A ratio of the sums is one fused operator (:func:`ratio_loss`). Any other score is composed of torch
-operations on the sums, which are a few numbers per group (:func:`confusion_loss`). Either way the
-data is read once forward and once backward. Over the ranks of a process group every loss is
-composed, since the sums of all ranks have to be added up in between, and so is a loss whose classes
-do not all count alike.
+A ratio of the sums is one fused operator (:func:`ratio_loss`). Any other loss is made in two steps:
+the sums, and what ``_score.py`` makes of them. Either way the data is read once forward and once
+backward. Over the ranks of a process group every loss takes two steps, since the sums of all ranks
+have to be added up in between, and so does one whose classes do not all count alike.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from functools import lru_cache, partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from customloss import _autograd, _checks, _classes, _options, _parts, _sharding, reference, scores
+from customloss import _checks, _classes, _options, _sharding, scores
 from customloss._classes import Classes
-from customloss._options import Composed, Elements, Options
+from customloss._options import Composed, Elements, Options, Scoring
+from customloss._score import Ratio, Score, Sums, score_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Unpack
 
-Score = Callable[..., Tensor]
-# the rows of the sums to the losses of the groups
-OfSums = Callable[[Sequence[Tensor]], Tensor]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SCORED = {name: value for name, value in _options.LOSS.items() if name != "smooth"}
@@ -84,10 +81,9 @@ def ratio_loss(
             _checks.option_types(options, {**_options.RATIOS[name].defaults, **_options.LOSS})
             raise
         return loss
-    _checks.option_types(options, {**_options.RATIOS[name].defaults, **_options.LOSS})
-    elements, scoring = _options.for_ratio(name, input.dim(), **options)
+    elements, scoring = _ratio(name, input.dim(), **options)
     sums = Sums(input, target, weight, elements, scoring.words(), options, group, classes)
-    return sums.loss(name, sums.ratio_loss(*scoring[:4]))
+    return sums.loss(name, Ratio(*scoring[:4]))
 
 
 @takes(Options)
@@ -126,7 +122,7 @@ def confusion_loss(
         customloss.confusion_loss(f2, logits, target, average="micro", link="log").backward()
     """
     sums = read(input, target, weight, {**options}, scores.used_by(score))
-    return sums.loss(score_name(score), sums.similarity_loss(score))
+    return sums.loss(score_name(score), sums.of_score(score))
 
 
 def read(
@@ -139,195 +135,42 @@ def read(
 ) -> Sums:
     """The options of a composed loss are checked; ``words`` are those of the extra sums."""
     group, classes = prepared(input, target, weight, options)
-    if torch.compiler.is_compiling():  # which knows no caches
-        elements, composed = _checked(input.dim(), **options)
-    else:
-        try:
-            elements, composed = _cached(input.dim(), **options)
-        except TypeError:  # of a value that has no hash, and no option has
-            elements, composed = _checked(input.dim(), **options)
+    elements, composed = _score(input.dim(), **options)
     extra: dict[str, Any] = {word: True for word in _options.ROWS if word in words}
     if "focal" in extra:
         extra["focal_gamma"] = focal_gamma
+    if extra:
+        gamma = focal_gamma if "focal" in extra else elements.focal_gamma
+        elements = elements._replace(extra=_options.extra_bits(extra), focal_gamma=gamma)
     return Sums(input, target, weight, elements, composed, options, group, classes, extra)
 
 
-def _checked(rank: int, **options: Any) -> tuple[Elements, Composed]:
+def _once(check: _F) -> _F:
+    """Options are checked once for each distinct set."""
+    cached = lru_cache(maxsize=1024, typed=True)(check)
+
+    @wraps(check)
+    def checked(*given: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():  # which knows no caches
+            return check(*given, **options)
+        try:
+            return cached(*given, **options)
+        except TypeError:  # of a value that has no hash, and no option has
+            return check(*given, **options)
+
+    return cast(_F, checked)
+
+
+@_once
+def _score(rank: int, **options: Any) -> tuple[Elements, Composed]:
     _checks.option_types(options, _SCORED)
     return _options.for_score(rank, **options)
 
 
-_cached = lru_cache(maxsize=1024, typed=True)(_checked)
-
-
-class Sums(NamedTuple):
-    """A loss up to its score: what is read of the data, and how groups become one number."""
-
-    input: Tensor
-    target: Tensor
-    weight: Tensor | None
-    elements: Elements
-    words: Composed
-    options: dict[str, Any]  # as the operator takes them
-    group: ProcessGroup | None
-    classes: Classes | None
-    extra: dict[str, Any] = {}  # noqa: RUF012 (a default that nobody writes to)
-
-    def places(self) -> dict[str, int]:
-        """Where among the sums the extra ones are."""
-        names = [name for word in self.extra for name in _options.ROWS.get(word, ())]
-        return {name: 4 + place for place, name in enumerate(names)}
-
-    def similarity_loss(self, score: Score) -> OfSums:
-        """The loss of a similarity, as a function of the sums."""
-        link, gamma = self.words.link, self.words.gamma
-        places = self.places() if self.extra else {}
-        wanted = [name for word in scores.used_by(score) for name in _options.ROWS[word]]
-
-        def of_sums(sums: Sequence[Tensor]) -> Tensor:
-            more = {name: sums[places[name]] for name in wanted}
-            return scores.linked(_similarity(score, sums[:4], more), link, gamma)
-
-        return of_sums
-
-    def ratio_loss(
-        self, tp_weight: float, fp_weight: float, fn_weight: float, smooth: float
-    ) -> OfSums:
-        """The loss of a similarity ``(A tp + s) / (A tp + s + B fp + C fn)``."""
-        link, gamma = self.words.link, self.words.gamma
-
-        def of_sums(sums: Any) -> Tensor:
-            if link in ("log", "focal", "negative"):
-                return reference.similarity_loss(
-                    sums, tp_weight, fp_weight, fn_weight, smooth, link, gamma
-                )
-            tp, fp, fn = sums[:3]
-            missing = _complement(tp, fp, fn, tp_weight, fp_weight, fn_weight, smooth)
-            return missing if link == "complement" else scores.linked(1 - missing, link, gamma)
-
-        return of_sums
-
-    def constant(self) -> bool:
-        """Whether nobody differentiates by the target or the weight: then neither by their sums."""
-        if torch.compiler.is_compiling() or _autograd.transformed():
-            return False
-        weighted = self.weight is not None and self.weight.requires_grad
-        return not (weighted or self.target.requires_grad)
-
-    def loss(
-        self,
-        name: str,
-        of_sums: OfSums,
-        pointwise: Callable[[Sequence[Tensor], bool], Tensor] | None = None,
-        score_weight: float = 1.0,
-        keep_classes: bool = False,
-        told: object = None,
-    ) -> Tensor:
-        """The sums, over all ranks of a group; the loss of every group of elements; their average.
-
-        ``of_sums`` makes the losses of the groups of ``[rows, samples, classes]``. ``pointwise`` is
-        a loss to add to ``score_weight`` times their average: of all, or of each sample. Ranks have
-        to agree on what is ``told``.
-        """
-        input, _, _, elements, words, options, group, classes, extra = self
-        read = {name: value for name, value in options.items() if name in _options.ELEMENTS}
-        # a weight of classes, or a choice, pools them itself
-        pools = not elements.per_class and input.dim() > 1
-        pools = pools and (classes is not None or keep_classes)
-        if pools:
-            read["average"] = "macro"
-        found = torch.ops.customloss.confusion_sums(
-            input, self.target, self.weight, **read, **extra
-        )
-        sums = _sharding.whole(found, group)
-        average, samplewise, reduction = words.average, elements.per_sample, words.reduction
-
-        def groups(sums: Tensor, rows: Any = None) -> _parts.Groups:
-            weight = None
-            if classes is not None:
-                sums, weight = classes.of(sums, pools)
-            elif pools:
-                sums = sums.sum(-1, keepdim=True)
-            if rows is None or classes is not None or pools:
-                rows = sums.unbind(0)
-            loss = of_sums(rows)
-            if loss.shape[-1] != sums.shape[-1]:  # one for all classes of a sample
-                if weight is not None:
-                    raise ValueError(
-                        f"class_weight: expected None for {name!r}, which makes one score of all "
-                        "classes (average='micro' weighs what it adds up), got weights"
-                    )
-                rows = sums.sum(-1, keepdim=True).unbind(0)
-            counted = None
-            if words.absent != "score":
-                loss, counted = reference.with_absent(loss, rows, words.absent)
-                counted = counted if words.absent == "skip" else None
-            return _parts.Groups(loss, rows, counted, weight)
-
-        if group is None:
-            if samplewise and sums.shape[1] == 0:
-                raise ValueError(f"input: there is no group to score in shape {list(input.shape)}")
-            rows = sums.unbind(0)
-            loss = groups(sums, rows).averaged(average, samplewise, reduction)
-        else:
-            from customloss import distributed
-
-            part = _parts.totals(sums, groups, average, samplewise)
-            if pointwise and samplewise:
-                whole = sums.sum(1, keepdim=True)
-                part = torch.cat([part, whole.flatten()])
-            agreed = (name, elements, sorted(options.items()), extra, classes, told)
-            total = distributed.global_sums(part, group, options=agreed)
-            if pointwise:
-                rows = (total[2:].reshape(whole.shape) if samplewise else total).unbind(0)
-                total = total[:2] if samplewise else total
-            loss = _parts.loss(total, groups, average, samplewise, reduction)
-        if average == reduction == "none" and input.dim() == 1:
-            loss = loss[..., 0]
-        if pointwise:
-            more = pointwise(rows, samplewise and reduction == "none")
-            loss = torch.add(more, loss, alpha=score_weight)
-        return _sharding.placed_like(found, loss.to(reference.accumulator(input)))
-
-
-def _complement(
-    tp: Tensor, fp: Tensor, fn: Tensor, a: float, b: float, c: float, smooth: float
-) -> Tensor:
-    """``(b fp + c fn) / (a tp + s + b fp + c fn)``, 0 / 0 = 0 as is its gradient; in few steps."""
-    miss = torch.add(fp if b == 1 else b * fp, fn, alpha=c)
-    hit = tp if a == 1 else a * tp
-    hit = hit + smooth if smooth else hit
-    whole = hit + miss
-    empty = whole == 0
-    return (miss / whole.masked_fill(empty, 1)).masked_fill(empty, 0)
-
-
-def _similarity(score: Score, sums: Sequence[Tensor], more: dict[str, Tensor]) -> Tensor:
-    """What the score says of the sums, if that can be a similarity."""
-    found: Any = score(*sums, **more)
-    samples, classes = sums[0].shape
-    if not isinstance(found, Tensor):
-        got: object = f"{type(found).__name__} {found!r}"
-    elif tuple(found.shape) not in ((samples, classes), (samples, 1)):
-        got = f"one of shape {list(found.shape)}"
-    elif not found.is_floating_point():
-        got = f"one of {found.dtype}"
-    elif sums[0].requires_grad and not found.requires_grad:
-        got = "one without a gradient: it left the graph of torch operations"
-    else:
-        return found
-    kind = ValueError if isinstance(found, Tensor) else TypeError
-    raise kind(
-        f"score {score_name(score)!r}: expected a floating tensor [{samples}, {classes}], one "
-        f"similarity per sample and class, or [{samples}, 1], computed from the sums, got {got}"
-    )
-
-
-def score_name(score: object) -> str:
-    """What messages call a score."""
-    while isinstance(score, partial):
-        score = score.func
-    return str(getattr(score, "__name__", type(score).__name__))
+@_once
+def _ratio(name: str, rank: int, **options: Any) -> tuple[Elements, Scoring]:
+    _checks.option_types(options, {**_options.RATIOS[name].defaults, **_options.LOSS})
+    return _options.for_ratio(name, rank, **options)
 
 
 def at(score: Callable[..., Tensor], **parameters: float) -> Score:

@@ -6,9 +6,15 @@ The public, differentiable operators are the sums, and the losses that are ratio
     torch.ops.customloss.soft_f1(input, target, weight=None, *, beta=1.0, ...) -> loss
     torch.ops.customloss.tversky(input, target, weight=None, *, fp_weight=0.5, fn_weight=0.5, ...)
 
-They stand on three primitives, which backends implement and which know nothing of autograd:
+Their general form, with weights of the classes and a pointwise loss beside the ratio, is
+``compound``; it takes checked numbers for words, and so does ``sums_loss``, the same of sums that
+were made before.
+
+They stand on primitives, which backends implement and which know nothing of autograd:
 ``confusion`` (the sums), ``confusion_score`` (the sums, a built-in score and its gradient by the
-sums in one call) and ``confusion_backward`` (the gradient, one pass).
+sums in one call), ``sums_score`` (that of sums which were made before, of classes that do not all
+count alike, and with a pointwise loss beside the score) and ``confusion_backward`` (the gradient,
+one pass).
 
 Autograd is a ``torch.autograd.Function`` at the ``Autograd`` key of the public operators.
 ``register_autograd`` would give zero tangents in forward mode and break ``torch.func.grad``.
@@ -34,7 +40,7 @@ from customloss import (
     _vmap,
     reference,
 )
-from customloss._options import Elements
+from customloss._options import Compound, Elements, Pointwise, Scoring
 from customloss._words import AVERAGES, INPUT, REDUCTIONS, WEIGHT
 
 _LIBRARY = torch.library.Library("customloss", "FRAGMENT")
@@ -51,11 +57,18 @@ _SCORING = (
     "int link, int absent, int average, int reduction"
 )
 
+_SUMS = "Tensor sums, Tensor? class_weight, int extra, bool per_sample, bool wide"
+_POINTWISE = ", ".join(f"float {_name}" for _name in Pointwise._fields)
+PRIMITIVES = _backend.Implementation._fields
+
 for _schema in (
     f"confusion({_OPERANDS}, {_ELEMENTS}) -> Tensor",
     f"confusion_score({_OPERANDS}, {_ELEMENTS}, {_SCORING}) -> (Tensor, Tensor)",
     f"confusion_backward(Tensor? grad, Tensor coefficients, {_OPERANDS}, int wrt, {_ELEMENTS})"
     " -> Tensor",
+    f"sums_score({_SUMS}, {_SCORING}, {_POINTWISE}) -> (Tensor, Tensor)",
+    f"compound({_OPERANDS}, Tensor? class_weight, {_ELEMENTS}, {_SCORING}, {_POINTWISE}) -> Tensor",
+    f"sums_loss({_SUMS}, {_SCORING}, {_POINTWISE}) -> Tensor",
     f"confusion_sums({_PUBLIC}, {_options.schema(_options.SUMS)}) -> Tensor",
     *(
         f"{_name}({_PUBLIC}, {_options.schema({**_ratio.defaults, **_options.LOSS})}) -> Tensor"
@@ -73,18 +86,45 @@ def ratio_loss(name: str) -> Callable[..., Tensor]:
         if _sharding.sharded(input, target, weight):
             return _sharding.ratio_loss(name, input, target, weight, options)
         elements, scoring = _options.cached_for_ratio(name, input.dim(), **options)
-        target = _checks.tensors(input, target, weight, elements)
-        if _autograd.transformed():
-            sums = _fallback.confusion(input, target, weight, *elements)
-            return _autograd.score(sums, scoring, elements).to(reference.accumulator(input))
-        if _autograd.wants_grad(input, target, weight):
-            found: Tensor = _autograd.LossFunction.apply(input, target, weight, elements, scoring)
-            return found
-        primitive = _backend.implementation(input).confusion_score
-        found, _ = primitive(input, target, weight, *elements, *scoring)
-        return found
+        return _loss(input, target, weight, elements, scoring, None)
 
     return loss
+
+
+def compound(
+    input: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, *numbers: Any
+) -> Tensor:
+    """``torch.ops.customloss.compound``: the loss of a ratio of the sums whose classes count
+    ``class_weight``, and a pointwise loss; the numbers are those of the three tuples, in order."""
+    elements, scoring, pointwise = _options.compound_from(numbers)
+    return _loss(input, target, weight, elements, scoring, Compound(class_weight, pointwise))
+
+
+def _learned(class_weight: Tensor | None) -> bool:
+    """Whether somebody differentiates by the weights of the classes, which no kernel does."""
+    return class_weight is not None and class_weight.requires_grad and torch.is_grad_enabled()
+
+
+def _loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    elements: Elements,
+    scoring: Scoring,
+    compound: Compound | None,
+) -> Tensor:
+    target = _checks.tensors(input, target, weight, elements)
+    if _autograd.transformed() or (compound is not None and _learned(compound.class_weight)):
+        sums = _autograd.sums(input, target, weight, elements)
+        loss = _autograd.score(sums, scoring, elements, compound)
+        return loss.to(reference.accumulator(input))
+    if _autograd.wants_grad(input, target, weight):
+        found: Tensor = _autograd.LossFunction.apply(
+            input, target, weight, elements, scoring, compound
+        )
+        return found
+    implementation = _backend.implementation(input)
+    return _autograd.scored(implementation, input, target, weight, elements, scoring, compound)[0]
 
 
 def confusion_sums(
@@ -97,6 +137,18 @@ def confusion_sums(
     # a shard of a batch may hold no sample
     target = _checks.tensors(input, target, weight, elements, no_sample=True)
     return _autograd.sums(input, target, weight, elements)
+
+
+def sums_loss(sums: Tensor, class_weight: Tensor | None, *how: Any) -> Tensor:
+    """The loss of sums, in one call; ``how`` is what ``sums_score`` takes."""
+    if _autograd.transformed() or _learned(class_weight):
+        return _fallback.sums_loss(sums, class_weight, *how)
+    sums = sums.contiguous()
+    if torch.is_grad_enabled() and sums.requires_grad:
+        found: Tensor = _autograd.SumsLossFunction.apply(sums, class_weight, how)
+        return found
+    found, _ = _backend.implementation(sums).sums_score(sums, class_weight, *how)
+    return found
 
 
 # ---- fake tensors and registration -----------------------------------------------------------
@@ -122,6 +174,18 @@ def _fake_score(
         kept += [classes] if per_class and average == AVERAGES.index("none") else []
     loss = input.new_empty(kept, dtype=reference.accumulator(input))
     return loss, _fake_confusion(input, target, weight, *elements)
+
+
+def _fake_sums_score(
+    sums: Tensor, class_weight: Tensor | None, extra: int, per_sample: bool, wide: bool, *how: Any
+) -> tuple[Tensor, Tensor]:
+    average, reduction = how[len(Scoring._fields) - 2 : len(Scoring._fields)]
+    kept = []
+    if reduction == REDUCTIONS.index("none"):
+        kept += [sums.shape[1]] if per_sample else []
+        kept += [sums.shape[2]] if average == AVERAGES.index("none") else []
+    loss = sums.new_empty(kept, dtype=torch.float64 if wide else torch.float32)
+    return loss, sums.new_empty(sums.shape)
 
 
 def _fake_backward(
@@ -154,10 +218,15 @@ def _register_triton() -> None:
 def _register() -> None:
     _load.load()
     _register_triton()
-    for name in ("confusion", "confusion_score", "confusion_backward"):
+    for name in PRIMITIVES:
         _LIBRARY.impl(name, getattr(_fallback, name), "CompositeExplicitAutograd")
-    public = [(name, ratio_loss(name), _vmap.ratio_loss(name)) for name in _options.RATIOS]
-    for name, function, vmap in (*public, ("confusion_sums", confusion_sums, _vmap.confusion_sums)):
+    differentiable: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
+        *((name, ratio_loss(name), _vmap.ratio_loss(name)) for name in _options.RATIOS),
+        ("compound", compound, _vmap.compound),
+        ("confusion_sums", confusion_sums, _vmap.confusion_sums),
+        ("sums_loss", sums_loss, _vmap.sums_loss),
+    ]
+    for name, function, vmap in differentiable:
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         _LIBRARY.impl(name, function, "Autograd")
         torch.library.register_vmap(f"customloss::{name}", vmap, lib=_LIBRARY)
@@ -165,6 +234,7 @@ def _register() -> None:
         ("confusion", _fake_confusion),
         ("confusion_score", _fake_score),
         ("confusion_backward", _fake_backward),
+        ("sums_score", _fake_sums_score),
     ):
         torch.library.register_fake(f"customloss::{name}", fake, lib=_LIBRARY)
     _backend.ready()

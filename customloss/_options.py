@@ -136,6 +136,36 @@ class Scoring(NamedTuple):
         )  # fmt: skip
 
 
+class Pointwise(NamedTuple):
+    """What stands beside the score: see ``reference.pointwise_loss``, whose factors these are."""
+
+    score_weight: float = 1.0
+    log_pos: float = 0.0
+    log_neg: float = 0.0
+    focal: float = 0.0
+    positives: float = 0.0
+    negatives: float = 0.0
+
+
+SCORE_ALONE = Pointwise()
+
+
+class Compound(NamedTuple):
+    """What makes of a ratio loss one of classes that count differently, or of several terms."""
+
+    class_weight: Tensor | None  # [2, classes]: of the score, of the pointwise loss
+    pointwise: Pointwise
+
+
+def compound_from(numbers: Sequence[Any]) -> tuple[Elements, Scoring, Pointwise]:
+    """The tuples whose fields follow one another in the operator ``compound``."""
+    first = len(Elements._fields)
+    second = first + len(Scoring._fields)
+    return (
+        Elements(*numbers[:first]), Scoring(*numbers[first:second]), Pointwise(*numbers[second:]),
+    )  # fmt: skip
+
+
 class Composed(NamedTuple):
     """How any similarity of the groups becomes a loss, in words."""
 
@@ -186,6 +216,11 @@ def bounded(**numbers: float) -> None:
         _checks.number(name, value, at_least=0, at_most=most)
 
 
+def extra_bits(asked: Mapping[str, Any]) -> int:
+    """The bits of ``reference.Extra`` that these words ask for."""
+    return int(sum(flag for flag in EXTRA_ROWS if asked.get(str(flag.name).lower())))
+
+
 def _elements(
     rank: int,
     activation: str,
@@ -214,11 +249,10 @@ def _elements(
         raise ValueError(
             "logit_scale: expected a number other than 0 with activation='softmax', got 0"
         )
-    extra = sum(flag for flag in EXTRA_ROWS if extras.get(str(flag.name).lower()))
     per_class = average != "micro" and rank > 1
     return Elements(
         ACTIVATIONS.index(activation), logit_scale, logit_offset, samplewise, per_class,
-        ignore_index, label_smoothing, int(extra), focal_gamma,
+        ignore_index, label_smoothing, extra_bits(extras), focal_gamma,
     )  # fmt: skip
 
 

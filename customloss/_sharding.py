@@ -37,6 +37,14 @@ def whole(sums: Tensor, group: object) -> Tensor:
     return plain
 
 
+def gathered(numbers: Tensor) -> Tensor:
+    """One number per class as a plain tensor, if it was a DTensor; replicated, nothing is sent."""
+    if type(numbers) is Tensor or not sharded(numbers, numbers, None):
+        return numbers
+    plain: Tensor = numbers.full_tensor()  # type: ignore[attr-defined]
+    return plain
+
+
 def placed_like(sums: Tensor, loss: Tensor) -> Tensor:
     """What was made of ``whole(sums)``: a DTensor again if they were of DTensors."""
     if type(sums) is Tensor or not sharded(sums, sums, None):

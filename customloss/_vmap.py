@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from customloss import _autograd, _checks, _options, reference
-from customloss._options import Elements
+from customloss import _autograd, _checks, _fallback, _options, reference
+from customloss._options import Compound, Elements
 from customloss._words import TARGET
 
 
@@ -71,3 +71,30 @@ def confusion_sums(
     """See ``_ops.confusion_sums``; the batch dim of the result is its second."""
     elements = _options.cached_for_sums(input.dim() - (in_dims[0] is not None), **options)
     return _vmapped_sums(info, (*in_dims, None), (input, target, weight), elements), 1
+
+
+def compound(
+    info: Any, in_dims: Any, input: Tensor, target: Tensor, weight: Tensor | None,
+    class_weight: Tensor | None, *numbers: Any,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """See ``_ops.compound``; the batch dim of the result is its first."""
+    elements, scoring, pointwise = _options.compound_from(numbers)
+    sums = _vmapped_sums(info, in_dims[:3], (input, target, weight), elements)
+    if class_weight is not None and in_dims[3] is not None:
+        class_weight = class_weight.movedim(in_dims[3], 1).unsqueeze(2)
+    loss = _autograd.score(sums, scoring, elements, Compound(class_weight, pointwise))
+    return loss.to(reference.accumulator(input)), 0
+
+
+def sums_loss(
+    info: Any, in_dims: Any, sums: Tensor, class_weight: Tensor | None, *how: Any
+) -> tuple[Tensor, int]:
+    """See ``_ops.sums_loss``; the batch dim of the result is its first."""
+    sums_dim, weight_dim = in_dims[:2]
+    if sums_dim is None:
+        sums = sums[:, None].expand(-1, info.batch_size, -1, -1)
+    else:
+        sums = sums.movedim(sums_dim, 1)
+    if class_weight is not None and weight_dim is not None:
+        class_weight = class_weight.movedim(weight_dim, 1).unsqueeze(2)
+    return _fallback.sums_loss(sums, class_weight, *how), 0

@@ -3,15 +3,15 @@ other. Functions, and the modules that keep their options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from customloss import _checks, _classes, _options, scores
-from customloss._loss import OfSums, Score, Sums, read, score_name, takes
-from customloss._options import Linking, Options
+from customloss._loss import read, takes
+from customloss._options import Linking, Options, Pointwise
+from customloss._score import Ratio, Score, Sums, score_name
 from customloss.modules import ConfusionLoss, Loss
 
 if TYPE_CHECKING:
@@ -85,22 +85,13 @@ def compound_loss(
     )  # fmt: skip
 
 
-class _Ratio(NamedTuple):
-    """``(A tp + s) / (A tp + s + B fp + C fn)``: takes fewer operations than a score does."""
-
-    tp_weight: float
-    fp_weight: float
-    fn_weight: float
-    smooth: float
-
-
-def _dice(smooth: float) -> _Ratio:
+def _dice(smooth: float) -> Ratio:
     _options.bounded(smooth=smooth)
-    return _Ratio(2.0, 1.0, 1.0, smooth)
+    return Ratio(2.0, 1.0, 1.0, smooth)
 
 
 def _compound(
-    score: Score | _Ratio,
+    score: Score | Ratio,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -127,33 +118,23 @@ def _compound(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
             "is one number for all classes), got 'none'"
         )
-    words = [] if isinstance(score, _Ratio) or not score_weight else [*scores.used_by(score)]
+    if not score_weight:
+        score = _dice(0.0)  # which is not computed
+    words = [] if isinstance(score, Ratio) else [*scores.used_by(score)]
     words += ["log_loss"] if cross_entropy_weight else []
     words += ["focal"] if focal_weight else []
     sums = read(input, target, weight, options, words, focal_gamma)
-    of_classes = _pos_weight(pos_weight, sums) if pos_weight is not None else None
-    pointwise = None
-    if cross_entropy_weight or focal_weight:
-        pointwise = _pointwise(sums, cross_entropy_weight, focal_weight, of_classes)
-    of_score: OfSums = _nothing
-    if score_weight:
-        if isinstance(score, _Ratio):
-            of_score = sums.ratio_loss(*score)
-        else:
-            of_score = sums.similarity_loss(score)
+    positives = None if pos_weight is None else _pos_weight(pos_weight, sums)
+    beside = _pointwise(sums, score_weight, cross_entropy_weight, focal_weight)
+    if isinstance(positives, float):
+        beside, positives = beside._replace(log_pos=beside.log_pos * positives), None
     return sums.loss(
-        "compound" if isinstance(score, _Ratio) else score_name(score),
-        of_score,
-        pointwise,
-        score_weight,
-        keep_classes=isinstance(of_classes, Tensor) and of_classes.dim() > 0,
-        told=(score if isinstance(score, _Ratio) else None, numbers, pos_weight),
+        "compound" if isinstance(score, Ratio) else score_name(score),
+        score if isinstance(score, Ratio) else sums.of_score(score),
+        beside,
+        positives,
+        told=(score if isinstance(score, Ratio) else None, numbers, pos_weight),
     )
-
-
-def _nothing(sums: Sequence[Tensor]) -> Tensor:
-    """The loss of a score that has no weight."""
-    return torch.zeros_like(sums[0])
 
 
 def _pos_weight(pos_weight: PosWeight, sums: Sums) -> Tensor | float:
@@ -167,47 +148,21 @@ def _pos_weight(pos_weight: PosWeight, sums: Sums) -> Tensor | float:
         return pos_weight
     if isinstance(pos_weight, (int, float)):
         _checks.number("pos_weight", pos_weight, at_least=0)
-        return pos_weight
+        return float(pos_weight)
     return _classes.per_class("pos_weight", pos_weight, sums.input)
 
 
-def _pointwise(
-    read: Sums, cross_entropy: float, focal: float, pos_weight: Tensor | float | None
-) -> Callable[[Sequence[Tensor], bool], Tensor]:
-    """The pointwise loss as a function of the sums: of all, or of each sample."""
-    places = read.places()
-    softmax = read.options.get("activation") == "softmax"
-    smoothing = read.options.get("label_smoothing", 0.0)
-    class_weight = read.classes.weight if read.classes is not None else None
-    constant = read.constant()
-
-    def of_sums(sums: Sequence[Tensor], kept: bool) -> Tensor:
-        parts = []
-        if cross_entropy:
-            row = places["log_loss_pos"]
-            part = sums[row]
-            if not softmax:
-                part = sums[row + 1] + (part if pos_weight is None else part * pos_weight)
-            parts.append(part if cross_entropy == 1 else cross_entropy * part)
-        if focal:
-            part = sums[places["focal"]]
-            parts.append(part if focal == 1 else focal * part)
-        lost = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        tp, fp, fn, tn = (each.detach() for each in sums[:4]) if constant else sums[:4]
-        counted = tp + fn
-        if not softmax:
-            counted = counted + fp + tn
-        elif smoothing:  # a pixel counts by its own class, not by those it was smoothed to
-            spread = smoothing / read.input.shape[1]
-            counted = torch.sub(counted, counted + fp + tn, alpha=spread) / (1 - smoothing)
-        if class_weight is not None:
-            v = class_weight.to(lost.dtype)
-            lost, counted = lost * v, counted * v
-        lost, counted = (lost.sum(-1), counted.sum(-1)) if kept else (lost.sum(), counted.sum())
-        empty = counted == 0
-        return lost * counted.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
-
-    return of_sums
+def _pointwise(sums: Sums, score_weight: float, cross_entropy: float, focal: float) -> Pointwise:
+    """The factors of the pointwise loss; a part of weight 0 is not there."""
+    if not (cross_entropy or focal):
+        return Pointwise(score_weight)
+    if sums.options.get("activation") != "softmax":
+        return Pointwise(score_weight, cross_entropy, cross_entropy, focal, 1.0, 1.0)
+    # a pixel counts by its own class, not by those it was smoothed to
+    smoothing = sums.options.get("label_smoothing", 0.0)
+    spread = smoothing / sums.input.shape[1] if smoothing else 0.0
+    own, other = (1 - spread) / (1 - smoothing), -spread / (1 - smoothing)
+    return Pointwise(score_weight, cross_entropy, 0.0, focal, own, other)
 
 
 class CompoundLoss(ConfusionLoss):
@@ -417,7 +372,7 @@ def tversky_ce_loss(
     :func:`compound_loss` of :func:`tversky_loss`; there are their arguments and errors.
     """
     _options.bounded(fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth)
-    ratio = _Ratio(1.0, fp_weight, fn_weight, smooth)
+    ratio = Ratio(1.0, fp_weight, fn_weight, smooth)
     given = {"activation": activation, **options}
     return _compound(ratio, input, target, weight, given, tversky_weight, ce_weight)
 

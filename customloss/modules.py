@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from customloss import _classes, functional
-from customloss._loss import Score, confusion_loss, score_name
+from customloss._loss import confusion_loss
 from customloss._options import Averaging, Grouping, Options
+from customloss._score import Score, score_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

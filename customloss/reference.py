@@ -7,6 +7,8 @@ sums of elements (``_reference_sums.py``); here they become losses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -152,6 +154,82 @@ def average_groups(
         return loss if samplewise else loss.squeeze(-left)
     loss, counted = loss.flatten(-left), counted.flatten(-left)
     return _mean(loss, counted.to(loss.dtype))[0] if reduction == "mean" else loss.sum(-1)
+
+
+def pointwise_loss(
+    sums: Sequence[Tensor],
+    extra: int,
+    log_pos: float | Tensor,
+    log_neg: float | Tensor,
+    focal: float,
+    positives: float,
+    negatives: float,
+    class_weight: Tensor | None = None,
+    keep_samples: bool = False,
+) -> Tensor:
+    """``Σ v (a LP + b LN + c F) / Σ v (m (tp + fn) + n (fp + tn))``: a cross-entropy, a focal loss.
+
+    LP, LN and F are the rows of the log-losses and of focal; a = ``log_pos``, b = ``log_neg``,
+    c = ``focal``, m = ``positives``, n = ``negatives``, v = ``class_weight``. The sums are over all
+    groups, or over those of each sample; over nothing that counts the loss is 0.
+    """
+    names = rows(extra)
+    parts = [
+        factor * sums[names.index(name)]
+        for name, factor in (("log_loss_pos", log_pos), ("log_loss_neg", log_neg), ("focal", focal))
+        if isinstance(factor, Tensor) or factor
+    ]
+    lost = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    lost = lost if len(parts) < 3 else lost + parts[2]
+    tp, fp, fn, tn = sums[:4]
+    counted = positives * (tp + fn)
+    if negatives:
+        counted = counted + negatives * (fp + tn)
+    if class_weight is not None:
+        lost, counted = lost * class_weight, counted * class_weight
+    over = (-1,) if keep_samples else (-2, -1)
+    lost, counted = lost.sum(over), counted.sum(over)
+    empty = counted == 0
+    return lost * counted.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
+
+
+def sums_loss(
+    sums: Tensor,
+    class_weight: Tensor | None,
+    extra: int,
+    samplewise: bool,
+    similarity: tuple[float, float, float, float, str, float],
+    averaging: tuple[str, str, str],
+    score_weight: float,
+    pointwise: tuple[float, float, float, float, float],
+) -> Tensor:
+    """``score_weight`` times the loss of a similarity, and a pointwise loss, of sums
+    ``[rows, ..., samples, classes]``.
+
+    ``similarity`` is all that :func:`similarity_loss` takes; ``averaging`` the words of ``absent``,
+    ``average`` and ``reduction``; ``pointwise`` the factors of :func:`pointwise_loss`, of which the
+    first three are 0 where there is none. ``class_weight`` is ``[2, classes]``: of the score, where
+    a class of weight 0 is as if it were not there, and of the pointwise loss.
+    """
+    absent, average, reduction = averaging
+    loss = sums.new_zeros(())
+    of_score, of_pointwise = (None, None) if class_weight is None else class_weight.unbind(0)
+    if score_weight:
+        scored = sums
+        if of_score is not None:
+            scored = torch.where(of_score == 0, torch.zeros_like(sums), sums)
+        loss = similarity_loss(scored, *similarity)
+        loss, counted = with_absent(loss, scored, absent)
+        loss = score_weight * average_groups(
+            loss, scored, counted, average, samplewise, reduction, of_score
+        )
+    elif reduction == "none":
+        groups = sums[0] if samplewise else sums[0, ..., 0, :]
+        loss = torch.zeros_like(groups if average == "none" else groups[..., 0])
+    if any(pointwise[:3]):
+        kept = samplewise and reduction == "none"
+        loss = loss + pointwise_loss(sums.unbind(0), extra, *pointwise, of_pointwise, kept)
+    return loss
 
 
 def soft_f1(

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from customloss import compound, extended, modules
-from customloss._loss import Score, score_name
+from customloss._score import Score, score_name
 
 ENTRY_POINTS = "customloss.scores"
 

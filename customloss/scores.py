@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -177,6 +178,33 @@ def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.
 def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
     """``(tn + s) / (tn + fp + s)``, the true negative rate: the recall of the negatives."""
     return recall(tn, fn, fp, tp, smooth=smooth)
+
+
+# what they make of their parameters: A, B, C, s of (A tp + s) / (A tp + s + B fp + C fn)
+_RATIOS: dict[Callable[..., Tensor], Callable[..., tuple[float, float, float, float]]] = {
+    tversky: lambda fp_weight=0.5, fn_weight=0.5, smooth=0.0: (1.0, fp_weight, fn_weight, smooth),
+    jaccard: lambda smooth=0.0: (1.0, 1.0, 1.0, smooth),
+    fbeta: lambda beta=1.0, smooth=0.0: (1 + beta**2, 1.0, beta**2, smooth),
+    dice: lambda smooth=0.0: (2.0, 1.0, 1.0, smooth),
+    precision: lambda smooth=0.0: (1.0, 1.0, 0.0, smooth),
+    recall: lambda smooth=0.0: (1.0, 0.0, 1.0, smooth),
+}
+
+
+def as_ratio(score: Callable[..., Any]) -> tuple[float, float, float, float] | None:
+    """``A, B, C, s`` of a score of this section, or of a ``functools.partial`` of one: it is then
+    ``(A tp + s) / (A tp + s + B fp + C fn)``, for which there are closed forms. Else None."""
+    given: dict[str, Any] = {}
+    while isinstance(score, partial) and not score.args:
+        given, score = {**score.keywords, **given}, score.func
+    weights = _RATIOS.get(score) if isinstance(score, FunctionType) else None
+    if weights is None or not all(type(value) in (int, float) for value in given.values()):
+        return None
+    try:
+        tp_weight, fp_weight, fn_weight, smooth = map(float, weights(**given))
+    except TypeError:  # no parameter of this score: it will say so itself
+        return None
+    return tp_weight, fp_weight, fn_weight, smooth
 
 
 # ---- ratios of other sums ------------------------------------------------------------------------

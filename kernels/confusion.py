@@ -1,13 +1,12 @@
 """The soft confusion sums and their gradient in Triton: the twin of csrc/cuda/confusion.cu.
 
-Two launches forward (the pass over the data; the score of what it left) and one backward.  No
-atomics: every partial sum has its own place, and they are added in a fixed order.  Nothing here
-waits for the device.
+Two launches forward (the pass over the data; the score of what it left), a third between them
+where that is thousands of partial sums (fold.py), and one backward.  No atomics: every partial sum
+has its own place, and they are added in a fixed order.  Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,12 +20,18 @@ from customloss._words import ABSENT, ACTIVATIONS, AVERAGES, INPUT, REDUCTIONS, 
 from . import pixel as _pixel
 from . import score as _score
 from .element import groups_of, number, offsets, probability, tile_rows, weigh
-from .layout import Plan, Strided, plan
-from .score import load_sums
+from .fold import total_sums
+from .group import load_sums
+from .launch import on, strided
+from .layout import Plan, inner_sizes, plan
+from .score import sums_score
 
 # eight elements of a tile for each thread; enable_fp_fusion is spelt out because Triton's default
 # for it changes with 3.10
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+
+# what says nothing of the width of a load: no value of these has a kernel of its own
+COUNTS = ["plane", "tiles", "pieces", "grad_sample", "grad_class"]
 
 _INPUT, _TARGET, _WEIGHT = tl.constexpr(INPUT), tl.constexpr(TARGET), tl.constexpr(WEIGHT)
 
@@ -81,7 +86,7 @@ def _tile_sums(
     return tp, fp, fn, tn
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     plane, groups, classes, column_tiles, reduced, tiles, pieces, per_chunk,
@@ -118,7 +123,7 @@ def sums_kernel(
         # whole tiles need no mask, which would split their loads where the size is odd
         masked_from = last
         if not EVEN:
-            masked_from = tl.maximum(first, tl.minimum(last, reduced // ROWS))
+            masked_from = tl.maximum(first, tl.minimum(last, sizes[0] // ROWS))
         for tile in range(first, masked_from):
             row, outer, inside = tile_rows(tile, pieces, sizes, reduced, AXES, SPLIT, ROWS)
             tp, fp, fn, tn = _tile_sums(
@@ -204,7 +209,7 @@ def _tile_gradient(
         tl.store(out + out_at, g)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     grad_sample, grad_class, groups, classes, column_tiles, reduced, tiles, pieces, per_chunk,
@@ -258,7 +263,7 @@ def gradient_kernel(
     if EVEN or (AXES == 1 and COLS == 1):
         masked_from = last
         if not EVEN:
-            masked_from = tl.maximum(first, tl.minimum(last, reduced // ROWS))
+            masked_from = tl.maximum(first, tl.minimum(last, sizes[0] // ROWS))
         for tile in range(first, masked_from):
             row, outer, inside = tile_rows(tile, pieces, sizes, reduced, AXES, SPLIT, ROWS)
             _tile_gradient(
@@ -297,18 +302,6 @@ def require(device: torch.device) -> None:
         )
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    device = tensor.device
-    if device.type == "cpu" or device.index == torch.accelerator.current_device_index():
-        return nullcontext()
-    return torch.accelerator.device_index(device.index)
-
-
-def _strided(tensor: Tensor | None) -> Strided:
-    return None if tensor is None else (tensor.shape, tensor.stride())
-
-
 def _constants(
     plan: Plan, input: Tensor, target: Tensor, activation: int, scale: float, offset: float
 ) -> dict[str, Any]:
@@ -340,7 +333,7 @@ def _partials(
     with_tn: bool,
 ) -> tuple[Plan, Tensor]:
     """The pass over the data: ``[3 or 4, chunks, groups]``."""
-    operands = (_strided(input), _strided(target), _strided(weight))
+    operands = (strided(input), strided(target), strided(weight))
     how = plan(operands, per_sample, per_class and input.dim() > 1)
     partials = input.new_empty(
         (4 if with_tn else 3, how.chunks, how.groups),
@@ -350,7 +343,7 @@ def _partials(
         sums_kernel[(how.chunks * how.column_tiles,)](
             partials, input, target, weight, scale, offset,
             how.chunks * how.groups, how.groups, how.classes, how.column_tiles, how.reduced,
-            how.tiles, how.pieces, how.per_chunk, how.sizes, *how.strides,
+            how.tiles, how.pieces, how.per_chunk, inner_sizes(how.sizes), *how.strides,
             TN=with_tn, **_constants(how, input, target, activation, scale, offset),
         )  # fmt: skip
     return how, partials
@@ -372,16 +365,16 @@ def confusion(
 ) -> Tensor:
     """See ``customloss::confusion``."""
     if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
-        with _on(input):
+        with on(input):
             return _pixel.confusion(
                 input, target, weight, activation, scale, offset, per_sample,
                 per_class and input.dim() > 1, ignore_index, label_smoothing, extra, focal_gamma,
             )  # fmt: skip
-    with _on(input):
+    with on(input):
         how, partials = _partials(
             input, target, weight, activation, scale, offset, per_sample, per_class, True
         )
-        return _score.combine(partials, how.samples, how.classes)
+        return total_sums(partials, how.samples, how.classes)
 
 
 def confusion_score(
@@ -412,7 +405,7 @@ def confusion_score(
         tpweight, fpweight, fnweight, smooth, gamma, link, absent, average, reduction
     )
     with_tn = absent == ABSENT.index("penalize")  # nothing else depends on it
-    with _on(input):
+    with on(input):
         if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
             samples, classes, partials = _pixel.partials(
                 input, target, weight, with_tn, activation, scale, offset, per_sample,
@@ -464,20 +457,20 @@ def confusion_backward(
         grad_strides = (grad.stride(0), grad.stride(1))
     coefficients = coefficients.contiguous()
     if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
-        with _on(input):
+        with on(input):
             _pixel.backward(
                 out, grad, grad_strides, coefficients, input, target, weight, wrt, activation,
                 scale, offset, per_sample, per_class and input.dim() > 1, ignore_index,
                 label_smoothing, extra, focal_gamma,
             )  # fmt: skip
         return out
-    operands = (_strided(input), _strided(target), _strided(weight), _strided(out))
+    operands = (strided(input), strided(target), strided(weight), strided(out))
     how = plan(operands, per_sample, per_class and input.dim() > 1)
-    with _on(input):
+    with on(input):
         gradient_kernel[(how.chunks * how.column_tiles,)](
             out, grad, coefficients, input, target, weight, scale, offset,
             *grad_strides, how.groups, how.classes, how.column_tiles, how.reduced, how.tiles,
-            how.pieces, how.per_chunk, how.sizes, *how.strides,
+            how.pieces, how.per_chunk, inner_sizes(how.sizes), *how.strides,
             WRT=wrt, **_constants(how, input, target, activation, scale, offset),
         )  # fmt: skip
     return out
@@ -486,5 +479,5 @@ def confusion_backward(
 def register(library: torch.library.Library) -> None:
     """Makes these the primitives of ``library`` for devices that Triton compiles for."""
     for key in ("CUDA", "XPU"):
-        for function in (confusion, confusion_score, confusion_backward):
+        for function in (confusion, confusion_score, confusion_backward, sums_score):
             library.impl(function.__name__, function, key)

@@ -31,6 +31,8 @@ MOST_CLASSES = 32  # of a softmax whose pixels fit the registers
 PLANES = 4  # classes of a planar tile that need not all be in it
 LOOPED_PLANES = 8  # of one that walks over more
 LOOPED_PIXELS = 128 * 1024  # bytes of logits that a walk leaves in the caches for the next one
+FEWEST_PIXELS = 16  # of a tile whose sums are stored: each costs as much as an element or two
+WALKED_PIXELS = 4  # of one that only looks for the largest logit
 
 # shape and strides of an operand, None where it is absent
 Strided = tuple[Sequence[int], Sequence[int]] | None
@@ -62,7 +64,7 @@ class Plan(NamedTuple):
     samples: int
     classes: int
     sizes: tuple[int, ...]
-    reduced: int  # their product
+    reduced: int  # their product; 0 where `split`: nothing is compiled for its divisors
     strides: tuple[tuple[int, ...], ...]
     rows: int
     cols: int
@@ -82,6 +84,12 @@ class Plan(NamedTuple):
     def chunks(self) -> int:
         """Partial sums per group."""
         return ceil_div(self.tiles, self.per_chunk)
+
+
+def inner_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """As the kernels take them: the outermost of several, where a batch is, limits nothing, and
+    nothing is compiled for its divisors."""
+    return (0, *sizes[1:]) if len(sizes) > 1 else sizes
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -170,7 +178,7 @@ def plan(operands: tuple[Strided, ...], per_sample: bool, per_class: bool) -> Pl
         samples=layout.sample.size,
         classes=layout.cls.size,
         sizes=tuple(axis.size for axis in axes),
-        reduced=reduced,
+        reduced=0 if split else reduced,
         strides=tuple(tuple(axis.strides[k] for axis in every) for k in range(len(operands))),
         rows=rows,
         cols=cols,
@@ -203,6 +211,8 @@ class PixelPlan(NamedTuple):
     per_chunk: int
     class_tiles: int
     looped: bool  # a program walks over the classes: they do not fit a tile
+    kept: bool  # what the walk found of a pixel is kept in memory
+    apart: bool  # and is found by a launch of its own, see walk_plan
     aligned: int  # pixels start at multiples of so many elements, where that has to be said
 
     @property
@@ -213,6 +223,11 @@ class PixelPlan(NamedTuple):
     @property
     def programs(self) -> int:
         return self.samples * self.chunks * self.class_tiles
+
+    @property
+    def pixels(self) -> int:
+        """Of a sample."""
+        return prod(self.sizes)
 
 
 def _pixel_tile(
@@ -228,7 +243,7 @@ def _pixel_tile(
         # more registers would spill, where reductions cross threads or there is more to add up
         elements = LOOPED_TILE // (2 if wide else 1)
         elements = elements // (2 if layout.interleaved else 1) // (4 if sums > 4 else 1)
-        cached = max(LOOPED_PIXELS // (layout.cls.size * size), 16)
+        cached = max(LOOPED_PIXELS // (layout.cls.size * size), FEWEST_PIXELS)
         rows = min(elements // cols, 1 << (cached.bit_length() - 1), most)
         return rows, min(classes, elements // rows, MOST_COLUMNS), True
     elements = PIXEL_TILE // (1 if sums <= 4 else 2 if sums <= 8 else 4) // (2 if wide else 1)
@@ -249,12 +264,41 @@ def _alignment(classes: int, pitches: list[int]) -> int:
     return gcd(4, classes, *pitches)
 
 
-@lru_cache(maxsize=1024)
+def _kept_plan(plan: PixelPlan, size: int) -> PixelPlan:
+    """Where the sums of a tile would weigh as much as what it reads: a program adds up several
+    tiles of a block of classes.  Out of the caches, or, where not even a tile fits these, after a
+    launch that only walks."""
+    cached = LOOPED_PIXELS // (plan.classes * size)
+    tiles = plan.samples * plan.tiles
+    if cached < plan.rows:
+        class_tiles = ceil_div(plan.classes, plan.cols)
+        per_chunk = min(ceil_div(tiles * class_tiles, FEWEST_PROGRAMS), MOST_TILES, plan.tiles)
+        if per_chunk <= 1:
+            return plan
+        return plan._replace(kept=True, apart=True, class_tiles=class_tiles, per_chunk=per_chunk)
+    per_chunk = min(cached // plan.rows, tiles // FEWEST_PROGRAMS, MOST_TILES, plan.tiles)
+    return plan._replace(kept=True, per_chunk=per_chunk) if per_chunk > 1 else plan
+
+
+def walk_plan(plan: PixelPlan, size: int) -> PixelPlan:
+    """The launch before one that is `apart`: fewer pixels, so more programs."""
+    elements = LOOPED_TILE // (4 if size > 4 else 2)
+    inner = plan.sizes[-1] if plan.split else plan.pixels
+    rows = plan.rows if plan.strides[0][1] != 1 else min(plan.rows, WALKED_PIXELS)
+    pieces = ceil_div(inner, rows)
+    cols = min(power_of_2(plan.classes), elements // rows, MOST_COLUMNS)
+    return plan._replace(
+        rows=rows, cols=cols, pieces=pieces, tiles=plan.pixels // inner * pieces,
+        per_chunk=1, class_tiles=1,
+    )  # fmt: skip
+
+
 def pixel_plan(
-    operands: tuple[Strided, ...], per_sample: bool, softmax: bool, sums: int, size: int
-) -> PixelPlan:
+    operands: tuple[Strided, ...], per_sample: bool, per_class: bool, softmax: bool, sums: int,
+    size: int,
+) -> PixelPlan:  # fmt: skip
     """How to run over ``operands``, whose first is the input of ``size`` bytes an element, with
-    ``sums`` accumulators for each element of a tile."""
+    ``sums`` accumulators for each element of a tile; a fourth is the gradient."""
     layout = make_layout(operands, per_sample, True)
     axes = layout.reduced
     reduced, inner = prod(axis.size for axis in axes), axes[-1].size
@@ -275,11 +319,11 @@ def pixel_plan(
     written = (0, 3) if len(operands) > 3 else (0,)
     pitches = [axis.strides[k] for axis in (layout.sample, *axes) for k in written]
     together = all(layout.cls.strides[k] == 1 for k in written)
-    return PixelPlan(
+    plan = PixelPlan(
         samples=samples,
         classes=classes,
         sizes=tuple(axis.size for axis in axes),
-        reduced=reduced,
+        reduced=0 if split else reduced,
         strides=tuple(tuple(axis.strides[k] for axis in every) for k in range(len(operands))),
         rows=rows,
         cols=cols,
@@ -291,5 +335,9 @@ def pixel_plan(
         per_chunk=1 if looped else per_chunk,
         class_tiles=class_tiles,
         looped=looped,
+        kept=False,
+        apart=False,
         aligned=_alignment(classes, pitches) if layout.interleaved and together else 1,
     )
+    sums_by_class = looped and per_class and len(operands) == 3
+    return _kept_plan(plan, size) if sums_by_class and tiles else plan

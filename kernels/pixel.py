@@ -1,15 +1,17 @@
 """Soft confusion sums and gradients of elements whose class matters, in Triton: softmax, class
 numbers, removed targets, smoothing and the sums beside tp, fp, fn, tn.
 
-Forward is a pass over the data, and where it leaves many partial sums, one that adds most of them
-up; backward is one pass.  A softmax of few classes has all of them in a tile; one of many walks
-over them (pixel_walk.py).  No atomics: every partial sum has its own place, and they are added in a
-fixed order.  Nothing here waits for the device.
+Forward is a pass over the data and a look at the partial sums it leaves; backward is one pass.  A
+softmax of few classes has all of them in a tile; one of many walks over them (pixel_walk.py).  No
+atomics: every partial sum has its own place, and they are added in a fixed order.  Nothing here
+waits for the device.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,12 +20,16 @@ from torch import Tensor
 
 from customloss import reference
 from customloss._words import NONE, SOFTMAX, WEIGHT
+from customloss.reference import Extra
 
 from . import pixel_element as element
 from .element import tile_rows
-from .layout import PixelPlan, Strided, ceil_div, pixel_plan, power_of_2
+from .fold import total_sums
+from .launch import strided
+from .layout import PixelPlan, Strided, inner_sizes, pixel_plan, power_of_2, walk_plan
 from .pixel_element import How
 from .pixel_tile import (
+    COUNTS,
     INFINITY,
     WRT_INPUT,
     by_sums,
@@ -40,20 +46,22 @@ from .pixel_tile import (
     tile_of,
     zeros,
 )
-from .pixel_walk import softmax_gradient_kernel, softmax_sums_kernel
-
-FOLD = 64  # partials of a group that one program of the fold adds up
-FOLD_GROUPS = 128  # groups of such a program
-MOST_PARTIALS = 32768  # of one sum, that the next pass may be left with
+from .pixel_walk import (
+    softmax_gradient_kernel,
+    softmax_kept_sums_kernel,
+    softmax_sums_kernel,
+    softmax_walk_kernel,
+)
 
 # enable_fp_fusion is spelt out because Triton's default for it changes with 3.10
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
+_KEEPING = int(How.TN | How.KEEP)
 
 
 # ---- forward ---------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def pixel_sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
     off: tl.float64, gamma: tl.float64, ignore, plane, groups, classes, class_tiles, chunks,
@@ -99,38 +107,10 @@ def pixel_sums_kernel(
     leave(partials, plane, groups, found, chunk, sample, c, classes, N, HOW)
 
 
-@triton.jit
-def fold_kernel(
-    partials, out, chunks, groups, left, group_tiles,
-    GROUPS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Adds up most of the partial sums.
-
-    Maths:  out[s, i, g] = Σ over the i-th of `left` stretches of chunks of partials[s, chunk, g],
-            in float64 and in a fixed order
-    Launch: one program per sum, stretch and GROUPS groups
-    Moves:  reads the partials once (cached: just written), writes `left` doubles per sum and group
-    """
-    pid = tl.program_id(0)
-    group = (pid % group_tiles).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
-    stretch = pid // group_tiles % left
-    which = (pid // group_tiles // left).to(tl.int64)
-    length = (chunks + left - 1) // left
-    last = tl.minimum(stretch * length + length, chunks)
-    total = tl.zeros([PARTS, GROUPS], tl.float64)
-    for first in range(stretch * length, last, PARTS):
-        part = first + tl.arange(0, PARTS)
-        mask = (part < last)[:, None] & (group < groups)[None, :]
-        at = (which * chunks + part)[:, None] * groups + group[None, :]
-        total += tl.load(partials + at, mask=mask, other=0.0).to(tl.float64)
-    at = out + (which * left + stretch) * groups + group
-    tl.store(at, tl.sum(total, 0), mask=group < groups)
-
-
 # ---- backward --------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def pixel_gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, grad_sample, grad_class, groups,
@@ -156,8 +136,8 @@ def pixel_gradient_kernel(
     gamma = tl.full([1, 1], gamma, DTYPE)
     first_largest: tl.constexpr = ((element.HARD & EXTRA) != 0) and (WRT != WRT_INPUT)
     g = by_sums(
-        coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW
-    )  # fmt: skip
+        coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, WRT, N, EXTRA, HOW
+    )
     for tile in range(first, last):
         row, outer, inside = tile_rows(
             tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
@@ -198,7 +178,11 @@ def pixel_gradient_kernel(
 
 def is_labels(input: Tensor, target: Tensor) -> bool:
     """The target holds class numbers: one class where the input has several."""
-    return input.dim() > 1 and target.shape[1] == 1 and input.shape[1] > 1
+    return _labels(input.shape, target.shape)
+
+
+def _labels(input: Sequence[int], target: Sequence[int]) -> bool:
+    return len(input) > 1 and target[1] == 1 and input[1] > 1
 
 
 def by_pixel(
@@ -219,128 +203,140 @@ def by_pixel(
     )
 
 
-def _strided(tensor: Tensor | None) -> Strided:
-    return None if tensor is None else (tensor.shape, tensor.stride())
-
-
-class _Launch:
+class Launch(NamedTuple):
     """What both passes tell their kernels."""
 
-    def __init__(
-        self,
-        operands: tuple[Tensor | None, ...],
-        activation: int,
-        scale: float,
-        offset: float,
-        per_sample: bool,
-        per_class: bool,
-        ignore_index: int | None,
-        label_smoothing: float,
-        extra: int,
-        focal_gamma: float,
-        sums: int,
-        flags: How,
-    ) -> None:
-        input, target, weight = operands[:3]
-        assert input is not None and target is not None
-        softmax = activation == SOFTMAX
-        layout = tuple(_strided(operand) for operand in operands)
-        size = input.element_size()
-        self.plan: PixelPlan = pixel_plan(layout, per_sample, softmax, sums, size)
-        plan = self.plan
-        labels = is_labels(input, target)
-        padded = plan.classes % plan.cols != 0
-        element_ignored = ignore_index is not None and not labels
-        masked = labels or ignore_index is not None or weight is not None or not plan.even
-        for flag, holds in (
-            (How.SOFTMAX, softmax),
-            (How.PROBABILITIES, activation == NONE),
-            (How.AFFINE, (scale, offset) != (1.0, 0.0)),
-            (How.WIDE, input.dtype == torch.float64),
-            (How.LABELS, labels),
-            (How.BINARY, label_smoothing == 0 and (labels or target.dtype == torch.bool)),
-            (How.SMOOTH, label_smoothing != 0),
-            (How.IGNORE, ignore_index is not None),
-            (How.WEIGHT, weight is not None),
-            (How.EACH, weight is not None and plan.strides[2][1] != 0),
-            (How.EVEN, plan.even),
-            (How.PADDED, padded),
-            (How.MASKED, masked),
-            (How.BARE, masked and (not softmax or element_ignored)),
-            (How.POOLED, not per_class),
-            (How.SPLIT, plan.split),
-            (How.LONG, plan.long),
-            (How.FOURS, plan.aligned == 4),
-            (How.PAIRS, plan.aligned == 2),
-        ):
-            flags |= flag if holds else How(0)
-        outcomes = plan.classes if labels or softmax else 2
-        off = label_smoothing / max(outcomes, 1)
-        self.numbers = (
-            scale, offset, 1 - label_smoothing + off, off, focal_gamma,
-            0 if ignore_index is None else ignore_index,
-        )  # fmt: skip
-        self.walk = (
-            plan.classes, plan.class_tiles, plan.chunks, plan.reduced, plan.tiles, plan.pieces,
-            plan.per_chunk, plan.sizes, *plan.strides,
-        )  # fmt: skip
-        # small tiles leave no thread of a warp without an element
-        warps = min(4, power_of_2(max(1, plan.rows * plan.cols // 128)))
-        self.constants: dict[str, Any] = {
-            "EXTRA": extra,
-            "AXES": len(plan.sizes),
-            "PIXELS": plan.rows,
-            "CLASSES": plan.cols,
-            "HOW": int(flags),
-            "num_warps": warps,
-            **_OPTIONS,
-        }
+    plan: PixelPlan
+    rows: int
+    numbers: tuple[Any, ...]
+    walk: tuple[Any, ...]
+    constants: dict[str, Any]
+    before: Launch | None  # that of the walk, where it is a launch of its own
+
+
+@lru_cache(maxsize=1024)
+def prepare(
+    operands: tuple[Strided, ...],
+    dtype: torch.dtype,
+    hard: bool,
+    flags: int,
+    activation: int,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extra: int,
+    focal_gamma: float,
+) -> Launch:
+    """The launch for a geometry and its options, which take longer to work out than to look up;
+    ``hard``: the target is bool.  Nothing here holds on to a tensor."""
+    input, target, weight = operands[:3]
+    assert input is not None and target is not None
+    softmax = activation == SOFTMAX
+    rows = len(reference.rows(extra))
+    # a forward pass knows whether it adds up tn; a backward pass has the gradient by it
+    rows -= not flags & How.TN
+    plan = pixel_plan(operands, per_sample, per_class, softmax, rows, dtype.itemsize)
+    labels = _labels(input[0], target[0])
+    element_ignored = ignore_index is not None and not labels
+    masked = labels or ignore_index is not None or weight is not None or not plan.even
+    for flag, holds in (
+        (How.SOFTMAX, softmax),
+        (How.PROBABILITIES, activation == NONE),
+        (How.AFFINE, (scale, offset) != (1.0, 0.0)),
+        (How.WIDE, dtype == torch.float64),
+        (How.LABELS, labels),
+        (How.BINARY, label_smoothing == 0 and (labels or hard)),
+        (How.SMOOTH, label_smoothing != 0),
+        (How.IGNORE, ignore_index is not None),
+        (How.WEIGHT, weight is not None),
+        (How.EACH, weight is not None and plan.strides[2][1] != 0),
+        (How.EVEN, plan.even),
+        (How.PADDED, plan.classes % plan.cols != 0),
+        (How.MASKED, masked),
+        (How.BARE, masked and (not softmax or element_ignored)),
+        (How.POOLED, not per_class),
+        (How.SPLIT, plan.split),
+        (How.LONG, plan.long),
+        (How.FOURS, plan.aligned == 4),
+        (How.PAIRS, plan.aligned == 2),
+    ):
+        flags |= int(flag) if holds else 0
+    outcomes = plan.classes if labels or softmax else 2
+    off = label_smoothing / max(outcomes, 1)
+    numbers = (
+        scale, offset, 1 - label_smoothing + off, off, focal_gamma,
+        0 if ignore_index is None else ignore_index,
+    )  # fmt: skip
+    launch = _launch(plan, rows, flags, extra, numbers)
+    if not plan.apart:
+        return launch
+    first = walk_plan(plan, dtype.itemsize)
+    flags = flags & ~int(How.PADDED) | (int(How.PADDED) if first.classes % first.cols else 0)
+    return launch._replace(before=_launch(first, rows, flags, extra, (scale, numbers[-1])))
+
+
+def _launch(plan: PixelPlan, rows: int, flags: int, extra: int, numbers: tuple[Any, ...]) -> Launch:
+    walk = (
+        plan.classes, plan.class_tiles, plan.chunks, plan.reduced, plan.tiles, plan.pieces,
+        plan.per_chunk, inner_sizes(plan.sizes), *plan.strides,
+    )  # fmt: skip
+    # small tiles leave no thread of a warp without an element
+    warps = min(4, power_of_2(max(1, plan.rows * plan.cols // 128)))
+    if plan.kept and not plan.apart and plan.rows * plan.cols >= 2048:
+        warps = 8  # of four, a thread would spill what it walks with and adds up
+    constants = {
+        "EXTRA": extra,
+        "AXES": len(plan.sizes),
+        "PIXELS": plan.rows,
+        "CLASSES": plan.cols,
+        "HOW": flags,
+        "num_warps": warps,
+        **_OPTIONS,
+    }
+    return Launch(plan, rows, numbers, walk, constants, None)
 
 
 def partials(
     input: Tensor, target: Tensor, weight: Tensor | None, with_tn: bool, *elements: Any
 ) -> tuple[int, int, Tensor]:
     """The pass over the data: samples, classes, and partial sums ``[rows, chunks, groups]``."""
-    per_class, extra = elements[4], elements[7]
-    sums = len(reference.rows(extra)) - (not with_tn)
-    flags = How.TN if with_tn else How(0)
-    launch = _Launch((input, target, weight), *elements, sums, flags)
-    plan = launch.plan
+    plan, rows, numbers, walk, constants, before = prepare(
+        (strided(input), strided(target), strided(weight)), input.dtype,
+        target.dtype == torch.bool, int(How.TN) if with_tn else 0, *elements,
+    )  # fmt: skip
+    per_class = elements[4]
     classes = plan.classes if per_class else 1
     chunks = plan.chunks if per_class else plan.chunks * plan.class_tiles
     groups = plan.samples * classes
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     if not input.numel():
-        return plan.samples, classes, input.new_empty((sums, 0, groups), dtype=dtype)
-    found = input.new_empty((sums, chunks, groups), dtype=dtype)
-    kernel = softmax_sums_kernel if plan.looped else pixel_sums_kernel
-    kernel[(plan.programs,)](
-        found, input, target, weight, *launch.numbers, chunks * groups, groups, *launch.walk,
-        N=sums, **launch.constants,
-    )  # fmt: skip
-    if chunks > FOLD and chunks * groups > MOST_PARTIALS:
-        found = fold(found, FOLD)
-    return plan.samples, classes, found
-
-
-def fold(partials: Tensor, left: int) -> Tensor:
-    """Partial sums ``[rows, chunks, groups]`` to ``left`` of them per group, in float64."""
-    sums, chunks, groups = partials.shape
-    out = partials.new_empty((sums, left, groups), dtype=torch.float64)
-    if groups:
-        tile = min(power_of_2(groups), FOLD_GROUPS)
-        group_tiles = ceil_div(groups, tile)
-        fold_kernel[(sums * left * group_tiles,)](
-            partials, out, chunks, groups, left, group_tiles,
-            GROUPS=tile, PARTS=1024 // tile, num_warps=4, **_OPTIONS,
+        return plan.samples, classes, input.new_empty((rows, 0, groups), dtype=dtype)
+    found = input.new_empty((rows, chunks, groups), dtype=dtype)
+    operands = (input, target, weight, *numbers, chunks * groups, groups, *walk)
+    if not plan.kept:
+        kernel = softmax_sums_kernel if plan.looped else pixel_sums_kernel
+        kernel[(plan.programs,)](found, *operands, N=rows, **constants)
+        return plan.samples, classes, found
+    pixels = plan.samples * plan.pixels
+    kept = input.new_empty((3 if elements[7] & Extra.HARD else 2, pixels), dtype=dtype)
+    if before is not None:
+        softmax_walk_kernel[(before.plan.programs,)](
+            kept, pixels, plan.pixels, input, target, weight, *before.numbers, *before.walk,
+            **before.constants,
         )  # fmt: skip
-    return out
+    softmax_kept_sums_kernel[(plan.programs,)](
+        found, kept, pixels, plan.pixels, *operands, WALKS=before is None, N=rows, **constants
+    )
+    return plan.samples, classes, found
 
 
 def confusion(input: Tensor, target: Tensor, weight: Tensor | None, *elements: Any) -> Tensor:
     """See ``customloss::confusion``."""
     samples, classes, found = partials(input, target, weight, True, *elements)
-    return fold(found, 1).view(-1, samples, classes)
+    return total_sums(found, samples, classes)
 
 
 def backward(
@@ -355,14 +351,14 @@ def backward(
     *elements: Any,
 ) -> None:
     """Writes ``out``, the gradient by one operand."""
-    per_class, extra = elements[4], elements[7]
-    flags = How.TN | (How.KEEP if wrt == WEIGHT else How(0))
-    rows = len(reference.rows(extra))
-    launch = _Launch((input, target, weight, out), *elements, rows, flags)
+    launch = prepare(
+        (strided(input), strided(target), strided(weight), strided(out)), input.dtype,
+        target.dtype == torch.bool, _KEEPING if wrt == WEIGHT else int(How.TN), *elements,
+    )  # fmt: skip
     plan = launch.plan
-    groups = plan.samples * (plan.classes if per_class else 1)
+    groups = plan.samples * (plan.classes if elements[4] else 1)
     kernel = softmax_gradient_kernel if plan.looped else pixel_gradient_kernel
     kernel[(plan.programs,)](
         out, grad, coefficients, input, target, weight, *launch.numbers, *grad_strides, groups,
-        *launch.walk, WRT=wrt, N=rows, **launch.constants,
+        *launch.walk, WRT=wrt, N=launch.rows, **launch.constants,
     )  # fmt: skip

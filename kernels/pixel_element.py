@@ -223,14 +223,11 @@ def _sign(value):
 
 @triton.jit
 def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
-    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` has a gradient for each row."""
+    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` is that of by_sums."""
     S: tl.constexpr = 4 + 2 * (EXTRA & 1)
     D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
     F: tl.constexpr = D + ((EXTRA >> 2) & 1)
-    if BINARY & HOW:
-        by_p = tl.where(t, g[0] - g[2], g[1] - g[3])
-    else:
-        by_p = t * (g[0] - g[2]) + (1.0 - t) * (g[1] - g[3])
+    by_p = tl.where(t, g[0], g[1]) if BINARY & HOW else t * g[0] + (1.0 - t) * g[1]
     h, k = by_p, by_p
     if (LOGS | SQUARES | DISTANCE) & EXTRA:
         t = as_float(t, p, HOW)
@@ -281,7 +278,7 @@ def target_gradient(
     D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
     F: tl.constexpr = D + ((EXTRA >> 2) & 1)
     H: tl.constexpr = F + ((EXTRA >> 3) & 1)
-    total = p * (g[0] - g[1]) + q * (g[2] - g[3])
+    total = p * g[0] + q * g[2]
     if LOG_LOSS & EXTRA:
         total += g[4] * positive
         if not (SOFTMAX & HOW):
@@ -296,7 +293,7 @@ def target_gradient(
             by -= negative * power(p, gamma, HOW)
         total += g[F] * by
     if HARD & EXTRA:
-        total += tl.where(decided, g[H] - g[H + 1], g[H + 2] - g[H + 3])
+        total += tl.where(decided, g[H], g[H + 2])
     return total
 
 

@@ -15,6 +15,13 @@ WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
 INFINITY = tl.constexpr(float("inf"))
 _NO_CLASS = tl.constexpr(2**31 - 1)
 
+# what says nothing of the width of a load: no value of these has a kernel of its own; a
+# `per_chunk` of 1 has, which keeps no accumulators
+COUNTS = [
+    "ignore", "plane", "groups", "chunks", "tiles", "pieces", "grad_sample", "grad_class",
+    "kept_plane", "pixels",
+]  # fmt: skip
+
 
 # ---- what a tile reads -----------------------------------------------------------------------
 
@@ -248,6 +255,15 @@ def pooled(values, c, classes, N: tl.constexpr, HOW: tl.constexpr):
 
 
 @triton.jit
+def over_pixels(values, N: tl.constexpr):
+    """The sums over the pixels of a tile: [1, C]."""
+    found = (tl.sum(values[0], 0)[None, :],)
+    for row in tl.static_range(1, N):
+        found += (tl.sum(values[row], 0)[None, :],)
+    return found
+
+
+@triton.jit
 def leave(
     partials, plane, groups, values, chunk, sample, c, classes, N: tl.constexpr, HOW: tl.constexpr
 ):
@@ -269,9 +285,10 @@ def leave(
 @triton.jit
 def by_sums(
     coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
-    N: tl.constexpr, HOW: tl.constexpr,
+    WRT: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the N sums of every class, in the shape of c."""
+    """The gradient by the N sums of every class, in the shape of c; a row that counts only by its
+    difference to another holds that: tp - fn, fp - tn; by the target tp - fp, -, fn - tn, -."""
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     cls = c * 0 if element.POOLED & HOW else c
     at = coefficients + (sample if element.POOLED & HOW else sample * classes) + cls
@@ -280,11 +297,21 @@ def by_sums(
     if grad is not None:
         outer = tl.load(grad + sample * grad_sample + cls * grad_class, mask=known, other=0.0)
         outer = outer.to(tl.float64)
-    found = ()
+    F: tl.constexpr = 4 + 2 * (EXTRA & 1) + 3 * ((EXTRA >> 1) & 1) + ((EXTRA >> 2) & 1)
+    H: tl.constexpr = F + ((EXTRA >> 3) & 1)
+    whole = ()
     for _ in tl.static_range(N):
-        g = tl.load(at, mask=known, other=0.0) * outer
-        found += (g.to(DTYPE),)
+        whole += (tl.load(at, mask=known, other=0.0),)
         at += groups
+    found = ()
+    for row in tl.static_range(N):
+        g = whole[row]
+        # before it is rounded: what both have in common may be all that float32 keeps
+        if WRT == WRT_INPUT and row < 2:
+            g -= whole[row + 2]
+        if WRT == WRT_TARGET and (row == 0 or row == 2 or (row >= H and (row - H) % 2 == 0)):
+            g -= whole[row + 1]
+        found += ((g * outer).to(DTYPE),)
     return found
 
 

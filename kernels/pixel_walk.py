@@ -1,6 +1,9 @@
 """The softmax of many classes: a program walks over the classes of its pixels in blocks, first for
 the largest logit and the sum of the exponentials, rescaled as the largest grows, and again, out of
 the caches, for what every class adds or gets.
+
+The sums of a class over a few pixels weigh as much as the pixels do.  Where that is so, what the
+walk found is kept, 8 bytes a pixel, and a program adds up several tiles of a block of classes.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import triton.language as tl
 from . import pixel_element as element
 from .element import number, tile_rows
 from .pixel_tile import (
+    COUNTS,
     INFINITY,
     WRT_INPUT,
     at_of,
@@ -23,6 +27,7 @@ from .pixel_tile import (
     logits,
     logits_at,
     mixed_slopes,
+    over_pixels,
     own_gradient,
     pixels_of,
     plus,
@@ -110,7 +115,7 @@ def _block(
     return p, q, positive, t, w, live
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def softmax_sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
     off: tl.float64, gamma: tl.float64, ignore, plane, groups, classes, class_tiles, chunks,
@@ -164,6 +169,165 @@ def softmax_sums_kernel(
         leave(partials, plane, groups, found, tile, sample, c, classes, N, HOW)
 
 
+# ---- sums of several tiles ---------------------------------------------------------------------
+
+
+@triton.jit
+def _kept_at(sample, row, outer, sizes, pixels, AXES: tl.constexpr, HOW: tl.constexpr):
+    """The flat index of pixels [P, 1]."""
+    at = row
+    if element.SPLIT & HOW:
+        at += outer * sizes[AXES - 1]
+    return (sample * pixels + at)[:, None]
+
+
+@triton.jit
+def _keep(kept, plane, at, exists, largest, first, rest, live, FIRST: tl.constexpr):
+    kept += at
+    tl.store(kept, largest, mask=exists)
+    kept += plane
+    tl.store(kept, tl.where(live, rest, -1.0), mask=exists)  # which is otherwise not negative
+    if FIRST:
+        kept += plane
+        tl.store(kept, first.to(largest.dtype, bitcast=largest.dtype.primitive_bitwidth == 32),
+                 mask=exists)  # fmt: skip
+
+
+@triton.jit
+def _recall(kept, plane, at, exists, live, FIRST: tl.constexpr, HOW: tl.constexpr):
+    """What _walk returned."""
+    kept += at
+    largest = tl.load(kept, mask=exists, other=0.0)
+    kept += plane
+    rest = tl.load(kept, mask=exists, other=-1.0)
+    inverse = 1.0 / (1.0 + rest)
+    if element.MASKED & HOW:
+        live = live & ~(rest < 0.0)  # a NaN counts
+        inverse = tl.where(live, inverse, 0.0)
+        rest = tl.where(live, rest, 0.0)
+    first = tl.full(largest.shape, 0, tl.int32)
+    if FIRST:
+        kept += plane
+        own = tl.load(kept, mask=exists, other=0.0)
+        first = own.to(tl.int32, bitcast=largest.dtype.primitive_bitwidth == 32)
+    return largest, first, rest, inverse, live
+
+
+@triton.jit
+def _walk_and_keep(
+    kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample,
+    tile, pieces, reduced, classes, ignore, scale,
+    FIRST: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr,
+    HOW: tl.constexpr,
+):  # fmt: skip
+    row, outer, inside = tile_rows(
+        tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
+    )
+    exists = inside[:, None]
+    _, live, _ = pixels_of(
+        t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes, ignore,
+        AXES, HOW,
+    )  # fmt: skip
+    largest, first, rest, _, live = _walk(
+        x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
+        classes, ignore, scale, live, FIRST, AXES, PIXELS, CLASSES, HOW,
+    )  # fmt: skip
+    at = _kept_at(sample, row, outer, sizes, pixels, AXES, HOW)
+    _keep(kept, kept_plane, at, exists, largest, first, rest, live, FIRST)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def softmax_walk_kernel(
+    kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, scale: tl.float64, ignore,
+    classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides,
+    EXTRA: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr,
+    HOW: tl.constexpr,
+):  # fmt: skip
+    """What the sums of every class need to know of a tile of pixels.
+
+    Maths:  max z, Σ exp(z - max z) without one largest, and its class where EXTRA asks for it
+    Launch: one program per sample and tile of pixels
+    Moves:  reads input once; writes 2 or 3 floats per pixel
+    """
+    _c, tile, sample, _first, _last = program(1, chunks, tiles, 1, CLASSES, HOW)
+    classes = known_multiple(classes, HOW)
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    _walk_and_keep(
+        kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes,
+        sample, tile, pieces, reduced, classes, ignore, tl.full([1, 1], scale, DTYPE),
+        (element.HARD & EXTRA) != 0, AXES, PIXELS, CLASSES, HOW,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def softmax_kept_sums_kernel(
+    partials, kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, scale: tl.float64,
+    offset: tl.float64, on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, plane, groups,
+    classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides,
+    WALKS: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr,
+    PIXELS: tl.constexpr, CLASSES: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """The N sums of a chunk of the pixels of a sample, whose classes do not fit a tile.
+
+    Maths:  as softmax_sums_kernel
+    Launch: one program per sample and chunk of `per_chunk` tiles (WALKS); or also per tile of
+            classes, behind softmax_walk_kernel
+    Moves:  reads input twice, the second time out of a cache (WALKS), target and weight once per
+            block of classes, and what was kept of the pixels; writes N floats per chunk and group
+    """
+    _c, chunk, sample, first_tile, last_tile = program(
+        class_tiles, chunks, tiles, per_chunk, CLASSES, HOW
+    )
+    classes = known_multiple(classes, HOW)
+    DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
+    FIRST: tl.constexpr = (element.HARD & EXTRA) != 0
+    scale = tl.full([1, 1], scale, DTYPE)
+    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    gamma = tl.full([1, 1], gamma, DTYPE)
+    begin = (tl.program_id(0) % class_tiles) * CLASSES
+    end = tl.minimum(begin + CLASSES, classes)
+    if WALKS:
+        for tile in range(first_tile, last_tile):
+            _walk_and_keep(
+                kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides,
+                sizes, sample, tile, pieces, reduced, classes, ignore, scale,
+                FIRST, AXES, PIXELS, CLASSES, HOW,
+            )  # fmt: skip
+        tl.debug_barrier()  # what one thread kept, another may recall
+        end = classes
+    for start in range(begin, end, CLASSES):
+        c = classes_from(start, CLASSES, HOW)
+        found = zeros(N, 1, CLASSES, HOW)
+        for tile in range(first_tile, last_tile):
+            row, outer, inside = tile_rows(
+                tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
+            )
+            exists = inside[:, None]
+            y, live, w = pixels_of(
+                t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes,
+                ignore, AXES, HOW,
+            )  # fmt: skip
+            at = _kept_at(sample, row, outer, sizes, pixels, AXES, HOW)
+            largest, first, rest, inverse, live = _recall(
+                kept, kept_plane, at, exists, live, FIRST, HOW
+            )
+            p, q, positive, t, own_w, own_live = _block(
+                x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
+                exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+                EXTRA, AXES, HOW,
+            )  # fmt: skip
+            own = element.shares(
+                p, q, positive, positive, c == first, t, gamma, own_w, own_live, EXTRA, HOW
+            )
+            found = plus(found, over_pixels(own, N), N)
+        leave(partials, plane, groups, found, chunk, sample, c, classes, N, HOW)
+
+
+# ---- gradient ----------------------------------------------------------------------------------
+
+
 @triton.jit
 def _slope_at(
     c, coefficients, grad, groups, grad_sample, grad_class,
@@ -179,12 +343,15 @@ def _slope_at(
         exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
         EXTRA, AXES, HOW,
     )  # fmt: skip
-    g = by_sums(coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW)
+    g = by_sums(
+        coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
+        WRT_INPUT, N, EXTRA, HOW,
+    )  # fmt: skip
     u, _ = mixed_slopes(p, q, positive, t, w, gamma, g, c, classes, EXTRA, HOW)
     return u
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def softmax_gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, grad_sample, grad_class, groups,
@@ -238,8 +405,9 @@ def softmax_gradient_kernel(
                 EXTRA, AXES, HOW,
             )  # fmt: skip
             g = by_sums(
-                coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW
-            )
+                coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
+                WRT, N, EXTRA, HOW,
+            )  # fmt: skip
             u, h = mixed_slopes(p, q, positive, t, own_w, gamma, g, c, classes, EXTRA, HOW)
             dot += tl.sum(p * (u - top), 1)[:, None]
             if element.LOGS & EXTRA:
@@ -251,7 +419,10 @@ def softmax_gradient_kernel(
             exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
             EXTRA, AXES, HOW,
         )  # fmt: skip
-        g = by_sums(coefficients, grad, groups, grad_sample, grad_class, sample, c, classes, N, HOW)
+        g = by_sums(
+            coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
+            WRT, N, EXTRA, HOW,
+        )  # fmt: skip
         if WRT == WRT_INPUT:
             u, h = mixed_slopes(p, q, positive, t, own_w, gamma, g, c, classes, EXTRA, HOW)
             total = p * ((u - top) - dot)

@@ -176,6 +176,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "focal": {"focal": True},
     "hard": {"hard": True},
     "log_loss-hard": {"log_loss": True, "hard": True},
+    "log_loss-focal": {"log_loss": True, "focal": True},
     "distance-focal": {"distance": True, "focal": True, "focal_gamma": 1.5},
     "every": {
         "log_loss": True, "squares": True, "distance": True, "focal": True, "hard": True,

@@ -90,8 +90,13 @@ def test_the_gate_agrees_with_the_reference(case: cases.Case) -> None:
     double = inputs.input.detach().double().requires_grad_()
     activation = "sigmoid" if case.labels is None else "softmax"
     value = reference.soft_f1(double, inputs.target, activation=activation)
-    if case.cross_entropy:
+    if case.labels is not None and case.beside:
         value = value + torch.nn.functional.cross_entropy(double, inputs.target.long())
+    elif case.beside:
+        p, t = double.sigmoid(), inputs.target
+        right_p = torch.where(t, p, 1 - p)
+        gamma = 2 if case.beside == "focal" else 0
+        value = value - ((1 - right_p) ** gamma * right_p.log()).mean()
     (gradient,) = torch.autograd.grad(inputs.scale * value, double)
     assert right.value == pytest.approx(float(value.detach()), rel=1e-12)
     torch.testing.assert_close(right.gradient, gradient, rtol=1e-10, atol=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from score_cases import Case, coefficients_by_formula, loss_by_formula, product
 
 from customloss._words import ABSENT, AVERAGES, LINKS, REDUCTIONS, WRT
 
@@ -330,3 +331,50 @@ def test_a_mean_over_nothing_is_zero(maths: Any) -> None:
         found, grads = maths.average(how, average, reduction, sums)
         assert not np.any(found)
         assert not grads.any()
+
+
+# ---- all groups, and a pointwise loss beside them ------------------------------------------------
+
+
+def compound(maths: Any, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    weight = None if case.class_weight is None else case.class_weight.numpy()
+    losses, grads = maths.compound(
+        case.scoring[:7], *case.scoring[7:], case.extra, case.pointwise, case.sums.numpy(), weight
+    )
+    return np.array(losses), grads
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compound(maths: Any, average: str, reduction: str) -> None:
+    for link, every in zip(LINKS, (41, 43, 47, 53)):
+        for name, case in list(product(average, reduction, link))[::every]:
+            losses, grads = compound(maths, case)
+            expected = loss_by_formula(case, case.sums.numpy()).ravel()
+            np.testing.assert_allclose(losses, expected, rtol=1e-12, err_msg=name)
+            slopes = coefficients_by_formula(case)
+            least = 1e-13 * np.abs(slopes).max()
+            np.testing.assert_allclose(grads, slopes, rtol=1e-12, atol=least, err_msg=name)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compound_of_nothing_more_is_the_average(maths: Any, average: str, reduction: str) -> None:
+    """With rows that nobody reads. The two are compiled apart: products are not fused alike."""
+    for _, case in product(average, reduction, "complement"):
+        if any(case.pointwise[1:4]) or case.class_weight is not None:
+            continue
+        case = case._replace(pointwise=case.pointwise._replace(score_weight=1.0))
+        losses, grads = compound(maths, case)
+        four = np.ascontiguousarray(case.sums.numpy()[:4])
+        expected, by_four = maths.average(case.scoring[:7], *case.scoring[7:], four)
+        np.testing.assert_allclose(losses, expected, rtol=1e-15)
+        np.testing.assert_allclose(grads[:4], by_four, rtol=1e-13, atol=1e-16)
+        assert not grads[4:].any()
+
+
+def test_compound_leaves_its_sums(maths: Any) -> None:
+    for _, case in product("weighted", "none", "log"):
+        copy = case.sums.clone()
+        compound(maths, case)
+        assert case.sums.equal(copy)

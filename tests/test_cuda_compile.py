@@ -113,7 +113,10 @@ def test_every_kernel_is_there(compiled: list[Kernel]) -> None:
     for stem in ("planar_sums", "column_sums", "combine_sums", "finish_sums",
                  "finish_coefficients", "planar_gradient", "column_gradient",
                  "few_sums", "few_gradient", "tile_sums", "tile_gradient",
-                 "any_stats", "any_sums", "any_gradient", "pool_sums"):  # fmt: skip
+                 "element_sums", "element_gradient", "element_column_sums",
+                 "element_column_gradient",
+                 "any_stats", "any_sums", "any_gradient", "pool_sums",
+                 "score_sums", "score_gradient"):  # fmt: skip
         assert stem in names
 
 

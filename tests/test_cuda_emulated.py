@@ -36,10 +36,7 @@ def emulation(
     library: build.Emulation, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[build.Emulation]:
     """The public operators run on the emulated kernels."""
-    primitives = _backend.Implementation(
-        library.confusion, library.confusion_score, library.confusion_backward
-    )
-    monkeypatch.setattr(_backend, "implementation", lambda input: primitives)
+    monkeypatch.setattr(_backend, "implementation", lambda input: library.primitives)
     library.seed(1)
     before = library.launches()
     yield library
@@ -295,6 +292,7 @@ def probe(library: Path, what: str, **environment: str) -> subprocess.CompletedP
 BARRIERS = {
     "sum_block": ("reduce.cuh", "  __syncthreads();\n#pragma unroll\n  for (int k = 0; k < kNumbers"
                   "; ++k) {\n    values[k] = of_warp"),
+    "sum_by_warps": ("reduce.cuh", "  __syncthreads();\n  const int number = "),
     "write_columns": ("forward.cuh", "    __syncthreads();\n    if (helper < helpers)"),
     "combine": ("finish.cuh", "    __syncthreads();\n    if (slice.helper < half)"),
 }  # fmt: skip
@@ -302,7 +300,7 @@ BARRIERS = {
 
 @pytest.mark.parametrize(
     "name", ["write_columns", *(pytest.param(n, marks=pytest.mark.slow)
-                                for n in ("sum_block", "combine"))]
+                                for n in ("sum_block", "sum_by_warps", "combine"))]
 )  # fmt: skip
 def test_a_missing_barrier_is_noticed(name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")

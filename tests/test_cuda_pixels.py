@@ -215,11 +215,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def test_classes(classes: int, extra: int, emulation: build.Emulation) -> None:
     """Planes, rows and channels_last, of every input dtype, labelled by every integer dtype."""
     places = (5, 13) if classes < 100 else (3, 4)
-    layouts = ("contiguous", "last", "rows")
+    layouts = ("contiguous", "last", "rows", "shifted", "sliced")
     for index, (dtype, layout) in enumerate(itertools.product(DTYPES, layouts)):
         if (index + extra) % 2:
             continue
-        shape = (37, classes) if layout == "rows" else (2, classes, *places)
+        shape = (37, classes) if layout in ("rows", "shifted") else (2, classes, *places)
         label = LABELS[(index + classes) % len(LABELS)]
         how = How(extra=extra, per_sample=index % 3 == 1, per_class=index % 4 != 2)
         check(emulation, operands(shape, dtype=dtype, target=label, layout=layout), how)
@@ -454,7 +454,10 @@ BARRIERS = {
     ),
     "the team's largest": ("pixel_io.cuh", "    __syncthreads();\n    for (int other = 0"),
     "the slopes": ("pixel_few.cuh", "  __syncthreads();\n  for_few"),
-    "the sums of classes": ("pixel_few.cuh", "  __syncthreads();\n  const int cls"),
+    "the sums of classes": (
+        "pixel_few.cuh",
+        "    __syncthreads();\n#pragma unroll 1\n    for (int i = warp",
+    ),
     "the pixels' sums": ("pixel_any.cuh", "      __syncthreads();\n      if (thread.spot < half)"),
 }
 

@@ -28,7 +28,7 @@ KILLERS = (
     "test_values.py", "test_gradients.py", "test_pixels_values.py", "test_pixels_numerics.py",
     "test_degenerate.py", "test_reference.py",
     "test_errors.py", "test_functorch.py", "test_numerics.py", "test_memory.py",
-    "test_determinism.py", "test_backend.py",
+    "test_determinism.py", "test_backend.py", "test_sums_score.py",
 )  # fmt: skip
 # what has processes of its own, or takes its time
 SPARED = ("error_budget", "instruction_set", "peak", "environment", "many_small", "triton")
@@ -103,6 +103,22 @@ MUTANTS = {
     ),
     "the mean over samples counts all of them": Mutant(
         "csrc/average.h", "counted += mean.weight != 0.0;", "counted += 1;"
+    ),
+    "the weight of a class is forgotten where its support moves the average": Mutant(
+        "csrc/score.h", "const double shift = outer * class_weight * (loss.value - mean)",
+        "const double shift = outer * (loss.value - mean)",
+    ),
+    "the count of a pointwise loss has no gradient": Mutant(
+        "csrc/score.h", "const double count = -share * all.ratio();", "const double count = 0.0;"
+    ),
+    "a pointwise loss is added once where every sample has its own": Mutant(
+        "csrc/average.h",
+        "scoring_.reduction == Reduction::kNone ? classes_ : groups", "groups",
+    ),
+    # ---- Python: from the sums to the loss
+    "a class weight of 0 hides no NaN": Mutant(
+        "customloss/reference.py", "torch.where(of_score == 0, torch.zeros_like(sums), sums)",
+        "sums",
     ),
     # ---- csrc: the walk
     "size-1 dimensions of a weight keep their stride": Mutant(

@@ -215,6 +215,21 @@ def test_confident_predictions_keep_their_digits(classes: int, gap: float) -> No
         assert ((gradient - judged.gradients[0]).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("name", ["softmax-numbers", "softmax-shares", "sigmoid-ignored-soft"])
+def test_what_all_four_sums_have_in_common_cancels(name: str) -> None:
+    """tp + fp + fn + tn does not move: a gradient by all of them alike is 0, however large."""
+    x, t, _, options = reading(name, (60, 4)).build(torch.float32)
+    leaf = x.requires_grad_()
+    sums = confusion_sums(leaf, t, **options)
+    own = torch.randn(sums.shape, dtype=sums.dtype, generator=torch.Generator().manual_seed(0))
+    plain, shifted = (
+        torch.autograd.grad(sums, leaf, own + common, retain_graph=True)[0]
+        for common in (0.0, 2.0**24)
+    )
+    torch.testing.assert_close(shifted, plain, rtol=1e-6, atol=1e-8)
+    assert plain.any()
+
+
 @pytest.mark.parametrize("gap", [1e-2, 1e-7, 1e-12, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=short)
 def test_a_nearly_perfect_score_keeps_its_digits(dtype: torch.dtype, gap: float) -> None:

@@ -69,6 +69,15 @@ def test_further_sums_of_every_size(case: Case) -> None:
     assert_sums_right(case.build(), log_loss=True, hard=True, squares=True)
 
 
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("name", ["softmax-numbers", "softmax-smoothed", "sigmoid-ignored"])
+def test_further_sums_of_some_tiles(name: str, extra: str) -> None:
+    """Runs, tiles and tails of every loop."""
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_sums_right(reading(name, (1063, 3)).build(dtype), **EXTRAS[extra])
+        assert_sums_right(reading(name, (1063, 3), weight="pixel").build(dtype), **EXTRAS[extra])
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize(
     "name", ["softmax-numbers", "softmax-shares", "sigmoid-ignored", "none-smoothed"]

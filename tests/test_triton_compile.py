@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from customloss._words import (  # noqa: E402
     SOFTMAX,
 )
 from customloss.kernels import confusion as kernels  # noqa: E402
-from customloss.kernels import layout  # noqa: E402
-from customloss.reference import Extra  # noqa: E402
+from customloss.kernels import fold, layout, pixel, score  # noqa: E402
+from customloss.reference import Extra, rows  # noqa: E402
 
 pytestmark = [
     pytest.mark.triton,
@@ -72,6 +73,7 @@ class Compiled:
 
     def __init__(self) -> None:
         self.kernels: dict[str, list[Any]] = {}
+        self.parked = 0  # bytes of a thread
 
     def ptx(self, name: str) -> str:
         return str(self.kernels[name][-1].asm["ptx"])
@@ -87,7 +89,7 @@ class Compiled:
                 assert not re.search(r"\batom\.|\bred\.", ptx), f"{name} uses an atomic"
                 registers, stack, local = _resources(kernel.asm["cubin"])
                 # ptxas parks a pair of words rather than lose a block of threads
-                most = 8 if name == "pixel_sums_kernel" else 0
+                most = 8 if name == "pixel_sums_kernel" else self.parked
                 assert stack <= most and local == 0, f"{name} spills"
                 assert registers <= REGISTER_LIMIT
 
@@ -216,6 +218,26 @@ def test_scores(compiled: Compiled, shape: tuple[int, int], absent: str, link: s
         passes(*tensors, reduction="sum", per_sample=True, link=link, absent=absent)
 
 
+SLOW = pytest.mark.slow
+EACH = [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)]
+
+
+@pytest.mark.parametrize("compiled", EACH, indirect=True)
+@pytest.mark.parametrize("extra", [0, int(Extra.LOG_LOSS), int(Extra.FOCAL), int(sum(Extra))])
+@pytest.mark.parametrize("shape", [(1, 80), (8, 3000), (700, 4)], ids=str)
+def test_sums_scores(compiled: Compiled, shape: tuple[int, int], extra: int) -> None:
+    compiled.parked = 16
+    sums = torch.empty(len(rows(extra)), *shape, dtype=torch.float64)
+    log, focal = float(extra & Extra.LOG_LOSS), float(extra & Extra.FOCAL)
+    for weight in (None, torch.empty(2, shape[1], dtype=torch.float64)):
+        for link, (average, reduction) in enumerate(((0, 0), (1, 1), (1, 2), (0, 2))):
+            score.sums_score(
+                sums, weight, extra, shape[0] > 1, False, 2.0, 1.0, 1.0, 0.0, 2.0, link,
+                link % 3, average, reduction, 0.5, log, log, focal, 1.0, 1.0,
+            )  # fmt: skip
+    assert ("score_kernel" in compiled.kernels) == (shape[0] == 1)
+
+
 # ---- classes that are read together ----------------------------------------------------------
 
 
@@ -233,10 +255,6 @@ def pixel_passes(
 
 def labels_of(input: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(input.shape[0], 1, *input.shape[2:], dtype=dtype)
-
-
-SLOW = pytest.mark.slow
-EACH = [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)]
 
 
 @pytest.mark.parametrize("compiled", EACH, indirect=True)
@@ -262,6 +280,22 @@ def test_many_classes(compiled: Compiled, shape: tuple[int, ...]) -> None:
         input = torch.empty(shape, dtype=dtype)
         pixel_passes(input, labels_of(input, labels), ignore_index=-100)
     assert "fold_kernel" in compiled.kernels
+
+
+@pytest.mark.parametrize("compiled", EACH, indirect=True)
+@pytest.mark.parametrize("extra", [0, pytest.param(int(sum(Extra)), marks=SLOW)])
+def test_what_a_walk_keeps(compiled: Compiled, extra: int) -> None:
+    compiled.parked = 8 if extra else 0
+    for dtype, labels in ((torch.bfloat16, torch.uint8), (torch.float32, torch.int64)):
+        input = empty((2, 105, 512, 512), dtype, last=True)
+        pixel_passes(input, labels_of(input, labels), ignore_index=255, extra=extra)
+        assert "softmax_walk_kernel" not in compiled.kernels or dtype == torch.float32
+        input = torch.empty(4096, 32000, dtype=dtype)
+        pixel_passes(input, labels_of(input, labels), ignore_index=255, extra=extra)
+        assert ".v4.b32" in compiled.ptx("softmax_walk_kernel")
+    # a program of one tile, in neither
+    assert "softmax_sums_kernel" not in compiled.kernels
+    assert len(compiled.kernels["softmax_kept_sums_kernel"]) == (4 if extra else 8)
 
 
 @pytest.mark.parametrize("extra", [*(pytest.param(one, marks=SLOW) for one in Extra), sum(Extra)])
@@ -294,17 +328,17 @@ def test_pixel_operands(compiled: Compiled, dtype: torch.dtype, wrt: int) -> Non
 @SLOW
 def test_64_bit_offsets_by_pixel(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "INT32_LIMIT", 0)
-    layout.pixel_plan.cache_clear()
+    pixel.prepare.cache_clear()
     for classes in (5, 41):
         input = torch.empty(3, classes, 70, 70)
         pixel_passes(input, labels_of(input, torch.uint8), per_sample=True)
-    layout.pixel_plan.cache_clear()
+    pixel.prepare.cache_clear()
 
 
 def test_alignment_is_not_assumed() -> None:
     def aligned(input: Tensor) -> int:
         operands = ((input.shape, input.stride()), (input.shape, input.stride()))
-        return layout.pixel_plan(operands, False, True, 4, 4).aligned
+        return layout.pixel_plan(operands, False, True, True, 4, 4).aligned
 
     last = torch.channels_last
     assert aligned(torch.empty(2, 4, 3, 3).to(memory_format=last)) == 4
@@ -313,6 +347,68 @@ def test_alignment_is_not_assumed() -> None:
     assert aligned(torch.empty(30, 7)[:, :4]) == 1
     assert aligned(torch.empty(30, 6)[:, :4]) == 2
     assert aligned(torch.empty(30, 9)[:, ::2]) == 1
+
+
+# ---- what a launch costs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "apart"),
+    [((4096, 32000), torch.bfloat16, True), ((2, 105, 128, 128, 128), torch.float32, False),
+     ((8, 150, 512, 512), torch.float16, False)],
+    ids=str,
+)  # fmt: skip
+def test_partial_sums_are_few_beside_the_data(
+    shape: tuple[int, ...], dtype: torch.dtype, apart: bool
+) -> None:
+    input = torch.empty(shape, dtype=dtype, device="meta")
+    input = input.movedim(1, -1).contiguous().movedim(-1, 1)
+    operands = ((input.shape, input.stride()), (labels_of(input, dtype).shape, (1,) * len(shape)))
+    plan = layout.pixel_plan((*operands, None), False, True, True, 3, dtype.itemsize)
+    assert plan.kept and plan.apart == apart
+    assert 12 * plan.chunks * plan.samples * plan.classes < 0.04 * input.numel() * dtype.itemsize
+    assert plan.per_chunk <= layout.MOST_TILES and plan.programs >= layout.FEWEST_PROGRAMS
+    cached = plan.per_chunk * plan.rows * plan.classes * dtype.itemsize
+    assert apart or cached <= layout.LOOPED_PIXELS
+
+
+def test_a_program_adds_up_few_partials(compiled: Compiled) -> None:
+    for groups, tile in ((1, 1), (4, 4), (600, 1024), (3000, 512)):
+        for chunks in (1, 7, 4096):
+            partials = torch.empty(3, chunks, groups)
+            left = fold.few(partials, tile)
+            assert left.shape[1] * tile <= fold.MOST_PARTIALS
+            assert (left is partials) == (chunks * tile <= fold.MOST_PARTIALS)
+    sums = fold.total_sums(partials, 2, 1500)
+    assert sums.shape == (3, 2, 1500) and sums.dtype == torch.float64
+
+
+@pytest.mark.parametrize("activation", [SIGMOID, SOFTMAX])
+def test_other_batch_sizes_are_not_compiled_again(compiled: Compiled, activation: int) -> None:
+    for batch in (3, 6, 7, 16):
+        input = torch.empty(batch, 4, 64, 64)
+        labels = activation == SOFTMAX
+        target = labels_of(input, torch.int64) if labels else torch.empty_like(input)
+        elements = Elements(activation, 1.0, 0.0, False, True)
+        scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+        loss, coefficients = kernels.confusion_score(input, target, None, *elements, *scoring)
+        kernels.confusion_backward(loss, coefficients, input, target, None, 0, *elements)
+    assert len(compiled.kernels) == 3
+    for name, found in compiled.kernels.items():
+        # the score reads up to 16 partials at once, or many
+        assert len({id(kernel) for kernel in found}) <= 1 + (name == "score_kernel"), name
+
+
+def test_a_launch_is_worked_out_once(compiled: Compiled) -> None:
+    pixel.prepare.cache_clear()
+    for _ in range(2):
+        input = torch.empty(2, 4, 9, 9)
+        pixel_passes(input, labels_of(input, torch.int64))
+        # sums with tn, sums without, gradient
+        assert pixel.prepare.cache_info().misses == 3
+    gone = weakref.ref(input)
+    del input
+    assert gone() is None
 
 
 # ---- sizes -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from customloss.reference import Extra
 triton_package.load()
 
 from customloss.kernels import confusion as kernels  # noqa: E402
-from customloss.kernels import layout, pixel  # noqa: E402
+from customloss.kernels import fold, layout, pixel  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")
 EVERY = int(sum(Extra))
@@ -320,20 +320,24 @@ def test_unlike_strides(strides: str) -> None:
 def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on large inputs: few programs, each over many tiles, and partial sums to fold."""
     monkeypatch.setattr(layout, "PIXEL_TILE", 256)
-    monkeypatch.setattr(layout, "LOOPED_TILE", 1024)
+    monkeypatch.setattr(layout, "LOOPED_TILE", 256)
+    monkeypatch.setattr(layout, "CLASS_RUN", 8)
     monkeypatch.setattr(layout, "FEWEST_PROGRAMS", 3)
     monkeypatch.setattr(layout, "MOST_PROGRAMS", 3)
-    monkeypatch.setattr(pixel, "FOLD", 2)
-    monkeypatch.setattr(pixel, "MOST_PARTIALS", 4)
-    layout.pixel_plan.cache_clear()
+    monkeypatch.setattr(fold, "FOLD", 2)
+    monkeypatch.setattr(fold, "MOST_PARTIALS", 4)
+    pixel.prepare.cache_clear()
     yield
-    layout.pixel_plan.cache_clear()
+    pixel.prepare.cache_clear()
 
 
 @pytest.mark.usefixtures("long_chunks")
 @pytest.mark.parametrize("strides", ["contiguous", "class_last"])
-def test_long_chunks(strides: str) -> None:
-    for shape in ((2, 3, 66), (2, 40, 24), (2, 5, 3, 31)):
+@pytest.mark.parametrize("cached", [layout.LOOPED_PIXELS, 100], ids=["cached", "apart"])
+def test_long_chunks(monkeypatch: pytest.MonkeyPatch, strides: str, cached: int) -> None:
+    monkeypatch.setattr(layout, "LOOPED_PIXELS", cached)
+    others = ((2, 3, 66), (2, 5, 3, 31)) if cached != 100 else ()
+    for shape in ((2, 40, 24), *others):
         case = Pixels("long", shape, layout=strides, extra=HALF, target_layout="sliced")
         check(replace(case, spoilt=True, per_sample=shape[1] == 5))
         if shape[1] != 40:
@@ -370,9 +374,9 @@ def test_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(both(case), expected, rtol=0, atol=0)
         with monkeypatch.context() as patch:
             patch.setattr(layout, "INT32_LIMIT", 0)
-            layout.pixel_plan.cache_clear()
+            pixel.prepare.cache_clear()
             actual = both(case)
-        layout.pixel_plan.cache_clear()
+        pixel.prepare.cache_clear()
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 

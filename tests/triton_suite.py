@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import cases
@@ -21,9 +22,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import customloss
-from customloss import _fallback
+from customloss import _fallback, reference
 from customloss._options import Elements
-from customloss._words import INPUT, WEIGHT
+from customloss._words import INPUT, SIGMOID, SOFTMAX, TARGET, WEIGHT
+from customloss.reference import Extra
 
 triton_package.load()
 
@@ -233,6 +235,127 @@ def test_same_bits_every_time() -> None:
         torch.testing.assert_close(differentiated(soft_f1, sample), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("wrt", [INPUT, TARGET])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_common_part_of_the_coefficients_cancels(per_class: bool, wrt: int) -> None:
+    """Before anything is rounded to float32, in which 1e7 has no digit for what is left."""
+    for classes, activation, extra in ((4, SIGMOID, 0), (4, SIGMOID, 16), (105, SOFTMAX, EVERY)):
+        operands = Case("common", (2, classes, 4), target=None).build().operands
+        elements = Elements(activation, 1.0, 0.0, False, per_class, extra=extra)
+        shape = (len(reference.rows(extra)), 1, classes if per_class else 1)
+        coefficients = torch.randn(shape, dtype=torch.float64)
+        common = coefficients.clone()
+        common[:4] += 1e7
+        common[-4:] += 1e7 * bool(wrt == TARGET and extra & Extra.HARD)
+        how = (*operands, wrt, *elements)
+        own, other = (kernels.confusion_backward(None, g, *how) for g in (common, coefficients))
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+# ---- from the sums to a loss -----------------------------------------------------------------
+
+LOGS, FOCAL, EVERY = int(Extra.LOG_LOSS), int(Extra.FOCAL | Extra.SQUARES), int(sum(Extra))
+# extra, then score_weight, log_pos, log_neg, focal, positives, negatives
+COMPOUNDS = {
+    "score": (EVERY, 0.7, 0.0, 0.0, 0.0, 1.0, 1.0),
+    "logs": (LOGS, 1.0, 0.5, 2.0, 0.0, 1.0, 0.75),
+    "softmax": (LOGS, 0.75, 0.25, 0.0, 0.0, 1.2, -0.02),
+    "focal": (FOCAL, 0.5, 0.0, 0.0, 1.5, 1.0, 1.0),
+    "all": (EVERY, 1.0, 0.5, 0.25, 2.0, 0.5, 1.5),
+    "pointwise": (EVERY, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0),
+}
+
+
+@pytest.fixture(params=["one program", "many"])
+def schedule(request: pytest.FixtureRequest) -> None:
+    if request.param == "many":
+        request.getfixturevalue("many_groups")
+
+
+def random_sums(extra: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Some groups without positives, without negatives, or empty; and weights, some of them 0."""
+    sums = 9 * torch.rand(len(reference.rows(extra)), samples, classes, dtype=torch.float64)
+    sums[0::2, :, 1::4], sums[1::2, :, 2::4], sums[:, : samples // 2, 3::4] = 0, 0, 0
+    weight = torch.rand(2, classes, dtype=torch.float64) + 0.5
+    return sums, weight * (torch.arange(classes) % 5 != torch.tensor([[1], [4]]))
+
+
+def scorings(*averages: int) -> list[tuple[Any, ...]]:
+    """Every average, reduction and absent; the links take turns."""
+    ways = enumerate(product(averages or (0, 1), range(3), range(3)))
+    return [(2.0, 1.0, 0.5, 0.25, 1.5, i % 4, absent, *way) for i, (*way, absent) in ways]
+
+
+def assert_sums_score(sums: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Loss and coefficients are those of the reference, no NaN; the sums are as before."""
+    before = sums.nan_to_num()
+    loss, coefficients = score.sums_score(sums, *arguments)
+    expected, wanted = _fallback.sums_score(sums, *arguments)
+    assert torch.equal(sums.nan_to_num(), before) and coefficients.stride() == sums.stride()
+    rtol = 1e-12 if loss.dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-14)
+    torch.testing.assert_close(coefficients, wanted, rtol=1e-11, atol=1e-14)
+    return loss, coefficients
+
+
+@pytest.mark.usefixtures("schedule")
+@pytest.mark.parametrize("name", COMPOUNDS)
+def test_sums_score(name: str) -> None:
+    extra, *factors = COMPOUNDS[name]
+    ways = product(((1, 9), (17, 2), (3, 9)), (False, True))
+    for turn, ((samples, classes), weighted) in enumerate(ways, len(name)):
+        sums, weight = random_sums(extra, samples, classes)
+        # a step that 3 does not divide: every absent with every reduction, sooner or later
+        for scoring in scorings()[turn % 5 :: 5]:
+            how = (extra, samples > 1, True, *scoring, *factors)
+            assert_sums_score(sums, weight if weighted else None, *how)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1030), (300, 4), (2, 1030), (1030, 1), (0, 4), (3, 0), (1, 0)], ids=str
+)
+def test_sums_score_of_thousands_of_groups_and_of_none(shape: tuple[int, int]) -> None:
+    extra, *factors = COMPOUNDS["all"]
+    torch.use_deterministic_algorithms(True)  # every allocation starts as NaN
+    for scoring in scorings()[::4]:
+        how = (extra, shape[0] != 1, False, *scoring, *factors)
+        assert_sums_score(*random_sums(extra, *shape), *how)
+
+
+@pytest.mark.usefixtures("schedule")
+def test_sums_score_of_every_group_by_itself() -> None:
+    for samples, scoring in product((1, 3), scorings(2)):
+        sums, weight = random_sums(EVERY, samples, 5)
+        how = (EVERY, samples > 1, True, *scoring, 0.7)
+        assert_sums_score(sums, None, *how, *(0.0,) * 5)
+    for weights, log in ((weight, 0.0), (None, 1.0)):
+        with pytest.raises(RuntimeError, match="average"):
+            score.sums_score(sums, weights, *how, log, *(0.0,) * 4)
+
+
+@pytest.mark.usefixtures("schedule")
+def test_a_class_without_weight_is_not_there_not_even_its_nan() -> None:
+    for spoilt, scoring in product((slice(0, 1), slice(1, 2), slice(0, 4)), scorings()[::5]):
+        sums, weight = random_sums(0, 3, 7)
+        sums[spoilt, :, [1, 6]] = NAN
+        how = (0, True, True, *scoring, 0.5, *(0.0,) * 5)
+        _, coefficients = assert_sums_score(sums, weight, *how)
+        assert bool((coefficients[..., [1, 6]] == 0).all())
+
+
+@pytest.mark.usefixtures("schedule")
+def test_a_compound_of_nothing() -> None:
+    """A score of weight 0 leaves no NaN behind, and a pointwise loss of nothing is 0."""
+    extra, _, *factors = COMPOUNDS["all"]
+    for scoring, nothing in product(scorings()[::5], (False, True)):
+        sums, _ = random_sums(extra, 5, 3)
+        # where each sample has a loss of its own, some have one
+        sums[:4, 2 if scoring[-1] == 2 else 0 :] *= not nothing
+        scoring = scoring if nothing else (*scoring[:3], NAN, *scoring[4:])
+        how = (extra, True, True, *scoring, float(nothing), *factors)
+        assert_sums_score(sums, None, *how)
+
+
 # ---- values that are not finite, and values that are absent ----------------------------------
 
 
@@ -355,7 +478,7 @@ def test_registration_covers_the_devices_of_triton() -> None:
             seen.append((name, key))
 
     kernels.register(Recorder())  # type: ignore[arg-type]
-    names = ("confusion", "confusion_score", "confusion_backward")
+    names = ("confusion", "confusion_score", "confusion_backward", "sums_score")
     assert sorted(seen) == sorted((name, key) for name in names for key in ("CUDA", "XPU"))
 
     ops = torch.ops.customloss_triton_suite
@@ -367,7 +490,9 @@ def test_registration_covers_the_devices_of_triton() -> None:
     torch.testing.assert_close(
         ops.confusion_backward(*arguments), _fallback.confusion_backward(*arguments)
     )
-    assert ops.confusion(*sample.operands, *elements).shape == (4, 1, 4)
+    sums = ops.confusion(*sample.operands, *elements)
+    found = ops.sums_score(sums, None, 0, False, False, *scoring, 1.0, *(0.0,) * 5)
+    torch.testing.assert_close(found, (loss, coefficients))
 
 
 def test_the_interpreter_needs_no_gpu() -> None:

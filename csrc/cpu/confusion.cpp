@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "loss.h"
 #include "pages.h"
 #include "pixels.h"
 #include "walk.h"
@@ -361,14 +362,9 @@ std::tuple<Tensor, Tensor> confusion_score(
   double* sums = static_cast<double*>(coefficients.mutable_data_ptr());
   sums_of(elements, operands, sums);
   Tensor loss = empty_loss(operands.layout, scoring, elements);
-  const int64_t values = loss.numel();
-  std::vector<double> wide(values);
+  std::vector<double> wide(loss.numel());
   GroupAverage(scoring, samples, classes, sums).run(wide.data());
-  if (loss.scalar_type() == ScalarType::Double) {
-    std::copy(wide.begin(), wide.end(), static_cast<double*>(loss.mutable_data_ptr()));
-  } else {
-    std::copy(wide.begin(), wide.end(), static_cast<float*>(loss.mutable_data_ptr()));
-  }
+  store(wide, &loss);
   return {loss, coefficients};
 }
 

@@ -51,20 +51,27 @@ class Scratch {
 template <class T>
 class PixelStager {
  public:
-  PixelStager(const Operands& operands, const PixelOptions& options, const Cut& cut, bool backward)
-      : operands_(operands), options_(options), kernels_(pixel_kernels_of<T>()) {
+  // `wrt`: what a gradient is taken by, null for sums.
+  PixelStager(const Operands& operands, const PixelOptions& options, const Cut& cut, const Wrt* wrt)
+      : operands_(operands),
+        options_(options),
+        kernels_(pixel_kernels_of<T>()),
+        weighted_(operands.memory[kWeightOperand].data != nullptr) {
     const Layout& layout = operands.layout;
-    const bool weighted = operands.memory[kWeightOperand].data != nullptr;
-    // smoothed, a class number says something of every class: its logarithms are all needed
-    dense_ = !options.labels ||
-             (options.label_smoothing != 0.0 && options.extra == kLogLoss && !backward);
+    const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
                 (!options.labels && options.ignores);
-    plain_ = !backward && kernels_.plain_sums != nullptr && options.labels && !weighted &&
+    const unsigned plain_extras = weighted ? kLogLoss : kLogLoss | kHard;
+    plain_ = !backward && kernels_.plain_sums != nullptr && options.labels && !by_class_ &&
              operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
-             operands.offset == 0.0 && options.label_smoothing == 0.0 &&
-             (options.extra & ~unsigned{kLogLoss | kHard}) == 0 &&
+             operands.offset == 0.0 && (options.extra & ~plain_extras) == 0 &&
              layout.cls.size <= kernels_.most_classes;
+    // few loops read class numbers as they are; smoothed, they say something of every class, whose
+    // logarithms are then all needed
+    const bool few =
+        (options.extra & ~unsigned{kLogLoss}) == 0 &&
+        (backward ? *wrt == Wrt::kInput : options.extra == 0 || options.label_smoothing == 0.0);
+    dense_ = !options.labels || !(plain_ || few);
     // nothing is removed, and nothing written over
     readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&
                            !options.labels && !options.ignores);
@@ -93,7 +100,7 @@ class PixelStager {
     tile_.on = static_cast<T>(1.0 - options.label_smoothing + options.smoothing);
     tile_.ignores = !options.labels && options.ignores;
     tile_.ignored = static_cast<T>(options.ignored);
-    if (!dense_) tile_.labels = labels_;
+    if (options.labels) tile_.labels = labels_;
   }
 
   // The next `pixels` of a cursor.
@@ -108,14 +115,13 @@ class PixelStager {
       cursor.advance(run);
       done += run;
     }
-    if (plain_) return tile_;
-    weigh(pixels);
-    if (dense_ && options_.labels) spread(pixels);
+    if (!plain_) kernels_.settle(tile_, weighted_);
     return tile_;
   }
 
-  // Whether plain_sums() serves the tiles.
-  bool plain() const { return plain_; }
+  void add_sums(const Tile<T>& tile, double* to, int64_t to_pitch) const {
+    plain_ ? kernels_.plain_sums(tile, weighted_, to, to_pitch) : kernels_.sums(tile, to, to_pitch);
+  }
 
   // Where the gradient of a tile is computed: in place where it lies class by class.
   T* out(const Cursor& cursor, int64_t pixels, int64_t* pitch) const {
@@ -175,44 +181,16 @@ class PixelStager {
     } else {
       fill(kTargetOperand, place, layout.cls.size, run, tile_.soft + at);
     }
-    if (operands_.memory[kWeightOperand].data == nullptr) return;
+    if (!weighted_) return;
     T* const live = tile_.rows + kLive * pitch_;
     by_class_ ? fill(kWeightOperand, place, layout.cls.size, run, tile_.weight + at)
               : fill(kWeightOperand, place, 1, run, live + at);
   }
 
-  // What does not count gets weight 0; kLive is 0 where nothing of a pixel counts.
-  void weigh(int64_t pixels) {
-    T* const live = tile_.rows + kLive * pitch_;
-    const bool weighted = operands_.memory[kWeightOperand].data != nullptr;
-    if (!weighted) std::fill_n(live, pixels, T(1));
-    if (by_class_) {
-      if (weighted) std::fill_n(live, pixels, T(0));
-      for (int64_t c = 0; c < tile_.classes; ++c) {
-        T* const own = tile_.weight + c * pitch_;
-        if (!weighted) std::fill_n(own, pixels, T(1));
-        for (int64_t i = 0; i < pixels; ++i) {
-          if (options_.labels) own[i] = labels_[i] < 0 ? T(0) : own[i];
-          if (tile_.ignores && tile_.soft[c * pitch_ + i] == tile_.ignored) own[i] = T(0);
-          live[i] = own[i] == T(0) ? live[i] : T(1);
-        }
-      }
-    } else if (options_.labels) {
-      for (int64_t i = 0; i < pixels; ++i) live[i] = labels_[i] < 0 ? T(0) : live[i];
-    }
-  }
-
-  // Class numbers as a dense target.
-  void spread(int64_t pixels) {
-    for (int64_t c = 0; c < tile_.classes; ++c) {
-      T* const own = tile_.soft + c * pitch_;
-      for (int64_t i = 0; i < pixels; ++i) own[i] = labels_[i] == c ? T(1) : T(0);
-    }
-  }
-
   const Operands& operands_;
   const PixelOptions& options_;
   const PixelKernels<T>& kernels_;
+  const bool weighted_;
   Tile<T> tile_;
   int64_t pitch_;
   bool by_class_, dense_, plain_, readable_, in_place_ = false;
@@ -249,12 +227,10 @@ void sums_of(const Operands& operands, const PixelOptions& options, bool per_cla
   const int64_t numbers = rows * classes;
   std::unique_ptr<double[]> partials(new double[samples * cut.units * numbers]());
   for_units(samples * cut.units, samples * classes * layout.reduced_size, [&](int64_t unit) {
-    PixelStager<T> stager(operands, options, cut, false);
+    PixelStager<T> stager(operands, options, cut, nullptr);
     double* const own = &partials[unit * numbers];
     for_tiles(layout, cut, unit, [&](const Cursor& cursor, int64_t pixels) {
-      const PixelKernels<T>& kernels = pixel_kernels_of<T>();
-      const Tile<T>& tile = stager.stage(cursor, pixels);
-      stager.plain() ? kernels.plain_sums(tile, own, classes) : kernels.sums(tile, own, classes);
+      stager.add_sums(stager.stage(cursor, pixels), own, classes);
     });
   });
   const int64_t kept = per_class ? classes : 1;
@@ -268,21 +244,35 @@ void sums_of(const Operands& operands, const PixelOptions& options, bool per_cla
   }
 }
 
+// The gradient by the sums of one sample, [rows, classes], as the loops take it.
 template <class T>
-void gradient_of(const Operands& operands, const PixelOptions& options, const PixelGrads& grads) {
+void gather(const PixelGrads& grads, int rows, int64_t sample, int64_t classes, T* by) {
+  for (int row = 0; row < rows; ++row) {
+    for (int64_t c = 0; c < classes; ++c) {
+      by[row * classes + c] = static_cast<T>(grads.at(row, sample, c));
+    }
+  }
+  if (grads.wrt != Wrt::kInput) return;
+  // differences alone count: what all four have in common cancels before it is rounded
+  for (int64_t c = 0; c < classes; ++c) {
+    by[c] = static_cast<T>(grads.at(0, sample, c) - grads.at(2, sample, c));
+    by[classes + c] = static_cast<T>(grads.at(1, sample, c) - grads.at(3, sample, c));
+    by[2 * classes + c] = by[3 * classes + c] = T(0);
+  }
+}
+
+template <class T>
+void gradient_of(const Operands& operands, PixelOptions options, const PixelGrads& grads) {
   const Layout& layout = operands.layout;
+  // decisions do not move with the input; their rows are the last
+  if (grads.wrt == Wrt::kInput) options.extra &= ~unsigned{kHard};
   const int rows = rows_of(options.extra);
   const Cut cut(layout, rows);
   const int64_t samples = layout.sample.size, classes = layout.cls.size;
   for_units(samples * cut.units, samples * classes * layout.reduced_size, [&](int64_t unit) {
     std::vector<T> by(rows * classes);
-    const int64_t sample = unit / cut.units;
-    for (int row = 0; row < rows; ++row) {
-      for (int64_t c = 0; c < classes; ++c) {
-        by[row * classes + c] = static_cast<T>(grads.at(row, sample, c));
-      }
-    }
-    PixelStager<T> stager(operands, options, cut, true);
+    gather(grads, rows, unit / cut.units, classes, by.data());
+    PixelStager<T> stager(operands, options, cut, &grads.wrt);
     for_tiles(layout, cut, unit, [&](const Cursor& cursor, int64_t pixels) {
       int64_t pitch;
       T* const out = stager.out(cursor, pixels, &pitch);

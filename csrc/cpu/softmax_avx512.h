@@ -1,11 +1,13 @@
-// The softmax sums of unweighted class numbers by hand: what the compiler makes of the plain loops
-// takes three times as long as the memory does.  Included by isa_avx512.cpp alone.
+// The softmax sums of class numbers by hand: what the compiler makes of the plain loops takes three
+// times as long as the memory does.  Included by isa_avx512.cpp alone.
 //
 // With d = p where p <= 1/2 and d = p - 1 = -q where it is larger, per class and kind of target
 //   sum of p = #(p > 1/2) + sum of d        sum of q = #(p <= 1/2) - sum of d
 // and neither side cancels.  At most one class of a pixel has p > 1/2: the first of the largest,
 // whose q is the rest of the sum of exponentials.  So two masked additions and three popcounts
-// serve all four sums, as in hard_avx512.h.
+// serve all four sums, as in hard_avx512.h.  Weights are no counts: w p and w q are added instead.
+// A smoothed class number is on or off, so what it makes of the sums is known from those of the
+// true class and those of the others: only the log-losses of the others are further sums.
 #pragma once
 
 #include "hard_avx512.h"
@@ -19,7 +21,11 @@ constexpr int64_t kMostClasses = 128;  // whose sums lie on the stack
 #define CUSTOMLOSS_EACH(statement) \
   _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
 
-// Sums of d and counts of every class, over one tile.
+// Log-losses of no class, of the true class, or of the others too.
+enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
+
+// Sums and counts of every class, over one tile.
+template <Logs kLogs, bool kDecisions, bool kWeighted>
 class SoftmaxSums {
  public:
   explicit SoftmaxSums(const Tile<float>& tile) : tile_(tile), live_count_(0) {
@@ -30,7 +36,7 @@ class SoftmaxSums {
   }
 
   // kVectors registers of pixels from `at` on, of which `valid` exist.
-  template <int kVectors, bool kLogs, bool kDecisions>
+  template <int kVectors>
   inline __attribute__((always_inline)) void add(int64_t at, const __mmask16 (&valid)[kVectors]) {
     constexpr int kPixels = 16 * kVectors;
     const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
@@ -39,9 +45,15 @@ class SoftmaxSums {
     __m512i y[kVectors];
     __mmask16 live[kVectors], claimed[kVectors];
     __m512 most[kVectors], rest[kVectors], missed[kVectors], inverse[kVectors], q[kVectors];
+    __m512 weight[kVectors];
     CUSTOMLOSS_EACH(
         y[u] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), valid[u], tile_.labels + at + 16 * u))
     CUSTOMLOSS_EACH(live[u] = _mm512_cmpge_epi32_mask(y[u], _mm512_setzero_si512()))
+    if constexpr (kWeighted) {
+      const float* const weights = tile_.rows + kLive * tile_.pitch + at;
+      CUSTOMLOSS_EACH(weight[u] = _mm512_maskz_loadu_ps(live[u], weights + 16 * u);
+                      live[u] = _mm512_mask_cmp_ps_mask(live[u], weight[u], zero, _CMP_NEQ_UQ))
+    }
     CUSTOMLOSS_EACH(most[u] = load(0, at + 16 * u, valid[u]))
     for (int64_t c = 1; c < tile_.classes; ++c) {
       CUSTOMLOSS_EACH(most[u] = _mm512_max_ps(load(c, at + 16 * u, valid[u]), most[u]))
@@ -58,14 +70,14 @@ class SoftmaxSums {
           const __mmask16 first = static_cast<__mmask16>(largest & ~claimed[u]);
           claimed[u] = static_cast<__mmask16>(claimed[u] | largest); first_of[c][u] = first;
           rest[u] = _mm512_mask_add_ps(rest[u], static_cast<__mmask16>(~first), rest[u], e[u]))
-      if constexpr (kLogs) {
+      if constexpr (kLogs == kTrueLogs) {
         CUSTOMLOSS_EACH(
             missed[u] = _mm512_mask_mov_ps(missed[u], _mm512_cmpeq_epi32_mask(y[u], cls), below[u]))
       }
     }
     CUSTOMLOSS_EACH(inverse[u] = _mm512_div_ps(one, _mm512_add_ps(one, rest[u])))
     CUSTOMLOSS_EACH(q[u] = _mm512_mul_ps(rest[u], inverse[u]))
-    if constexpr (kLogs) {
+    if constexpr (kLogs != kNoLogs) {
       alignas(64) float logs[kPixels];
       CUSTOMLOSS_EACH(_mm512_store_ps(logs + 16 * u, rest[u]))
 #pragma omp simd
@@ -79,30 +91,45 @@ class SoftmaxSums {
     CUSTOMLOSS_EACH(sure[u] = _mm512_mask_cmp_ps_mask(live[u], rest[u], one, _CMP_LT_OQ))
     for (int64_t c = 0; c < tile_.classes; ++c) {
       const __m512i cls = _mm512_set1_epi32(static_cast<int32_t>(c));
-      float* const own = lanes_[c];
-      __m512 positives = _mm512_load_ps(own), negatives = _mm512_load_ps(own + 16);
-      uint64_t is_target = 0, is_high = 0;
-      __m512 d[kVectors];
-      __mmask16 k[kVectors];
-      CUSTOMLOSS_EACH(d[u] = _mm512_mul_ps(_mm512_load_ps(e_of[c] + 16 * u), inverse[u]))
-      CUSTOMLOSS_EACH(const __mmask16 high = static_cast<__mmask16>(first_of[c][u] & sure[u]);
-                      d[u] = _mm512_mask_sub_ps(d[u], high, zero, q[u]);
-                      is_high |= static_cast<uint64_t>(high) << (16 * u))
-      CUSTOMLOSS_EACH(k[u] = _mm512_cmpeq_epi32_mask(y[u], cls);
+      __m512 p[kVectors];
+      __mmask16 k[kVectors], other[kVectors];
+      uint64_t is_target = 0;
+      CUSTOMLOSS_EACH(p[u] = _mm512_mul_ps(_mm512_load_ps(e_of[c] + 16 * u), inverse[u]))
+      CUSTOMLOSS_EACH(k[u] = _mm512_mask_cmpeq_epi32_mask(live[u], y[u], cls);
+                      other[u] = static_cast<__mmask16>(live[u] & ~k[u]);
                       is_target |= static_cast<uint64_t>(k[u]) << (16 * u))
-      CUSTOMLOSS_EACH(positives = _mm512_mask_add_ps(positives, k[u], positives, d[u]))
-      CUSTOMLOSS_EACH(negatives = _mm512_mask_add_ps(
-                          negatives, static_cast<__mmask16>(live[u] & ~k[u]), negatives, d[u]))
-      _mm512_store_ps(own, positives);
-      _mm512_store_ps(own + 16, negatives);
-      if constexpr (kLogs) {
-        __m512 logs = _mm512_load_ps(own + 32);
-        CUSTOMLOSS_EACH(logs = _mm512_mask_add_ps(logs, k[u], logs, missed[u]))
-        _mm512_store_ps(own + 32, logs);
+      if constexpr (kWeighted) {
+        __m512 of_q[kVectors];
+        CUSTOMLOSS_EACH(const __m512 rests = _mm512_sub_ps(_mm512_add_ps(one, rest[u]),
+                                                           _mm512_load_ps(e_of[c] + 16 * u));
+                        of_q[u] = _mm512_mul_ps(_mm512_mask_mov_ps(rests, first_of[c][u], rest[u]),
+                                                _mm512_mul_ps(weight[u], inverse[u]));
+                        p[u] = _mm512_mul_ps(weight[u], p[u]))
+        add_to<kVectors>(c, 0, k, other, p);
+        add_to<kVectors>(c, 2, k, other, of_q);
+      } else {
+        uint64_t is_high = 0;
+        CUSTOMLOSS_EACH(const __mmask16 high = static_cast<__mmask16>(first_of[c][u] & sure[u]);
+                        p[u] = _mm512_mask_sub_ps(p[u], high, zero, q[u]);
+                        is_high |= static_cast<uint64_t>(high) << (16 * u))
+        add_to<kVectors>(c, 0, k, other, p);
+        counts_[c].target += __builtin_popcountll(is_target);
+        counts_[c].high += __builtin_popcountll(is_high);
+        counts_[c].target_high += __builtin_popcountll(is_target & is_high);
       }
-      counts_[c].target += __builtin_popcountll(is_target);
-      counts_[c].high += __builtin_popcountll(is_high);
-      counts_[c].target_high += __builtin_popcountll(is_target & is_high);
+      if constexpr (kLogs == kTrueLogs) {
+        __m512 logs = _mm512_load_ps(lanes_[c] + 16 * kLogLane);
+        CUSTOMLOSS_EACH(logs = kWeighted ? _mm512_mask3_fmadd_ps(weight[u], missed[u], logs, k[u])
+                                         : _mm512_mask_add_ps(logs, k[u], logs, missed[u]))
+        _mm512_store_ps(lanes_[c] + 16 * kLogLane, logs);
+      }
+      if constexpr (kLogs == kEveryLogs) {
+        __m512 log[kVectors];
+        CUSTOMLOSS_EACH(log[u] = _mm512_add_ps(
+                            missed[u], _mm512_sub_ps(most[u], load(c, at + 16 * u, valid[u])));
+                        if constexpr (kWeighted) log[u] = _mm512_mul_ps(weight[u], log[u]))
+        add_to<kVectors>(c, kLogLane, k, other, log);
+      }
       if constexpr (kDecisions) {
         uint64_t is_first = 0;
         CUSTOMLOSS_EACH(is_first |= static_cast<uint64_t>(first_of[c][u] & live[u]) << (16 * u))
@@ -114,24 +141,29 @@ class SoftmaxSums {
 
   void flush(double* to, int64_t to_pitch) const {
     for (int64_t c = 0; c < tile_.classes; ++c) {
-      const double p = _mm512_reduce_add_ps(_mm512_load_ps(lanes_[c]));
-      const double n = _mm512_reduce_add_ps(_mm512_load_ps(lanes_[c] + 16));
       const Counts& count = counts_[c];
-      const int64_t high = count.high - count.target_high;
-      to[c] += static_cast<double>(count.target_high) + p;
-      to[to_pitch + c] += static_cast<double>(high) + n;
-      to[2 * to_pitch + c] += static_cast<double>(count.target - count.target_high) - p;
-      to[3 * to_pitch + c] += static_cast<double>(live_count_ - count.target - high) - n;
-      if (tile_.extra & kLogLoss) {
-        to[4 * to_pitch + c] += _mm512_reduce_add_ps(_mm512_load_ps(lanes_[c] + 32));
+      const auto row = [&](int which) { return to + which * to_pitch + c; };
+      if constexpr (kWeighted) {
+        spread(lane(c, 0), lane(c, 1), row(0), row(1));
+        spread(lane(c, 2), lane(c, 3), row(2), row(3));
+      } else {
+        const int64_t high = count.high - count.target_high;
+        const int64_t target_low = count.target - count.target_high;
+        const int64_t low = live_count_ - count.target - high;
+        spread(count.target_high + lane(c, 0), high + lane(c, 1), row(0), row(1));
+        spread(target_low - lane(c, 0), low - lane(c, 1), row(2), row(3));
       }
-      if (tile_.extra & kHard) {
-        double* const hard = to + row_of(tile_.extra, kHard) * to_pitch + c;
+      if constexpr (kLogs == kTrueLogs) *row(4) += lane(c, kLogLane);
+      if constexpr (kLogs == kEveryLogs) {
+        *row(4) += static_cast<double>(tile_.on) * lane(c, kLogLane) +
+                   static_cast<double>(tile_.off) * lane(c, kLogLane + 1);
+      }
+      if constexpr (kDecisions) {
+        const int hard = row_of(tile_.extra, kHard);
         const int64_t wrong = count.first - count.target_first;
-        hard[0] += static_cast<double>(count.target_first);
-        hard[to_pitch] += static_cast<double>(wrong);
-        hard[2 * to_pitch] += static_cast<double>(count.target - count.target_first);
-        hard[3 * to_pitch] += static_cast<double>(live_count_ - count.target - wrong);
+        const int64_t missing = count.target - count.target_first;
+        spread(count.target_first, wrong, row(hard), row(hard + 1));
+        spread(missing, live_count_ - count.target - wrong, row(hard + 2), row(hard + 3));
       }
     }
   }
@@ -141,6 +173,35 @@ class SoftmaxSums {
     int64_t target, high, target_high, first, target_first;
   };
 
+  static constexpr int kLogLane = kWeighted ? 4 : 2, kLanes = kLogLane + 2;
+
+  // Lane `at` of class c += value where it is the true class, and the next one where it is not.
+  template <int kVectors>
+  inline __attribute__((always_inline)) void add_to(int64_t c, int at,
+                                                    const __mmask16 (&true_class)[kVectors],
+                                                    const __mmask16 (&other)[kVectors],
+                                                    const __m512 (&value)[kVectors]) {
+    float* const own = lanes_[c] + 16 * at;
+    __m512 positives = _mm512_load_ps(own), negatives = _mm512_load_ps(own + 16);
+    CUSTOMLOSS_EACH(positives = _mm512_mask_add_ps(positives, true_class[u], positives, value[u]))
+    CUSTOMLOSS_EACH(negatives = _mm512_mask_add_ps(negatives, other[u], negatives, value[u]))
+    _mm512_store_ps(own, positives);
+    _mm512_store_ps(own + 16, negatives);
+  }
+
+  double lane(int64_t c, int at) const {
+    return _mm512_reduce_add_ps(_mm512_load_ps(lanes_[c] + 16 * at));
+  }
+
+  // What sums over the pixels of a true class and of others add to those of the targets and of
+  // the rest.
+  void spread(double own, double other, double* targets, double* rest) const {
+    const double on = tile_.on, off = tile_.off;
+    const bool smoothed = off != 0.0;
+    *targets += smoothed ? on * own + off * other : own;
+    *rest += smoothed ? (1.0 - on) * own + (1.0 - off) * other : other;
+  }
+
   inline __m512 load(int64_t c, int64_t at, __mmask16 valid) const {
     const float* from = tile_.lies + c * tile_.lies_pitch + at;
     return valid == 0xffff ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(valid, from);
@@ -148,32 +209,38 @@ class SoftmaxSums {
 
   const Tile<float>& tile_;
   int64_t live_count_;
-  alignas(64) float lanes_[kMostClasses][48];
+  alignas(64) float lanes_[kMostClasses][16 * kLanes];
   Counts counts_[kMostClasses];
 };
 
-template <bool kLogs, bool kDecisions>
+template <Logs kLogs, bool kDecisions, bool kWeighted>
 void softmax_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
-  SoftmaxSums sums(tile);
+  SoftmaxSums<kLogs, kDecisions, kWeighted> sums(tile);
   int64_t i = 0;
   for (; i + 32 <= tile.pixels; i += 32) {
     const __mmask16 all[2] = {0xffff, 0xffff};
-    sums.add<2, kLogs, kDecisions>(i, all);
+    sums.template add<2>(i, all);
   }
   for (; i < tile.pixels; i += 16) {
     const __mmask16 some[1] = {first(tile.pixels - i)};
-    sums.add<1, kLogs, kDecisions>(i, some);
+    sums.template add<1>(i, some);
   }
   sums.flush(to, to_pitch);
 }
 
-void plain_softmax_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
-  switch (tile.extra) {
-    case 0: return softmax_sums<false, false>(tile, to, to_pitch);
-    case kLogLoss: return softmax_sums<true, false>(tile, to, to_pitch);
-    case kHard: return softmax_sums<false, true>(tile, to, to_pitch);
-    default: return softmax_sums<true, true>(tile, to, to_pitch);
+template <bool kDecisions, bool kWeighted>
+void softmax_sums_logs(const Tile<float>& tile, double* to, int64_t to_pitch) {
+  if (!(tile.extra & kLogLoss)) {
+    return softmax_sums<kNoLogs, kDecisions, kWeighted>(tile, to, to_pitch);
   }
+  tile.off == 0.0f ? softmax_sums<kTrueLogs, kDecisions, kWeighted>(tile, to, to_pitch)
+                   : softmax_sums<kEveryLogs, kDecisions, kWeighted>(tile, to, to_pitch);
+}
+
+void plain_softmax_sums(const Tile<float>& tile, bool weighted, double* to, int64_t to_pitch) {
+  if (weighted) return softmax_sums_logs<false, true>(tile, to, to_pitch);
+  tile.extra& kHard ? softmax_sums_logs<true, false>(tile, to, to_pitch)
+                    : softmax_sums_logs<false, false>(tile, to, to_pitch);
 }
 
 #undef CUSTOMLOSS_EACH

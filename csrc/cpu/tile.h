@@ -25,7 +25,8 @@ enum PixelRow : int {
 };
 
 // Arrays of `classes` rows of `pitch` numbers, of which the first `pixels` are used; or of one row
-// for all classes (pitch 0).  Exactly one of `labels` and `soft` is set.
+// for all classes (pitch 0).  `labels` is set where the target holds class numbers; where `soft` is
+// set too, they are spread out there.
 template <class T>
 struct Tile {
   int64_t classes, pixels, pitch;
@@ -57,11 +58,15 @@ struct PixelKernels {
   // class numbers, -1 for those outside of 0 .. classes-1 and for `ignored`
   void (*stage_labels)(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
                        int64_t classes, bool ignores, int64_t ignored, int32_t* to);
+  // what the labels and ignored targets say of kLive, `weight` and `soft`; `weighted`: the first
+  // two hold weights already
+  void (*settle)(const Tile<T>& tile, bool weighted);
   // to[row * to_pitch + c] += the sums of the tile, rows as in `extra`
   void (*sums)(const Tile<T>& tile, double* to, int64_t to_pitch);
-  // The same of a softmax of class numbers at weight 1, as they are, and of no sums beside the
-  // log-loss and the decisions; null where there are no loops for it, or beyond most_classes.
-  void (*plain_sums)(const Tile<T>& tile, double* to, int64_t to_pitch);
+  // The same of a softmax of class numbers with its logits as they are and no sums beside the
+  // log-loss and, unless `weighted` by kLive, the decisions; settle() has nothing to do. Null where
+  // there are no loops for it, or beyond most_classes.
+  void (*plain_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
   int64_t most_classes;
   // out[c * out_pitch + i] = the gradient by `wrt`; by: [rows, classes]
   void (*gradient)(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch);

@@ -5,6 +5,15 @@
 namespace customloss::cpu {
 namespace {
 
+// A bool as it lies in memory: a smallest of bytes vectorises where a comparison of them does not.
+struct Truth {
+  uint8_t byte;
+};
+template <class T>
+inline T load(Truth value) {
+  return static_cast<T>(static_cast<int32_t>(value.byte < 1 ? value.byte : 1));
+}
+
 template <class T, class From>
 void stage_pixels_as(const void* from, int64_t class_stride, int64_t pixel_stride, int64_t classes,
                      int64_t pixels, T* to, int64_t pitch) {
@@ -36,7 +45,7 @@ void stage_pixels_as(const void* from, int64_t class_stride, int64_t pixel_strid
 template <class Body>
 inline void with_dtype(Dtype dtype, const Body& body) {
   switch (dtype) {
-    case Dtype::kBool: return body.template operator()<bool>();
+    case Dtype::kBool: return body.template operator()<Truth>();
     case Dtype::kUInt8: return body.template operator()<uint8_t>();
     case Dtype::kInt8: return body.template operator()<int8_t>();
     case Dtype::kUInt16: return body.template operator()<uint16_t>();
@@ -104,6 +113,44 @@ inline void stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t 
     case Dtype::kInt32:
       return stage_labels_as<int32_t>(from, stride, pixels, classes, ignores, ignored, to);
     default: return stage_labels_as<int64_t>(from, stride, pixels, classes, ignores, ignored, to);
+  }
+}
+
+// kLive and the weights become 0 where nothing counts, and class numbers are spread out where their
+// loops want it. `weighted`: these rows hold weights, else they are 1 wherever something counts.
+template <class T>
+void settle(const Tile<T>& tile, bool weighted) {
+  const int64_t pixels = tile.pixels;
+  const int32_t* __restrict labels = tile.labels;
+  T* __restrict live = tile.rows + kLive * tile.pitch;
+  if (tile.weight != nullptr || !weighted) {
+    for (int64_t i = 0; i < pixels; ++i) live[i] = tile.weight != nullptr ? T(0) : T(1);
+  }
+  for (int64_t c = 0; tile.weight != nullptr && c < tile.classes; ++c) {
+    T* __restrict own = tile.weight + c * tile.pitch;
+    if (!weighted) {
+      for (int64_t i = 0; i < pixels; ++i) own[i] = T(1);
+    }
+    if (tile.ignores) {
+      const T* __restrict soft = tile.soft + c * tile.pitch;
+#pragma omp simd
+      for (int64_t i = 0; i < pixels; ++i) own[i] = soft[i] == tile.ignored ? T(0) : own[i];
+    }
+    if (labels != nullptr) {
+#pragma omp simd
+      for (int64_t i = 0; i < pixels; ++i) own[i] = labels[i] < 0 ? T(0) : own[i];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < pixels; ++i) live[i] = own[i] == T(0) ? live[i] : T(1);
+  }
+  if (labels == nullptr) return;
+#pragma omp simd
+  for (int64_t i = 0; i < pixels; ++i) live[i] = labels[i] < 0 ? T(0) : live[i];
+  for (int64_t c = 0; tile.soft != nullptr && c < tile.classes; ++c) {
+    T* __restrict own = tile.soft + c * tile.pitch;
+    const int32_t cls = static_cast<int32_t>(c);
+#pragma omp simd
+    for (int64_t i = 0; i < pixels; ++i) own[i] = labels[i] == cls ? T(1) : T(0);
   }
 }
 

@@ -7,6 +7,12 @@ namespace {
 
 // ---- a tile whose kind is known -------------------------------------------------------------
 
+// What a loop adds to the sums of one element: a number for every row of its extras.
+template <class T, int kSums>
+struct Shares {
+  T row[kSums];
+};
+
 template <class T, Activation kA, unsigned kE, bool kL>
 struct Pixels {
   static constexpr Activation kActivation = kA;
@@ -16,6 +22,8 @@ struct Pixels {
   // -log p of the true class alone, or of every class
   static constexpr bool kTrueLog = kSoftmax && kE == kLogLoss && kL;
   static constexpr bool kEveryLog = kSoftmax && (kE & (kLogLoss | kFocal)) != 0 && !kTrueLog;
+  // whether a gradient has h and k
+  static constexpr bool kSloped = (kE & (kLogLoss | kFocal)) != 0;
   static constexpr int kSums = rows_of(kE);
 
   const Tile<T>& tile;
@@ -64,18 +72,14 @@ struct OneClass {
         scale(of.tile.scale),
         offset(of.tile.offset) {}
 
-  inline T target_at(int64_t i) const {
+  CUSTOMLOSS_HD T target_at(int64_t i) const {
     if constexpr (P::kLabels) {
       return labels[i] == cls ? on : off;
     } else {
       return soft[i] * (on - off) + off;
     }
   }
-  // p and q alone, of a sigmoid or of probabilities
-  inline Outcome<T> slope_at(int64_t i) const {
-    return outcome<P::kActivation, 0>(x[i], scale, offset);
-  }
-  inline Outcome<T> outcome_at(int64_t i) const {
+  CUSTOMLOSS_HD Outcome<T> outcome_at(int64_t i) const {
     if constexpr (P::kSoftmax) {
       const T e = x[i];
       Outcome<T> found(e * inverse[i], (e == T(1) ? rest[i] : whole[i] - e) * inverse[i]);
@@ -88,6 +92,35 @@ struct OneClass {
     } else {
       return outcome<P::kActivation, P::kExtra>(x[i], scale, offset);
     }
+  }
+  // Functions of their own: an aggregate passed on inside a simd loop would stay in memory.
+  CUSTOMLOSS_HD Shares<T, P::kSums> shares_at(int64_t i, T w, T gamma) const {
+    constexpr bool kLogs = (P::kExtra & ~unsigned{kLogLoss}) == 0;
+    Shares<T, P::kSums> own;
+    const T t = target_at(i), u = T(1) - t;
+    if constexpr (linear(P::kExtra) && (kLogs || !P::kSoftmax)) {
+      shares<P::kActivation, P::kExtra>(outcome_at(i), w * t, w * u, gamma, own.row);
+    } else {
+      shares<P::kActivation, P::kExtra>(outcome_at(i), t, u, gamma, own.row);
+      for (T& row : own.row) row = times(w, row);
+    }
+    return own;
+  }
+  CUSTOMLOSS_HD Slopes<T> slopes_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
+    return slopes<P::kActivation, P::kExtra>(outcome_at(i), target_at(i), gamma, by);
+  }
+  CUSTOMLOSS_HD T input_gradient_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
+    const Outcome<T> own = outcome_at(i);
+    const Slopes<T> s = slopes<P::kActivation, P::kExtra>(own, target_at(i), gamma, by);
+    return input_gradient<P::kActivation, P::kExtra>(own, s, scale);
+  }
+  CUSTOMLOSS_HD T target_gradient_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
+    const Outcome<T> own = outcome_at(i);
+    return target_gradient<P::kActivation, P::kExtra>(own, target_at(i), gamma, by);
+  }
+  CUSTOMLOSS_HD T weight_gradient_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
+    const Outcome<T> own = outcome_at(i);
+    return weight_gradient<P::kActivation, P::kExtra>(own, target_at(i), gamma, by);
   }
 };
 
@@ -151,18 +184,17 @@ void clean(const P of, bool keep) {
     T* __restrict own = of.x(c);
     const bool by_pixel = P::kSoftmax || tile.weight == nullptr;
     const T* __restrict weight = by_pixel ? live : tile.weight + c * tile.pitch;
-    if (P::kLabels && keep) {
+    if (keep && tile.labels != nullptr) {
       for (int64_t i = 0; i < tile.pixels; ++i) own[i] = tile.labels[i] < 0 ? T(0) : own[i];
-    } else if (!keep) {
-#pragma omp simd
-      for (int64_t i = 0; i < tile.pixels; ++i) own[i] = weight[i] == T(0) ? T(0) : own[i];
     }
-    if (!P::kLabels && !keep) {
-      T* __restrict soft = tile.soft + c * tile.pitch;
-      const T* __restrict each = of.weight(c);
+    if (keep) continue;
 #pragma omp simd
-      for (int64_t i = 0; i < tile.pixels; ++i) soft[i] = each[i] == T(0) ? T(0) : soft[i];
-    }
+    for (int64_t i = 0; i < tile.pixels; ++i) own[i] = weight[i] == T(0) ? T(0) : own[i];
+    if (tile.labels != nullptr) continue;
+    T* __restrict soft = tile.soft + c * tile.pitch;
+    const T* __restrict each = of.weight(c);
+#pragma omp simd
+    for (int64_t i = 0; i < tile.pixels; ++i) soft[i] = each[i] == T(0) ? T(0) : soft[i];
   }
   if (P::kSoftmax && (tile.scale != T(1) || tile.offset != T(0))) {
     for (int64_t c = 0; c < tile.classes; ++c) {
@@ -172,21 +204,33 @@ void clean(const P of, bool keep) {
   }
 }
 
-// Calls body(Pixels<...>{tile}) for the tile at hand; kExtra is 0, kLogLoss or kEveryExtra.
-template <class T, unsigned kExtra, class Body>
+// Calls body(Pixels<...>{tile}) for the tile at hand, whose sums are those of kExtra.
+template <class T, unsigned kExtra, bool kLabels, class Body>
 inline void with_activation(const Tile<T>& tile, const Body& body) {
-  const bool labels = tile.labels != nullptr;
   switch (tile.activation) {
-    case Activation::kSoftmax:
-      return labels ? body(Pixels<T, Activation::kSoftmax, kExtra, true>{tile})
-                    : body(Pixels<T, Activation::kSoftmax, kExtra, false>{tile});
-    case Activation::kSigmoid:
-      return labels ? body(Pixels<T, Activation::kSigmoid, kExtra, true>{tile})
-                    : body(Pixels<T, Activation::kSigmoid, kExtra, false>{tile});
-    default:
-      return labels ? body(Pixels<T, Activation::kNone, kExtra, true>{tile})
-                    : body(Pixels<T, Activation::kNone, kExtra, false>{tile});
+    case Activation::kSoftmax: return body(Pixels<T, Activation::kSoftmax, kExtra, kLabels>{tile});
+    case Activation::kSigmoid: return body(Pixels<T, Activation::kSigmoid, kExtra, kLabels>{tile});
+    default: return body(Pixels<T, Activation::kNone, kExtra, kLabels>{tile});
   }
+}
+
+template <class T, unsigned kExtra, class Body>
+inline void with_target(const Tile<T>& tile, const Body& body) {
+  tile.soft == nullptr ? with_activation<T, kExtra, true>(tile, body)
+                       : with_activation<T, kExtra, false>(tile, body);
+}
+
+// Logits in float32 with what losses ask for have loops of their own; the rest share one.
+template <class T, unsigned kExtra, class Body>
+inline void with_logits(const Tile<T>& tile, const Body& body) {
+  if constexpr (sizeof(T) == 4) {
+    if (tile.activation != Activation::kNone) {
+      return tile.activation == Activation::kSoftmax
+                 ? body(Pixels<T, Activation::kSoftmax, kExtra, false>{tile})
+                 : body(Pixels<T, Activation::kSigmoid, kExtra, false>{tile});
+    }
+  }
+  with_activation<T, kEveryExtra, false>(tile, body);
 }
 
 // Row `kRow` of kEveryExtra among the rows of `extra`, or -1.
@@ -201,71 +245,59 @@ inline int row_among(unsigned extra, int every_row) {
 
 // ---- forward ------------------------------------------------------------------------------
 
-// to[0..3] += tp, fp, fn, tn of one class, and to[4..5] its log-losses.
+// to[row * to_pitch] += the sums of one class over a run of pixels, for every row of the tile.
+// The sums have names, as arrays do not stay in registers; an int that is not added to costs
+// nothing.
 template <class P, class T>
-inline void few_sums(const OneClass<P, T> one, const T* __restrict weight, int64_t first,
-                     int64_t last, double* to, int64_t to_pitch) {
-  T tp = 0, fp = 0, fn = 0, tn = 0, positive = 0, negative = 0;
-#pragma omp simd reduction(+ : tp, fp, fn, tn, positive, negative)
-  for (int64_t i = first; i < last; ++i) {
-    const Outcome<T> own = one.outcome_at(i);
-    const T t = one.target_at(i), w = weight[i];
-    const T wt = w * t, wu = w * (T(1) - t);
-    tp += wt * own.p;
-    fp += wu * own.p;
-    fn += wt * own.q;
-    tn += wu * own.q;
-    if constexpr (P::kExtra == kLogLoss) {
-      positive += times(wt, own.positive);
-      if constexpr (!P::kSoftmax) negative += times(wu, own.negative);
-    }
-  }
-  to[0] += static_cast<double>(tp);
-  to[to_pitch] += static_cast<double>(fp);
-  to[2 * to_pitch] += static_cast<double>(fn);
-  to[3 * to_pitch] += static_cast<double>(tn);
-  if constexpr (P::kExtra == kLogLoss) {
-    to[4 * to_pitch] += static_cast<double>(positive);
-    to[5 * to_pitch] += static_cast<double>(negative);
-  }
-}
-
-// to(s) += w from[s] for every s, spelt out so that `from` never lies in memory.
-template <int... kRows, class T, class To>
-inline __attribute__((always_inline)) void add_each(std::integer_sequence<int, kRows...>, T w,
-                                                    const T (&from)[sizeof...(kRows)],
-                                                    const To& to) {
-  ((to(kRows) += times(w, from[kRows])), ...);
-}
-
-// The rows of kEveryExtra of one class, in as many lanes, of which `extra` are kept.
-template <class P, class T>
-inline void every_sum(const P of, const OneClass<P, T> one, const T* __restrict weight,
-                      int64_t first, int64_t last, double* to, int64_t to_pitch) {
-  constexpr int kLanes = 16;
-  T lanes[P::kSums][kLanes] = {};
+void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, int64_t first,
+              int64_t last, double* to, int64_t to_pitch) {
+  constexpr int kSums = P::kSums;
   const T gamma = of.tile.gamma;
-  for (int64_t i = first; i < last; i += kLanes) {
-    const int64_t count = last - i < kLanes ? last - i : kLanes;
-#pragma omp simd
-    for (int64_t k = 0; k < count; ++k) {
-      T own[P::kSums];
-      shares<P::kActivation, P::kExtra>(one.outcome_at(i + k), one.target_at(i + k), gamma, own);
-      add_each(std::make_integer_sequence<int, P::kSums>(), weight[i + k], own,
-               [&](int s) -> T& { return lanes[s][k]; });
-    }
+  using Fifth = std::conditional_t<(kSums > 4), T, int>;
+  using Sixth = std::conditional_t<(kSums > 5), T, int>;
+  using Eighth = std::conditional_t<(kSums > 6), T, int>;
+  using Tenth = std::conditional_t<(kSums > 8), T, int>;
+  using Last = std::conditional_t<(kSums > 10), T, int>;
+  T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  Fifth s4 = 0;
+  Sixth s5 = 0;
+  Eighth s6 = 0, s7 = 0;
+  Tenth s8 = 0, s9 = 0;
+  Last s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0;
+#define CUSTOMLOSS_ADD(k) \
+  if constexpr (k < kSums) s##k += own.row[k < kSums ? k : 0]
+#pragma omp simd reduction(+ : s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14)
+  for (int64_t i = first; i < last; ++i) {
+    const Shares<T, kSums> own = one.shares_at(i, weight[i], gamma);
+    CUSTOMLOSS_ADD(0);
+    CUSTOMLOSS_ADD(1);
+    CUSTOMLOSS_ADD(2);
+    CUSTOMLOSS_ADD(3);
+    CUSTOMLOSS_ADD(4);
+    CUSTOMLOSS_ADD(5);
+    CUSTOMLOSS_ADD(6);
+    CUSTOMLOSS_ADD(7);
+    CUSTOMLOSS_ADD(8);
+    CUSTOMLOSS_ADD(9);
+    CUSTOMLOSS_ADD(10);
+    CUSTOMLOSS_ADD(11);
+    CUSTOMLOSS_ADD(12);
+    CUSTOMLOSS_ADD(13);
+    CUSTOMLOSS_ADD(14);
   }
-  for (int s = 0; s < P::kSums; ++s) {
-    const int row = row_among(of.tile.extra, s);
-    if (row < 0) continue;
-    double sum = 0.0;
-    for (int k = 0; k < kLanes; ++k) sum += static_cast<double>(lanes[s][k]);
-    to[row * to_pitch] += sum;
+#undef CUSTOMLOSS_ADD
+  const double sums[kMostRows] = {double(s0),  double(s1),  double(s2),  double(s3),  double(s4),
+                                  double(s5),  double(s6),  double(s7),  double(s8),  double(s9),
+                                  double(s10), double(s11), double(s12), double(s13), double(s14)};
+  for (int s = 0; s < kSums; ++s) {
+    const int row = P::kExtra == kEveryExtra ? row_among(of.tile.extra, s) : s;
+    if (row >= 0) to[row * to_pitch] += sums[s];
   }
 }
 
+// Not inlined: all kinds of tiles in one function would share its registers.
 template <class P, class T>
-void tile_sums(const P of, double* to, int64_t to_pitch) {
+__attribute__((noinline)) void tile_sums(const P of, double* to, int64_t to_pitch) {
   clean<P, T>(of, false);
   if constexpr (P::kSoftmax) exponentials<P, true, T>(of);
   for (int64_t c = 0; c < of.tile.classes; ++c) {
@@ -273,11 +305,7 @@ void tile_sums(const P of, double* to, int64_t to_pitch) {
     const T* weight = of.weight(c);
     for (int64_t first = 0; first < of.tile.pixels; first += kRun<T>) {
       const int64_t end = first + kRun<T>, last = end < of.tile.pixels ? end : of.tile.pixels;
-      if constexpr (P::kExtra == 0 || P::kExtra == kLogLoss) {
-        few_sums<P, T>(one, weight, first, last, to + c, to_pitch);
-      } else {
-        every_sum<P, T>(of, one, weight, first, last, to + c, to_pitch);
-      }
+      run_sums<P, T>(of, one, weight, first, last, to + c, to_pitch);
     }
   }
 }
@@ -286,9 +314,15 @@ template <class T>
 void pixel_sums(const Tile<T>& tile, double* to, int64_t to_pitch) {
   const auto body = [&](const auto of) { tile_sums<decltype(of), T>(of, to, to_pitch); };
   switch (tile.extra) {
-    case 0: return with_activation<T, 0>(tile, body);
-    case kLogLoss: return with_activation<T, kLogLoss>(tile, body);
-    default: return with_activation<T, kEveryExtra>(tile, body);
+    case 0: return with_target<T, 0>(tile, body);
+    case kLogLoss: return with_target<T, kLogLoss>(tile, body);
+    case kFocal: return with_logits<T, kFocal>(tile, body);
+    case kLogLoss | kFocal: return with_logits<T, kLogLoss | kFocal>(tile, body);
+    case kSquares: return with_logits<T, kSquares>(tile, body);
+    case kDistance: return with_logits<T, kDistance>(tile, body);
+    case kHard: return with_logits<T, kHard>(tile, body);
+    case kLogLoss | kHard: return with_logits<T, kLogLoss | kHard>(tile, body);
+    default: return with_activation<T, kEveryExtra, false>(tile, body);
   }
 }
 
@@ -310,34 +344,20 @@ struct ClassGrads {
 // u and h of one class at every pixel: times the weight, into rows of their own; u of a largest
 // class into `shift`, h added to `slope`.
 template <class P, class T>
-inline void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g,
-                         const T* __restrict weight, T* __restrict u, T* h) {
+void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g,
+                  const T* __restrict weight, T* __restrict u, T* h) {
   const int64_t pixels = of.tile.pixels;
+  const T gamma = of.tile.gamma;
   T* __restrict shift = of.row(kShift);
   T* __restrict slope = of.row(kSlope);
-  if constexpr (P::kExtra == 0 || P::kExtra == kLogLoss) {
-    const T a = g.by[0] - g.by[2], b = g.by[1] - g.by[3], log = P::kExtra ? g.by[4] : T(0);
 #pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) {
-      const T t = one.target_at(i), w = weight[i];
-      const T own = w * (t * a + (T(1) - t) * b);
-      u[i] = own;
-      shift[i] = one.x[i] == T(1) ? own : shift[i];
-      if constexpr (P::kExtra == kLogLoss) {
-        const T more = w * t * log;
-        h[i] = more;
-        slope[i] += more;
-      }
-    }
-  } else {
-    const T gamma = of.tile.gamma;
-#pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) {
-      const Slopes<T> s =
-          slopes<P::kActivation, P::kExtra>(one.outcome_at(i), one.target_at(i), gamma, g.by);
-      const T own = times(weight[i], s.u), more = times(weight[i], s.h);
-      u[i] = own;
-      shift[i] = one.x[i] == T(1) ? own : shift[i];
+  for (int64_t i = 0; i < pixels; ++i) {
+    const Slopes<T> s = one.slopes_at(i, gamma, g.by);
+    const T own = times(weight[i], s.u);
+    u[i] = own;
+    shift[i] = one.x[i] == T(1) ? own : shift[i];
+    if constexpr (P::kSloped) {
+      const T more = times(weight[i], s.h);
       h[i] = more;
       slope[i] += more;
     }
@@ -347,7 +367,6 @@ inline void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<
 // dL/dx of a softmax: u of every class, then what all of them have in common, then each.
 template <class P, class T>
 void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
-  constexpr bool kLogs = P::kExtra != 0;
   const int64_t pixels = of.tile.pixels, classes = of.tile.classes;
   T* __restrict shift = of.row(kShift);
   T* __restrict dot = of.row(kDot);
@@ -379,36 +398,12 @@ void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
     for (int64_t i = 0; i < pixels; ++i) {
       const T p = e[i] * inverse[i];
       T found = p * ((u[i] - shift[i]) - dot[i]);  // in this order nothing cancels
-      if constexpr (kLogs) {
+      if constexpr (P::kSloped) {
         const T q = (e[i] == T(1) ? rest[i] : whole[i] - e[i]) * inverse[i];
         found += p * (slope[i] - h[i]) - q * h[i];
       }
       to[i] = scale * found;
     }
-  }
-}
-
-// dL/dx of one class of a sigmoid or of probabilities, at most with a log-loss.
-template <class P, class T>
-inline void few_gradients(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g,
-                          const T* __restrict weight, T* __restrict to) {
-  constexpr bool kLogs = P::kExtra == kLogLoss;
-  const T a = g.by[0] - g.by[2], b = g.by[1] - g.by[3], scale = of.tile.scale;
-  const T missed = kLogs ? g.by[4] : T(0), alarm = kLogs ? g.by[5] : T(0);
-  const int64_t pixels = of.tile.pixels;
-#pragma omp simd
-  for (int64_t i = 0; i < pixels; ++i) {
-    const Outcome<T> own = one.slope_at(i);
-    const T t = one.target_at(i), u = T(1) - t;
-    T found = t * a + u * b;
-    if constexpr (P::kActivation == Activation::kNone) {
-      if constexpr (kLogs) found += alarm * u / floored(own.q) - missed * t / floored(own.p);
-    } else {
-      found *= own.p * own.q;
-      if constexpr (kLogs) found += alarm * u * own.p - missed * t * own.q;
-      found *= scale;
-    }
-    to[i] = weight[i] * found;
   }
 }
 
@@ -422,25 +417,18 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
     const ClassGrads<P, T> g(of, by, c);
     const T* __restrict weight = of.weight(c);
     T* __restrict to = out + c * out_pitch;
-    if constexpr (kWrt == Wrt::kInput && (P::kExtra == 0 || P::kExtra == kLogLoss)) {
-      few_gradients<P, T>(of, one, g, weight, to);
-      continue;
-    }
 #pragma omp simd
     for (int64_t i = 0; i < pixels; ++i) {
-      const Outcome<T> own = one.outcome_at(i);
-      const T t = one.target_at(i);
       if constexpr (kWrt == Wrt::kInput) {
-        const Slopes<T> s = slopes<P::kActivation, P::kExtra>(own, t, gamma, g.by);
-        to[i] = times(weight[i], input_gradient<P::kActivation>(own, s, one.scale));
+        to[i] = times(weight[i], one.input_gradient_at(i, gamma, g.by));
       } else if constexpr (kWrt == Wrt::kTarget) {
-        const T found = target_gradient<P::kActivation, P::kExtra>(own, t, gamma, g.by);
-        to[i] = times(weight[i], spread * found);
+        to[i] = times(weight[i], spread * one.target_gradient_at(i, gamma, g.by));
       } else {
-        const T found = weight_gradient<P::kActivation, P::kExtra>(own, t, gamma, g.by);
+        const T found = one.weight_gradient_at(i, gamma, g.by);
         const bool removed = weight[i] == T(0) && !(found - found == T(0));
-        const bool counts =
-            P::kLabels ? one.labels[i] >= 0 : !(of.tile.ignores && one.soft[i] == of.tile.ignored);
+        const bool counts = of.tile.labels != nullptr
+                                ? of.tile.labels[i] >= 0
+                                : !(of.tile.ignores && one.soft[i] == of.tile.ignored);
         to[i] = counts && !removed ? found : T(0);
       }
     }
@@ -448,9 +436,9 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
 }
 
 template <Wrt kWrt, class P, class T>
-void tile_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
+__attribute__((noinline)) void tile_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
   clean<P, T>(of, kWrt == Wrt::kWeight);
-  if constexpr (P::kSoftmax) exponentials<P, P::kExtra == kEveryExtra, T>(of);
+  if constexpr (P::kSoftmax) exponentials<P, (P::kExtra & kFocal) != 0, T>(of);
   if constexpr (P::kSoftmax && kWrt == Wrt::kInput) {
     softmax_gradient<P, T>(of, by, out, out_pitch);
   } else {
@@ -463,11 +451,18 @@ void pixel_gradient_by(const Tile<T>& tile, const T* by, T* out, int64_t out_pit
   const auto body = [&](const auto of) {
     tile_gradient<kWrt, decltype(of), T>(of, by, out, out_pitch);
   };
-  if (kWrt == Wrt::kInput && tile.extra == 0) return with_activation<T, 0>(tile, body);
-  if (kWrt == Wrt::kInput && tile.extra == kLogLoss) {
-    return with_activation<T, kLogLoss>(tile, body);
+  if constexpr (kWrt == Wrt::kInput) {
+    switch (tile.extra) {
+      case 0: return with_target<T, 0>(tile, body);
+      case kLogLoss: return with_target<T, kLogLoss>(tile, body);
+      case kFocal: return with_logits<T, kFocal>(tile, body);
+      case kLogLoss | kFocal: return with_logits<T, kLogLoss | kFocal>(tile, body);
+      case kSquares: return with_logits<T, kSquares>(tile, body);
+      case kDistance: return with_logits<T, kDistance>(tile, body);
+      default: break;
+    }
   }
-  return with_activation<T, kEveryExtra>(tile, body);
+  with_activation<T, kEveryExtra, false>(tile, body);
 }
 
 template <class T>
@@ -481,7 +476,7 @@ void pixel_gradient(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t o
 
 template <class T>
 constexpr PixelKernels<T> pixel_kernels() {
-  return {stage_pixels<T>,  unstage_pixels<T>, stage_labels, pixel_sums<T>, nullptr, 0,
+  return {stage_pixels<T>,  unstage_pixels<T>, stage_labels, settle<T>, pixel_sums<T>, nullptr, 0,
           pixel_gradient<T>};
 }
 

@@ -145,18 +145,9 @@ Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<
   return sums;
 }
 
-// How groups become slices of blocks.
 Finish plan_finish(const Scoring& scoring, int64_t samples, int64_t classes, int helpers) {
   Finish f{};
-  f.scoring = scoring;
-  const bool each = scoring.average == Average::kNone;
-  f.rows = each ? samples * classes : samples;
-  f.width = each ? 1 : classes;
-  const int64_t slots = kThreads / helpers;
-  f.segments = ceil_div(f.width, slots);
-  f.rows_per_slice = f.segments == 1 ? slots / f.width : 1;
-  f.slices = f.segments == 1 ? ceil_div(f.rows, f.rows_per_slice) : f.rows * f.segments;
-  f.row_lanes = static_cast<int>(power_of_two(f.width, 32));
+  plan_rows(scoring, samples, classes, kThreads / helpers, &f);
   f.known = scoring.average != Average::kWeighted && scoring.score.absent != Absent::kSkip;
   f.at_once = !f.known && samples * classes <= kAtOnce;
   return f;
@@ -214,8 +205,7 @@ std::tuple<Tensor, Tensor> confusion_score(
   f.means = f.stats + 2 * groups;
   f.outer = f.means + 2 * groups;
   f.ticket = ticket;
-  f.loss = loss.mutable_data_ptr();
-  f.loss_is_double = loss.scalar_type() == ScalarType::Double;
+  loss_to(loss, &f);
   launch(finish_sums, f.slices, kThreads, 0, stream, f);
   if (!f.known && !f.at_once) {
     launch(finish_coefficients, ceil_div(groups, kThreads), kThreads, 0, stream, f);

@@ -1,11 +1,8 @@
 // From partial sums to sums, and on to the loss and its gradient by the sums: the device twin of
 // average.h, over as many blocks as there are slices of groups.
-//
-// A row is the groups that `average` turns into one number (all classes of a sample); `reduction`
-// is over rows.  A slice, the groups of one block, holds whole rows, or a piece of one row.
 #pragma once
 
-#include "reduce.cuh"
+#include "rows.cuh"
 
 namespace customloss::cuda {
 
@@ -18,36 +15,16 @@ struct Combination {
   int helpers;  // threads per group, a power of two
 };
 
-struct Finish {
+struct Finish : Rows {
   Combination combination;
-  Scoring scoring;
-  int64_t rows, width;                       // groups = rows x width
-  int64_t rows_per_slice, segments, slices;  // slices of whole rows, or segments of a row
-  int row_lanes;                             // threads that add up a row
   bool known;     // every group weighs the same: coefficients need no other block's result
   bool at_once;   // the last block writes the coefficients too
-  double* stats;  // [slices, 2]  total and count of a slice's rows, or of its piece of a row
   double* means;  // [rows, 2]    average over a row's groups, and their weight
   double* outer;  // [1]          what a row counts in the loss
   unsigned* ticket;
-  void* loss;
-  bool loss_is_double;
-
-  bool whole_rows() const { return segments == 1; }
 };
 
 namespace {
-
-// Reads what another block wrote in this launch: past the first-level cache.
-__device__ __forceinline__ double fresh(const double* from) { return __ldcg(from); }
-
-__device__ __forceinline__ void write_loss(const Finish& f, int64_t at, double value) {
-  if (f.loss_is_double) {
-    static_cast<double*>(f.loss)[at] = value;
-  } else {
-    static_cast<float*>(f.loss)[at] = static_cast<float>(value);
-  }
-}
 
 __device__ __forceinline__ void write_sums(const Combination& c, int64_t group, const Sums& sums) {
   c.sums[group] = sums.tp;
@@ -116,14 +93,6 @@ __global__ __launch_bounds__(kThreads) void combine_sums(const Combination c) {
   if (slice.owner()) write_sums(c, slice.group(), sums);
 }
 
-struct Mean {
-  double value, weight;
-};
-
-__device__ __forceinline__ Mean mean_of(const double (&total)[2]) {
-  return {total[1] != 0.0 ? total[0] / total[1] : total[0], total[1]};
-}
-
 __device__ __forceinline__ void write_mean(const Finish& f, int64_t row, const Mean& mean) {
   f.means[2 * row] = mean.value;
   f.means[2 * row + 1] = mean.weight;
@@ -135,7 +104,7 @@ __device__ __forceinline__ void write_coefficients(const Finish& f, int64_t grou
                                                    const GroupLoss& loss, const Mean& mean,
                                                    double outer) {
   write_sums(f.combination, group,
-             averaged_grad(f.scoring.average, loss, mean.value, mean.weight, outer));
+             averaged_grad(f.scoring.average, loss, 1.0, mean.value, mean.weight, outer));
 }
 
 __device__ void finish_group(const Finish& f, int64_t group, double outer) {
@@ -147,40 +116,25 @@ __device__ void finish_group(const Finish& f, int64_t group, double outer) {
   write_coefficients(f, group, group_loss(f.scoring.score, sums), mean, outer);
 }
 
-__device__ __forceinline__ double row_share(const Finish& f, double counted) {
-  if (f.scoring.reduction != Reduction::kMean) return 1.0;
-  return counted != 0.0 ? 1.0 / counted : 0.0;
-}
-
 // Total and count of the rows of a slice, or of a slice of a row; a collective.
-__device__ void slice_stats(const Finish& f, const Slice& slice, const double* weighted,
-                            const double* weights, double (&total)[2]) {
+__device__ void slice_stats(const Finish& f, const Slice& slice,
+                            const double (&values)[2][kThreads], double (&total)[2]) {
   total[0] = total[1] = 0.0;
   if (f.segments > 1) {
     if (static_cast<int>(threadIdx.x) < slice.count) {
-      total[0] = weighted[threadIdx.x];
-      total[1] = weights[threadIdx.x];
+      total[0] = values[0][threadIdx.x];
+      total[1] = values[1][threadIdx.x];
     }
     sum_block(total);
     return;
   }
-  const int width = static_cast<int>(f.width), rows = slice.count / width;
-  const int teams = kThreads / f.row_lanes, lane = threadIdx.x % f.row_lanes;
-  for (int base = 0; base < rows; base += teams) {
-    const int row = base + threadIdx.x / f.row_lanes;
-    double own[2] = {0.0, 0.0};
-    for (int i = lane; i < width && row < rows; i += f.row_lanes) {
-      own[0] += weighted[row * width + i];
-      own[1] += weights[row * width + i];
-    }
-    sum_lanes(own, f.row_lanes);
-    if (lane == 0 && row < rows) {
-      const Mean mean = mean_of(own);
-      write_mean(f, slice.first / width + row, mean);
-      total[0] += mean.value;
-      total[1] += mean.weight != 0.0 ? 1.0 : 0.0;
-    }
-  }
+  const int width = static_cast<int>(f.width);
+  add_rows(f, slice.count / width, values, [&](int row, const double (&own)[2]) {
+    const Mean mean = mean_of(own[0], own[1]);
+    write_mean(f, slice.first / width + row, mean);
+    total[0] += mean.value;
+    total[1] += mean.weight != 0.0 ? 1.0 : 0.0;
+  });
   sum_block(total);
 }
 
@@ -188,28 +142,17 @@ __device__ void slice_stats(const Finish& f, const Slice& slice, const double* w
 __device__ double finish_loss(const Finish& f) {
   double total[2] = {0.0, 0.0};
   if (f.segments == 1) {
-    for (int64_t i = threadIdx.x; i < f.slices; i += kThreads) {
-      total[0] += fresh(f.stats + 2 * i);
-      total[1] += fresh(f.stats + 2 * i + 1);
-    }
+    add_slices(f, total);
   } else {
-    for (int64_t base = 0; base < f.rows; base += kWarps) {
-      const int64_t row = base + threadIdx.x / kWarp;
-      double own[2] = {0.0, 0.0};
-      for (int64_t i = threadIdx.x % kWarp; i < f.segments && row < f.rows; i += kWarp) {
-        own[0] += fresh(f.stats + 2 * (row * f.segments + i));
-        own[1] += fresh(f.stats + 2 * (row * f.segments + i) + 1);
-      }
-      sum_lanes(own, kWarp);
-      if (threadIdx.x % kWarp != 0 || row >= f.rows) continue;
-      const Mean mean = mean_of(own);
+    add_segments<2>(f, [&](int64_t row, const double (&own)[2]) {
+      const Mean mean = mean_of(own[0], own[1]);
       write_mean(f, row, mean);
       total[0] += mean.value;
       total[1] += mean.weight != 0.0 ? 1.0 : 0.0;
-    }
+    });
   }
   sum_block(total);
-  const double outer = row_share(f, total[1]);
+  const double outer = row_share(f.scoring.reduction, total[1]);
   if (threadIdx.x == 0) {
     *f.outer = outer;
     if (f.scoring.reduction != Reduction::kNone) write_loss(f, 0, outer * total[0]);
@@ -233,7 +176,7 @@ __device__ __forceinline__ bool last_block(unsigned* ticket) {
 //   launch  one block per slice; the last one to finish adds the slices up
 //   bytes   reads 32 per unit and group, writes 32 per group
 __global__ __launch_bounds__(kThreads) void finish_sums(const __grid_constant__ Finish f) {
-  __shared__ double weighted[kThreads], weights[kThreads];
+  __shared__ double values[2][kThreads];  // weighted losses and weights of the groups
   const Combination& c = f.combination;
   const int64_t row = f.segments == 1 ? blockIdx.x * f.rows_per_slice : blockIdx.x / f.segments;
   const int64_t slots = kThreads / c.helpers;
@@ -244,19 +187,20 @@ __global__ __launch_bounds__(kThreads) void finish_sums(const __grid_constant__ 
   const Sums sums = combine(c, slice);
   if (slice.owner()) {
     const GroupLoss loss = group_loss(f.scoring.score, sums);
-    const double weight = group_weight(f.scoring.average, loss);
-    weights[slice.local] = weight;
-    weighted[slice.local] = weight == 0.0 ? 0.0 : weight * loss.value;
+    const double weight = group_weight(f.scoring.average, loss, 1.0);
+    values[0][slice.local] = weight == 0.0 ? 0.0 : weight * loss.value;
+    values[1][slice.local] = weight;
     if (f.known) {
       const Mean mean{0.0, static_cast<double>(f.width)};
-      write_coefficients(f, slice.group(), loss, mean, row_share(f, static_cast<double>(f.rows)));
+      write_coefficients(f, slice.group(), loss, mean,
+                         row_share(f.scoring.reduction, static_cast<double>(f.rows)));
     } else {
       write_sums(c, slice.group(), sums);
     }
   }
   __syncthreads();
   double total[2];
-  slice_stats(f, slice, weighted, weights, total);
+  slice_stats(f, slice, values, total);
   if (threadIdx.x == 0) {
     f.stats[2 * int64_t{blockIdx.x}] = total[0];
     f.stats[2 * int64_t{blockIdx.x} + 1] = total[1];

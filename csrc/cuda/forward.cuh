@@ -74,25 +74,35 @@ __global__ __launch_bounds__(kThreads, kPlanarBlocks<Io, kWeighted>) void planar
   const auto add = [&own](int, const auto& prob, auto t, T w) {
     own.template add<kWeighted>(prob, t, w);
   };
+  const auto added = [&](int more) {
+    adds += more;
+    if (adds < kMostAdds) return;
+    own.flush(sums);
+    adds = 0;
+  };
   for_stretches<Io>(
       pass, cut, Unit(cut, blockIdx.x),
-      [&](const Spot& spot) { for_one<Io, kWeighted>(pass, spot, scale, offset, add); },
+      [&](const Spot& spot) {
+        for_one<Io, kWeighted>(pass, spot, scale, offset, add);
+        added(1);
+      },
       [&](const Spot& first, int count) {
         for_packets<Io, kWeighted>(pass, cut.step, first, count, broadcast,
                                    [&](const typename Io::Packet& packet, const Spot&) {
                                      for_elements<Io, kWeighted>(pass, packet, scale, offset, add);
-                                     adds += Io::kWidth;
-                                     if (adds < kMostAdds) return;
-                                     own.flush(sums);
-                                     adds = 0;
+                                     added(Io::kWidth);
                                    });
       });
   own.flush(sums);
-  if (cut.lanes > kWarp) {
-    sum_block(sums);
-  } else {
-    sum_lanes(sums, cut.lanes);
+  if (cut.lanes == kThreads) {
+    const double sum = sum_by_warps(sums);
+    const int s = threadIdx.x / kWarp;
+    if (threadIdx.x % kWarp == 0 && s < 4) {
+      partials.sums[s * partials.sum_stride + block_index()] = sum;  // a block is a unit
+    }
+    return;
   }
+  sum_lanes(sums, cut.lanes);
   const Unit unit(cut, block_index());
   if (unit.exists && (threadIdx.x & (cut.lanes - 1)) == 0) {
     double* to = partials.sums + unit.group * cut.units + unit.unit;
@@ -114,14 +124,14 @@ struct ColumnSums {
 
 // Adds the columns of a block's threads class by class and writes the band's partial sums.
 //   entries of class c lie at buffer[e * pitch + c], e = 0, 1, ...: the rows of the block, and
-//   the folds of a row
-template <class Io>
-__device__ void write_columns(const Columns& cut, const Band& band, const ColumnSums<Io>& columns,
-                              const Partials& partials) {
+//   the folds of a row; the sums of class c go to first + c * stride
+template <class Io, int kRows, class Sums>
+__device__ void write_columns(const Columns& cut, const Band& band, const Sums& columns,
+                              const Partials& partials, int64_t first, int64_t stride) {
   using T = typename Io::T;
   constexpr int kWidth = Io::kWidth;
   __shared__ T buffer[kThreads * kWidth];
-  __shared__ double sums[4][kThreads];
+  __shared__ double sums[kRows][kThreads];
   const int tile_columns = cut.tile * kWidth;
   const int pitch = cut.fold > 1 ? static_cast<int>(cut.classes) : tile_columns;
   const int entries = cut.fold > 1 ? cut.slots * cut.fold : cut.slots;
@@ -129,7 +139,7 @@ __device__ void write_columns(const Columns& cut, const Band& band, const Column
   const int helpers = kThreads / classes;
   const int cls = threadIdx.x % classes, helper = threadIdx.x / classes;
 #pragma unroll
-  for (int s = 0; s < 4; ++s) {
+  for (int s = 0; s < kRows; ++s) {
     if (static_cast<int>(threadIdx.x) < cut.slots * cut.tile) {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) buffer[threadIdx.x * kWidth + i] = columns.at(s, i);
@@ -144,14 +154,11 @@ __device__ void write_columns(const Columns& cut, const Band& band, const Column
     }
     __syncthreads();
   }
-  const int64_t groups = cut.samples * cut.classes;
-  double* to =
-      partials.sums + band.band * 4 * groups + band.sample * cut.classes + band.first_class;
-  for (int i = threadIdx.x; i < 4 * classes; i += kThreads) {
+  for (int i = threadIdx.x; i < kRows * classes; i += kThreads) {
     const int s = i / classes, c = i - s * classes;
     double sum = sums[s][c];
     for (int h = 1; h < helpers; ++h) sum += sums[s][h * classes + c];
-    to[s * partials.sum_stride + c] = sum;
+    partials.sums[s * partials.sum_stride + first + c * stride] = sum;
   }
 }
 
@@ -182,7 +189,9 @@ __global__ __launch_bounds__(kThreads,
   for_tail<Io>(pass, cut, Band(cut, block_index(), Io::kWidth), [&](int i, const Spot& spot) {
     for_one<Io, kWeighted>(pass, spot, scale, offset, add, i);
   });
-  write_columns<Io>(cut, Band(cut, block_index(), Io::kWidth), columns, partials);
+  const Band to(cut, block_index(), Io::kWidth);
+  const int64_t row = to.band * 4 * cut.samples + to.sample;
+  write_columns<Io, 4>(cut, to, columns, partials, row * cut.classes + to.first_class, 1);
 }
 
 }  // namespace

@@ -35,6 +35,7 @@ struct Planar {
   int64_t groups, classes;
   int64_t step[kOperands];  // bytes to the next vector of a thread
   int lanes, lane_bits;     // threads of a team, a power of two, and its logarithm
+  bool whole;               // every run is aligned and a whole number of vectors
   bool wide;                // indices need 64 bits
 
   int64_t blocks() const { return ceil_div(groups * units, kThreads / lanes); }
@@ -66,11 +67,12 @@ inline bool needs_64_bits(std::initializer_list<int64_t> numbers) {
 
 // `aligned`: every run starts at a vector boundary.
 inline Planar plan_planar(const Layout& layout, int width, bool aligned) {
-  constexpr int64_t kMostUnits = 4096, kSmallestChunk = 1024, kSmallGroup = 128;
+  constexpr int64_t kMostUnits = 2048, kSmallestChunk = 1024, kSmallGroup = 128;
   Planar cut{};
   cut.groups = layout.groups();
   cut.classes = layout.cls.size;
   cut.run = layout.inner().size;
+  cut.whole = aligned && cut.run % width == 0;
   cut.runs = cut.run == 0 ? 0 : layout.reduced_size / cut.run;
   cut.vectors_per_run = std::max<int64_t>(1, ceil_div(cut.run + (aligned ? 0 : width - 1), width));
   cut.vectors = cut.runs * cut.vectors_per_run;
@@ -112,7 +114,7 @@ inline Columns plan_columns(const Layout& layout, int64_t classes, int width, in
   cut.tile = static_cast<int>(ceil_div(vectors, cut.tiles));
   cut.tiles = ceil_div(vectors, cut.tile);
   cut.slots = kThreads / cut.tile;
-  const int64_t smallest = std::max<int64_t>(kSmallestBand / fold, 8 * cut.slots);
+  const int64_t smallest = std::max<int64_t>(kSmallestBand / fold, 2 * cut.slots);
   const int64_t wanted = std::min(ceil_div(kBlocks, cut.tiles * cut.samples),
                                   std::max<int64_t>(1, cut.rows / smallest));
   const int64_t even = std::min(ceil_div(cut.rows, wanted), kMostAdds * cut.slots);

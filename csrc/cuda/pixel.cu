@@ -1,11 +1,14 @@
 // The passes in which the classes of a pixel are read together: which kernel, and its launch.
 //
-// forward   1  few_sums, tile_sums, or any_stats (of a softmax) and any_sums
+// forward   1  few_sums, tile_sums, element_sums, element_column_sums, or any_stats (of a softmax)
+//              and any_sums
 //           2  pool_sums, or finish_sums (finish.cuh)
-// backward  1  few_gradient, tile_gradient, or any_stats (of a softmax) and any_gradient
+// backward  1  few_gradient, tile_gradient, element_gradient, element_column_gradient, or any_stats
+//              (of a softmax) and any_gradient
 #include "pixel.h"
 
 #include "pixel_any.cuh"
+#include "pixel_element.cuh"
 #include "pixel_few.cuh"
 #include "pixel_tile.cuh"
 
@@ -33,6 +36,18 @@ template <class Body>
 void with_choice(const PixelWork& work, const Body& body) {
   with_input(work.px.pass.dtype[kInputOperand], [&](auto in) {
     work.px.extra == 0 ? body(in, Flags<0>()) : body(in, Flags<kLogLoss>());
+  });
+}
+
+// Calls body(In(), Flags()) for the kernels of elements.
+template <class Body>
+void with_elements(const PixelWork& work, const Body& body) {
+  with_input(work.px.pass.dtype[kInputOperand], [&](auto in) {
+    switch (work.px.extra) {
+      case 0: return body(in, Flags<0>());
+      case kLogLoss: return body(in, Flags<kLogLoss>());
+      default: return body(in, Flags<kFocal>());
+    }
   });
 }
 
@@ -127,6 +142,16 @@ void pixel_partial_sums(const PixelWork& work, double* workspace, double* sums, 
                  0, stream, px, work.cut, partials);
         });
       });
+    case PixelKernel::kElement:
+      return with_elements(work, [&]<class In, class Extra>(In, Extra) {
+        launch(element_sums<In, Extra::value>, work.blocks(), kThreads, 0, stream, px, work.planar,
+               partials);
+      });
+    case PixelKernel::kElementColumns:
+      return with_elements(work, [&]<class In, class Extra>(In, Extra) {
+        launch(element_column_sums<In, Extra::value>, work.blocks(), kThreads, 0, stream, px,
+               work.columns, partials);
+      });
     case PixelKernel::kAny:
       return with_sums(work, [&]<class T, class Extra>(T, Extra) {
         const PixelStats<T> stats{reinterpret_cast<T*>(workspace + partials_of(work)),
@@ -190,6 +215,18 @@ Tensor pixel_backward(const std::optional<Tensor>& grad, const Tensor& coefficie
           launch(tile_gradient<In, Classes::value, Rows::value, Extra::value>, work.blocks(),
                  kThreads, 0, stream, work.px, work.cut, grads);
         });
+      });
+      break;
+    case PixelKernel::kElement:
+      with_elements(work, [&]<class In, class Extra>(In, Extra) {
+        launch(element_gradient<In, Extra::value>, work.blocks(), kThreads, 0, stream, work.px,
+               work.planar, grads);
+      });
+      break;
+    case PixelKernel::kElementColumns:
+      with_elements(work, [&]<class In, class Extra>(In, Extra) {
+        launch(element_column_gradient<In, Extra::value>, work.blocks(), kThreads, 0, stream,
+               work.px, work.columns, grads);
       });
       break;
     case PixelKernel::kAny: {

@@ -94,13 +94,28 @@ __device__ __forceinline__ int asked_row(unsigned extra, int row) {
 }
 
 // The gradient by the sums of a class, in the order of the rows of kExtra; 0 for those not asked.
+// An input or a target needs only differences of the first four, which may have much in common:
+// they are taken before anything is rounded, and stand for one of the two.
 template <unsigned kExtra, class T>
 __device__ __forceinline__ void load_grads(const PixelPass& px, const PixelGrads& grads,
-                                           int64_t sample, int cls, T (&to)[rows_of(kExtra)]) {
+                                           int64_t sample, int cls, Wrt wrt,
+                                           T (&to)[rows_of(kExtra)]) {
+  double first[4];
+#pragma unroll
+  for (int row = 0; row < 4; ++row) first[row] = grads.at(row, sample, cls);
+  if (wrt == Wrt::kInput) {
+    first[0] -= first[2], first[1] -= first[3];
+    first[2] = first[3] = 0.0;
+  } else if (wrt == Wrt::kTarget) {
+    first[0] -= first[1], first[2] -= first[3];
+    first[1] = first[3] = 0.0;
+  }
 #pragma unroll
   for (int row = 0; row < rows_of(kExtra); ++row) {
     const int own = asked_row<kExtra>(px.extra, row);
-    to[row] = own < 0 ? T(0) : static_cast<T>(grads.at(own, sample, cls));
+    to[row] = row < 4   ? static_cast<T>(first[row])
+              : own < 0 ? T(0)
+                        : static_cast<T>(grads.at(own, sample, cls));
   }
 }
 
@@ -196,8 +211,7 @@ struct RunSum {
 //   maths   largest z, sum of the other exponentials; shift, dot and sum of h (pixel.h)
 //   launch  `lanes` threads per pixel: neighbouring classes of a row, or all classes in turn
 //   bytes   reads logits two times (four for a gradient, and the rest with them); writes
-//   kPixelStats
-//           numbers per pixel
+//           kPixelStats numbers per pixel
 template <class T, bool kGradient, unsigned kExtra>
 __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__ PixelPass px,
                                                          const int lanes, const PixelStats<T> stats,
@@ -233,15 +247,15 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
   team_largest(&largest, &top, lanes);
 
   RunSum<T> rest;
-  double counts[3] = {0.0, 0.0, 0.0};
+  int weighed = 0, unusable = 0;
 #pragma unroll 1
   for (int c = lane; c < last; c += lanes) {
     const AnyElement<T> own(px, with, spot_of(c), c);
-    if (own.w != T(0)) counts[1] += 1.0;
-    if (!own.known || !is_finite(own.t)) counts[2] += 1.0;
+    weighed += own.w != T(0);
+    unusable += !own.known || !is_finite(own.t);
     if (c != top) rest.add(exp_minus(with.size * (largest - with.sign * own.x)));
   }
-  counts[0] = rest.total();
+  double counts[3] = {rest.total(), static_cast<double>(weighed), static_cast<double>(unusable)};
   team_sum(counts, lanes);
   const T others = static_cast<T>(counts[0]);
   bool known = true;
@@ -260,7 +274,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
   if constexpr (kGradient) {
     const auto slopes_at = [&](int cls, const AnyElement<T>& own, Outcome<T>* outcome) {
       T g[rows_of(kExtra)];
-      load_grads<kExtra>(px, grads, sample, cls, g);
+      load_grads<kExtra>(px, grads, sample, cls, Wrt::kInput, g);
       *outcome = choice(with, own.x, largest, others, cls == top);
       return slopes<Activation::kSoftmax, kExtra>(*outcome, own.t, with.gamma, g);
     };
@@ -419,7 +433,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
   const AnyThread thread(px, cut, gridDim.x - 1 - blockIdx.x);
   if (thread.first >= thread.last) return;
   T g[rows_of(kExtra)];
-  load_grads<kExtra>(px, grads, thread.sample, thread.cls, g);
+  load_grads<kExtra>(px, grads, thread.sample, thread.cls, wrt, g);
   Spot start = group_spot(px.pass, thread.sample, 0);
   move(px.pass, px.pass.layout.cls, thread.cls, &start);
 #pragma unroll 1
@@ -448,7 +462,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
         }
         out *= with.scale;
       } else {
-        out = times(own.w, input_gradient<kActivation>(found, slope, with.scale));
+        out = times(own.w, input_gradient<kActivation, kExtra>(found, slope, with.scale));
       }
     }
     store_any(px, spot, out);

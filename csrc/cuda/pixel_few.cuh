@@ -1,5 +1,5 @@
-// Up to 8 classes in planes: a thread owns neighbouring pixels, with all their classes in
-// registers.
+// Up to 8 classes in planes, or up to 4 in rows without gaps: a thread owns neighbouring pixels,
+// with all their classes in registers.
 #pragma once
 
 #include "pixel_io.cuh"
@@ -21,18 +21,46 @@ struct FewPixels {
     return kExact ? kClasses : px.classes;
   }
 
-  // Whether vectors of every class begin at vector boundaries.
+  // Whether vectors of every class, or row after row, begin at vector boundaries.
   static __device__ __forceinline__ bool even(const PixelPass& px, const char* from, int operand) {
     constexpr uintptr_t kBytes = alignof(Vec<In, kWidth>);
-    const uintptr_t stride = px.pass.layout.cls.stride[operand] * sizeof(In);
+    const uintptr_t stride = px.rows ? 0 : px.pass.layout.cls.stride[operand] * sizeof(In);
     return ((reinterpret_cast<uintptr_t>(from) | stride) & (kBytes - 1)) == 0;
+  }
+
+  // Rows: the same elements, pixel by pixel rather than class by class.
+  using Vectors = Vec<In, kWidth>[kClasses];
+  static __device__ __forceinline__ void turn(const Vectors& from, bool to_rows, Vectors& to) {
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) to[c] = Vec<In, kWidth>();
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) {
+        const int at = i * kClasses + c;
+        if (to_rows) {
+          to[at / kWidth].put(at % kWidth, from[c].at(i));
+        } else {
+          to[c].put(i, from[at / kWidth].at(at % kWidth));
+        }
+      }
+    }
   }
 
   __device__ __forceinline__ void load(const PixelPass& px, const Spot& spot, int count) {
     const int64_t stride = px.pass.layout.cls.stride[kInputOperand];
+    const int64_t next = kExact ? inner(px.pass).stride[kInputOperand] : 1;
     const In* from = as<In>(spot.in[kInputOperand]);
     const int last = classes(px);
-    if (count == kWidth && even(px, spot.in[kInputOperand], kInputOperand)) {
+    const bool whole = count == kWidth && even(px, spot.in[kInputOperand], kInputOperand);
+    if (kExact && px.rows && whole) {
+      Vectors rows;
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) {
+        rows[c] = reinterpret_cast<const Vec<In, kWidth>*>(from)[c];
+      }
+      turn(rows, false, x);
+    } else if (whole) {
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
         if (c < last) x[c] = *reinterpret_cast<const Vec<In, kWidth>*>(from + c * stride);
@@ -43,13 +71,41 @@ struct FewPixels {
         x[c] = Vec<In, kWidth>();
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {
-          if (c < last && i < count) x[c].put(i, from[c * stride + i]);
+          if (c < last && i < count) x[c].put(i, from[c * stride + i * next]);
         }
       }
     }
     labels_at<kWidth>(px, spot.in[kTargetOperand], count, label);
     const int64_t step = inner(px.pass).stride[kWeightOperand] * px.pass.bytes[kWeightOperand];
     weights_at<In, kWidth>(px, spot.in[kWeightOperand], step, count, weight);
+  }
+
+  static __device__ __forceinline__ void store(const PixelPass& px, const Spot& spot, int count,
+                                               const Vectors& out) {
+    const int64_t stride = px.pass.layout.cls.stride[kOutOperand];
+    const int64_t next = kExact ? inner(px.pass).stride[kOutOperand] : 1;
+    In* to = reinterpret_cast<In*>(spot.out);
+    const int last = classes(px);
+    const bool whole = count == kWidth && even(px, spot.out, kOutOperand);
+    if (kExact && px.rows && whole) {
+      Vectors rows;
+      turn(out, true, rows);
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) reinterpret_cast<Vec<In, kWidth>*>(to)[c] = rows[c];
+      return;
+    }
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      if (c >= last) break;
+      if (whole) {
+        *reinterpret_cast<Vec<In, kWidth>*>(to + c * stride) = out[c];
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        if (i < count) to[c * stride + i * next] = out[c].at(i);
+      }
+    }
   }
 
   __device__ __forceinline__ void logits(const PixelPass& px, const Slope& slope, int i,
@@ -64,37 +120,66 @@ struct FewPixels {
   __device__ __forceinline__ bool counts(int i) const { return label[i] >= 0 && weight[i] != 0.0f; }
 };
 
-// Calls body(spot, count) for the vectors of a thread in its unit.
-template <int kWidth, class Body>
+// Calls body(spot, count) for the vectors of a thread in the unit of block `block()`, which is
+// asked for run by run: the loop over a run has no registers to spare.
+template <int kWidth, class Block, class Body>
 __device__ __forceinline__ void for_few(const PixelPass& px, const PixelCut& cut,
-                                        const PixelUnit& unit, const Body& body) {
-  const int64_t last = min(unit.unit * cut.chunk + cut.chunk, cut.pieces);
+                                        const Block& block, const Body& body) {
   const int64_t run_size = inner(px.pass).size;
+  int done = threadIdx.x;
 #pragma unroll 1
-  for (int64_t at = unit.unit * cut.chunk + threadIdx.x; at < last; at += kThreads) {
+  while (true) {
+    const PixelUnit unit(px, cut, block());
+    const int64_t at = unit.unit * cut.chunk + done;
+    const int64_t last = min(unit.unit * cut.chunk + cut.chunk, cut.pieces);
+    if (at >= last) break;
     const int64_t run = quotient(at, cut.vectors_per_run, px.wide);
-    const int64_t first = (at - run * cut.vectors_per_run) * kWidth;
-    const Spot spot = pixel_spot(px, group_spot(px.pass, unit.sample, 0), run * run_size + first);
-    body(spot, static_cast<int>(min(run_size - first, int64_t{kWidth})));
+    const int64_t vector = at - run * cut.vectors_per_run, first = vector * kWidth;
+    const int64_t vectors = min(cut.vectors_per_run - vector, last - at);
+    const int steps = static_cast<int>((vectors + kThreads - 1) / kThreads);
+    done += steps * kThreads;
+    Spot spot = pixel_spot(px, group_spot(px.pass, unit.sample, 0), run * run_size + first);
+    // pixels from here to the end of the thread's last vector
+    const int64_t span = int64_t{steps - 1} * kThreads * kWidth + kWidth;
+#pragma unroll 1
+    for (int left = static_cast<int>(min(run_size - first, span)); left > 0;
+         left -= kThreads * kWidth) {
+      body(spot, min(left, kWidth));
+      spot.move(cut.step, 1);
+    }
   }
 }
 
-// The sums over the block's threads, class c in warp c.  A collective.
-template <int kClasses>
-__device__ __forceinline__ double sum_classes(const float (&of_thread)[kClasses]) {
-  static_assert(kClasses <= kWarps);
-  __shared__ float values[kClasses][kThreads];
-  __syncthreads();  // an earlier call may still be read
+// Adds kRows numbers of every class over the block's threads: sums[row][class], in shared memory.
+// A collective, once in a kernel; no more than 24 KiB at a time.
+template <int kRows, int kClasses>
+__device__ __forceinline__ const double* sum_classes(const float (&of_thread)[kRows][kClasses]) {
+  constexpr int kAtOnce = kRows < 24 / kClasses ? kRows : 24 / kClasses;
+  __shared__ float values[kAtOnce * kClasses][kThreads];
+  __shared__ double sums[kRows * kClasses];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int c = 0; c < kClasses; ++c) values[c][threadIdx.x] = of_thread[c];
-  __syncthreads();
-  const int cls = threadIdx.x / kWarp;
-  double sum[1] = {0.0};
-  for (int i = threadIdx.x % kWarp; i < kThreads && cls < kClasses; i += kWarp) {
-    sum[0] += static_cast<double>(values[cls][i]);
+  for (int first = 0; first < kRows; first += kAtOnce) {
+    if (first > 0) __syncthreads();
+#pragma unroll
+    for (int row = first; row < min(first + kAtOnce, kRows); ++row) {
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) {
+        values[(row - first) * kClasses + c][threadIdx.x] = of_thread[row][c];
+      }
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = warp; i < min(kAtOnce, kRows - first) * kClasses; i += kWarps) {
+      double sum[1] = {0.0};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) sum[0] += static_cast<double>(values[i][w * kWarp + lane]);
+      sum_lanes(sum, kWarp);
+      if (lane == 0) sums[first * kClasses + i] = sum[0];
+    }
   }
-  sum_lanes(sum, kWarp);
-  return sum[0];
+  __syncthreads();
+  return sums;
 }
 
 // Partial sums of few classes in planes.
@@ -109,9 +194,9 @@ __global__ __launch_bounds__(kThreads, 2) void few_sums(const __grid_constant__ 
   using Few = FewPixels<In, kClasses>;
   clear_ticket(partials);
   const Slope slope(px.pass);
-  float tp[kClasses] = {}, fp[kClasses] = {}, fn[kClasses] = {}, tn[kClasses] = {};
-  [[maybe_unused]] float missed[kClasses] = {};
-  for_few<Few::kWidth>(px, cut, PixelUnit(px, cut, blockIdx.x), [&](const Spot& spot, int count) {
+  constexpr int kRows = kExtra == kLogLoss ? 5 : 4;
+  float own[kRows][kClasses] = {};  // tp, fp, fn, tn, and -log p of the class
+  for_few<Few::kWidth>(px, cut, block_index, [&](const Spot& spot, int count) {
     Few few;
     few.load(px, spot, count);
 #pragma unroll
@@ -125,32 +210,30 @@ __global__ __launch_bounds__(kThreads, 2) void few_sums(const __grid_constant__ 
       const Softmax softmax = softmax_of<kClasses, kExtra>(e, kClasses, slope.size, label, alone,
                                                            sums, [](int, bool) {});
       float lost = 0.0f;
-      if constexpr (kExtra == kLogLoss) lost = w * (log1p_of(softmax.rest) + softmax.missed);
+      if constexpr (kExtra == kLogLoss) {
+        lost = w * (log1p_of(softmax.rest, softmax.inverse) + softmax.missed);
+      }
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
-        const Shares own(e[c], softmax.rest, softmax.inverse * w, w);
+        const Shares shares(e[c], softmax.rest, softmax.inverse * w, w);
         if (c == label) {
-          tp[c] += own.p;
-          fn[c] += own.q;
-          if constexpr (kExtra == kLogLoss) missed[c] += lost;
+          own[0][c] += shares.p;
+          own[2][c] += shares.q;
+          if constexpr (kExtra == kLogLoss) own[4][c] += lost;
         } else {
-          fp[c] += own.p;
-          tn[c] += own.q;
+          own[1][c] += shares.p;
+          own[3][c] += shares.q;
         }
       }
     }
   });
-  double sums[kExtra == kLogLoss ? 5 : 4];
-  sums[0] = sum_classes(tp);
-  sums[1] = sum_classes(fp);
-  sums[2] = sum_classes(fn);
-  sums[3] = sum_classes(tn);
-  if constexpr (kExtra == kLogLoss) sums[4] = sum_classes(missed);
-  const int cls = threadIdx.x / kWarp;
-  if (threadIdx.x % kWarp != 0 || cls >= Few::classes(px)) return;
-  ClassSums own{sums[0], sums[1], sums[2], sums[3], 0.0};
-  if constexpr (kExtra == kLogLoss) own.missed = sums[4];
-  write_class<kExtra>(px, cut, partials, PixelUnit(px, cut, block_index()), cls, own);
+  const double* sums = sum_classes(own);
+  const int cls = threadIdx.x;
+  if (cls >= Few::classes(px)) return;
+  ClassSums of_class{sums[cls], sums[kClasses + cls], sums[2 * kClasses + cls],
+                     sums[3 * kClasses + cls], 0.0};
+  if constexpr (kExtra == kLogLoss) of_class.missed = sums[4 * kClasses + cls];
+  write_class<kExtra>(px, cut, partials, PixelUnit(px, cut, block_index()), cls, of_class);
 }
 
 // The gradient by the logits of few classes in planes.
@@ -165,7 +248,8 @@ __global__ __launch_bounds__(kThreads, 2) void few_gradient(const __grid_constan
   constexpr int kWidth = Few::kWidth;
   __shared__ ClassSlopes slopes[kClasses];
   const Slope slope(px.pass);
-  const PixelUnit unit(px, cut, gridDim.x - 1 - blockIdx.x);
+  const auto block = [] { return gridDim.x - 1 - block_index(); };
+  const PixelUnit unit(px, cut, block());
   const int last = Few::classes(px);
   if (threadIdx.x < kClasses) {
     slopes[threadIdx.x] = ClassSlopes{};
@@ -174,7 +258,7 @@ __global__ __launch_bounds__(kThreads, 2) void few_gradient(const __grid_constan
     }
   }
   __syncthreads();
-  for_few<kWidth>(px, cut, unit, [&](const Spot& spot, int count) {
+  for_few<kWidth>(px, cut, block, [&](const Spot& spot, int count) {
     Few few;
     few.load(px, spot, count);
     Vec<In, kWidth> out[kClasses];
@@ -207,21 +291,7 @@ __global__ __launch_bounds__(kThreads, 2) void few_gradient(const __grid_constan
         out[c].put(i, static_cast<In>(factor * choice_gradient<kExtra>(own, u, h, dot, slope_sum)));
       }
     }
-    const int64_t stride = px.pass.layout.cls.stride[kOutOperand];
-    In* to = reinterpret_cast<In*>(spot.out);
-    const bool whole = count == kWidth && Few::even(px, spot.out, kOutOperand);
-#pragma unroll
-    for (int c = 0; c < kClasses; ++c) {
-      if (c >= last) break;
-      if (whole) {
-        *reinterpret_cast<Vec<In, kWidth>*>(to + c * stride) = out[c];
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        if (i < count) to[c * stride + i] = out[c].at(i);
-      }
-    }
+    few.store(px, spot, count, out);
   });
 }
 

@@ -48,15 +48,16 @@ __device__ __forceinline__ int class_or_none(const PixelPass& px, E own) {
   return known && cls != px.ignored ? cls : -1;
 }
 
-__device__ __forceinline__ int label_at(const PixelPass& px, const char* from) {
-  const Dtype dtype = px.pass.dtype[kTargetOperand];
-  const uint64_t bits = load_bits(from, px.pass.bytes[kTargetOperand]);
-  switch (dtype) {
+__device__ __forceinline__ int label_of(const PixelPass& px, uint64_t bits) {
+  switch (px.pass.dtype[kTargetOperand]) {
     case Dtype::kInt8: return class_or_none(px, static_cast<int8_t>(bits));
     case Dtype::kInt16: return class_or_none(px, static_cast<int16_t>(bits));
     case Dtype::kInt32: return class_or_none(px, static_cast<int32_t>(bits));
     default: return class_or_none(px, bits);
   }
+}
+__device__ __forceinline__ int label_at(const PixelPass& px, const char* from) {
+  return label_of(px, load_bits(from, px.pass.bytes[kTargetOperand]));
 }
 
 template <class E, int kWidth>
@@ -108,6 +109,19 @@ __device__ __forceinline__ void weights_at(const PixelPass& px, const char* from
     case Dtype::kUInt8: return read(uint8_t());
     case Dtype::kFloat32: return read(float());
     default: return read(In());
+  }
+}
+
+// The same of its bits; 1 where there is no weight.
+template <class In>
+__device__ __forceinline__ float weight_of(const PixelPass& px, uint64_t bits) {
+  if (px.pass.data[kWeightOperand] == nullptr) return 1.0f;
+  using Bits = typename Vec<In, 1>::Bits;
+  switch (px.pass.dtype[kWeightOperand]) {
+    case Dtype::kBool:
+    case Dtype::kUInt8: return widen<float>(static_cast<uint8_t>(bits));
+    case Dtype::kFloat32: return bit_cast<float>(static_cast<uint32_t>(bits));
+    default: return widen<float>(bit_cast<In>(static_cast<Bits>(bits)));
   }
 }
 

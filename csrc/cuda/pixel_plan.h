@@ -1,10 +1,15 @@
 // How work is cut where the classes of a pixel are read together (../pixel.h), and which kernel
 // serves it: decided on the host by shape, strides and dtypes alone.
 //
-//   few    softmax, class numbers, up to 8 classes in planes: a thread owns pixels (pixel_few.cuh)
+//   few    softmax, class numbers, up to 8 classes in planes or 4 in rows: a thread owns pixels
+//          (pixel_few.cuh)
 //   tile   softmax, class numbers, up to 256 classes of any strides (pixel_tile.cuh)
+//   element  no softmax, a dense target, at most a log loss or a focal term: vectors of elements
+//          that need no pixel (pixel_element.cuh)
 //   any    everything else: element by element, behind a pass over the pixels (pixel_any.cuh)
 #pragma once
+
+#include <limits>
 
 #include "plan.h"
 
@@ -20,7 +25,10 @@ struct PixelPass {
   bool ignores;           // a dense target has a value that does not count
   double ignored_value;   // and this is it
   double on, off, gamma;  // a class number is t = on or off; a dense t becomes t (on - off) + off
+  float off32, span32, gamma32;  // off, on - off and gamma
+  float ignored32;               // ignored_value, or NaN
   unsigned extra;
+  bool rows;  // few: pixels follow each other without a gap, each with its classes side by side
   bool wide;
 };
 
@@ -30,25 +38,41 @@ struct PixelCut {
   int64_t chunk;   // of a unit: vectors (few), tiles (tile), pixels (any)
   int64_t pieces;  // of a sample, of the same kind
   int64_t vectors_per_run;
+  int64_t step[kOperands];  // bytes to the next vector of a thread (few)
   int team, team_bits;      // threads of a pixel (tile), or a block's classes at a time (any)
   int most;                 // classes of a thread (tile)
   int spots, spots_bits;    // pixels of a block at a time
   int64_t class_tiles = 1;  // blocks to cover all classes (any)
 };
 
-enum class PixelKernel { kFew, kTile, kTileRows, kAny };
+enum class PixelKernel { kFew, kTile, kTileRows, kElement, kElementColumns, kAny };
 
 struct PixelWork {
   PixelPass px{};
   PixelCut cut{};
+  Planar planar{};    // kElement
+  Columns columns{};  // kElementColumns
   PixelKernel kernel = PixelKernel::kAny;
   int stats_lanes = 1;  // threads of a pixel in the pass over pixels (any)
   Activation activation{};
   bool is_double = false;
 
-  int64_t blocks() const { return px.samples * cut.units * cut.class_tiles; }
+  int64_t blocks() const {
+    switch (kernel) {
+      case PixelKernel::kElement: return planar.blocks();
+      case PixelKernel::kElementColumns: return columns.blocks();
+      default: return px.samples * cut.units * cut.class_tiles;
+    }
+  }
+  int64_t units() const {
+    switch (kernel) {
+      case PixelKernel::kElement: return planar.units;
+      case PixelKernel::kElementColumns: return columns.bands;
+      default: return cut.units;
+    }
+  }
   // Partial sums of one group: those of all classes where these are one.
-  int64_t parts() const { return cut.units * (px.per_class ? 1 : px.classes); }
+  int64_t parts() const { return units() * (px.per_class ? 1 : px.classes); }
   int64_t groups() const { return px.samples * (px.per_class ? px.classes : 1); }
 };
 
@@ -57,12 +81,21 @@ constexpr int kPixelStats = 7;
 
 // The most classes of the kernels that keep a pixel on the chip.
 constexpr int kFewClasses = 8, kTileClasses = 256;
+// The most classes in rows of which a thread owns whole pixels: 2, 3 and 4 are kernels of their
+// own.
+constexpr int kRowClasses = 4;
 // Classes of a thread there.
 constexpr int kTileSmall = 16, kTileLarge = 32, kTileRow = 8;
 
 inline int bits_of(int64_t power) { return std::countr_zero(static_cast<uint64_t>(power)); }
 
 constexpr int few_width(int classes, int bytes) { return (classes <= 4 ? 16 : 8) / bytes; }
+
+// Elements of a vector where each is by itself: what the registers hold.
+CUSTOMLOSS_HD constexpr int element_width(unsigned extra, int bytes) {
+  return extra == kFocal ? 4 : 16 / bytes;
+}
+constexpr int kColumnWidth = 4;
 
 // Units of about the same size, `smallest` pieces or more, at most `most` of them in all samples
 // (unless a unit would exceed `largest`).
@@ -84,6 +117,9 @@ inline PixelCut cut_few(const PixelPass& px, int width) {
   blocks.pieces = ceil_div(cut.pieces, kThreads);
   cut_units(px.samples, 2, kMostAdds / width, &blocks);
   cut.chunk = blocks.chunk * kThreads;
+  for (int k = 0; k < kOperands; ++k) {
+    cut.step[k] = inner.stride[k] * px.pass.bytes[k] * kThreads * width;
+  }
   cut.units = std::max<int64_t>(1, ceil_div(cut.pieces, cut.chunk));
   return cut;
 }
@@ -138,6 +174,17 @@ inline bool planes(const PixelPass& px) {
          (px.pass.out == nullptr || inner.stride[kOutOperand] == 1);
 }
 
+// Pixels follow each other without a gap, each with its classes side by side.
+inline bool tight_rows(const PixelPass& px) {
+  const Layout& layout = px.pass.layout;
+  if (!layout.interleaved() || layout.inner().stride[kTargetOperand] != 1) return false;
+  for (int k : {kInputOperand, kOutOperand}) {
+    const bool used = k != kOutOperand || px.pass.out != nullptr;
+    if (used && (layout.cls.stride[k] != 1 || layout.inner().stride[k] != px.classes)) return false;
+  }
+  return true;
+}
+
 inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
   const PixelPass& px = work.px;
   const bool gradient = px.pass.out != nullptr;
@@ -151,10 +198,29 @@ inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
       wrt != Wrt::kInput || px.classes < 2 || px.classes > kTileClasses) {
     return PixelKernel::kAny;
   }
-  if (px.pass.layout.interleaved()) return PixelKernel::kTileRows;
   const int width = few_width(px.classes, px.pass.bytes[kInputOperand]);
+  const bool long_runs = px.pass.layout.inner().size >= 2 * width;
+  if (px.rows && long_runs) return PixelKernel::kFew;
+  if (px.pass.layout.interleaved()) return PixelKernel::kTileRows;
   const bool few = px.classes <= kFewClasses && planes(px);
-  return few && px.pass.layout.inner().size >= 2 * width ? PixelKernel::kFew : PixelKernel::kTile;
+  return few && long_runs ? PixelKernel::kFew : PixelKernel::kTile;
+}
+
+// Whether vectors of elements serve it; plans them if so.
+inline bool plan_elements(PixelWork* work, Wrt wrt) {
+  PixelPass& px = work->px;
+  if (work->activation == Activation::kSoftmax || px.labels || work->is_double ||
+      wrt != Wrt::kInput || (px.extra != 0 && px.extra != kLogLoss && px.extra != kFocal)) {
+    return false;
+  }
+  const int width = element_width(px.extra, px.pass.bytes[kInputOperand]);
+  const Work found = plan(px.pass, true, width, kColumnWidth);
+  if (!found.direct) return false;
+  px.pass = found.pass;
+  work->planar = found.planar;
+  work->columns = found.columns;
+  work->kernel = found.by_columns ? PixelKernel::kElementColumns : PixelKernel::kElement;
+  return true;
 }
 
 inline PixelWork plan_pixels(const Elements& elements, const Layout& layout, const Tensor* out,
@@ -175,11 +241,17 @@ inline PixelWork plan_pixels(const Elements& elements, const Layout& layout, con
   px.off = elements.smoothing();
   px.on = 1.0 - elements.label_smoothing + px.off;
   px.gamma = elements.focal_gamma;
+  px.off32 = static_cast<float>(px.off);
+  px.span32 = static_cast<float>(px.on - px.off);
+  px.gamma32 = static_cast<float>(px.gamma);
+  px.ignored32 = px.ignores ? static_cast<float>(ignored) : std::numeric_limits<float>::quiet_NaN();
   px.extra = elements.extra;
   work.activation = elements.activation;
   work.is_double = px.pass.dtype[kInputOperand] == Dtype::kFloat64;
   STD_TORCH_CHECK(!px.ignores || work.activation != Activation::kSoftmax,
                   "customloss: ignore_index of a softmax needs class numbers");
+  if (plan_elements(&work, wrt)) return work;
+  px.rows = px.classes <= kRowClasses && tight_rows(px);
   work.kernel = kernel_of(work, wrt);
   switch (work.kernel) {
     case PixelKernel::kFew:
@@ -189,7 +261,7 @@ inline PixelWork plan_pixels(const Elements& elements, const Layout& layout, con
     case PixelKernel::kTileRows:
       work.cut = cut_tile(px, work.kernel == PixelKernel::kTileRows);
       break;
-    case PixelKernel::kAny:
+    default:
       work.cut = cut_any(px);
       work.stats_lanes = layout.interleaved() || px.samples * px.pixels < 4096
                              ? static_cast<int>(power_of_two(ceil_div(px.classes, 4),

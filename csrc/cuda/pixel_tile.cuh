@@ -14,8 +14,16 @@ namespace {
 template <class In, int kClasses>
 struct TilePixel {
   In x[kClasses];
+  uint64_t target_bits, weight_bits;  // as they lie in memory: nothing waits for them yet
+  bool exists;
   int label;  // -1: nothing counts
   float weight;
+
+  // Once the loads have to be there.
+  __device__ __forceinline__ void decode(const PixelPass& px) {
+    weight = exists ? weight_of<In>(px, weight_bits) : 0.0f;
+    label = weight == 0.0f ? -1 : label_of(px, target_bits);
+  }
 };
 
 // A thread's place in its team and in the tile.
@@ -56,9 +64,9 @@ template <class In, int kClasses>
 __device__ __forceinline__ void load_pixel(const PixelPass& px, const PixelCut& cut, int64_t sample,
                                            int64_t index, int first, int count,
                                            TilePixel<In, kClasses>* to, In** out = nullptr) {
-  to->label = -1;
-  to->weight = 0.0f;
-  if (index >= px.pixels) return;
+  to->exists = index < px.pixels;
+  to->target_bits = to->weight_bits = 0;
+  if (!to->exists) return;
   const Spot spot = pixel_spot(px, group_spot(px.pass, sample, 0), index);
   const int64_t stride = px.pass.layout.cls.stride[kInputOperand];
   const In* from = as<In>(spot.in[kInputOperand]) + first * stride;
@@ -67,10 +75,10 @@ __device__ __forceinline__ void load_pixel(const PixelPass& px, const PixelCut& 
     if (k < count) to->x[k] = *from;
     from += step;
   });
-  float weight[1];
-  weights_at<In, 1>(px, spot.in[kWeightOperand], 0, 1, weight);
-  to->label = weight[0] == 0.0f ? -1 : label_at(px, spot.in[kTargetOperand]);
-  to->weight = weight[0];
+  to->target_bits = load_bits(spot.in[kTargetOperand], px.pass.bytes[kTargetOperand]);
+  if (px.pass.data[kWeightOperand] != nullptr) {
+    to->weight_bits = load_bits(spot.in[kWeightOperand], px.pass.bytes[kWeightOperand]);
+  }
   if (out != nullptr) {
     *out = reinterpret_cast<In*>(spot.out) + first * px.pass.layout.cls.stride[kOutOperand];
   }
@@ -115,6 +123,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
   const int shares = kThreads / px.classes;
   const int cls = threadIdx.x % px.classes, share = threadIdx.x / px.classes;
   const int adds_of_tile = (cut.spots + shares - 1) / shares;
+  const int own_adds = share < shares ? (cut.spots - share + shares - 1) / shares : 0;
 
   float own[kSums] = {};
   double sums[kSums] = {};
@@ -123,6 +132,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
   load_pixel(px, cut, unit.sample, index, thread.first, thread.count, &pixel);
 #pragma unroll 1
   for (; steps > 0; --steps) {
+    pixel.decode(px);
     float e[kClasses], of_pixel[2] = {};
     const int slot = thread.slot_of(cut, pixel.label);
     tile_logits(cut, pixel, slope, thread.count, e);
@@ -140,16 +150,19 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
       weights[thread.spot] = pixel.label < 0 ? 0.0f : pixel.weight;
     }
     if constexpr (kExtra == kLogLoss) {
-      if (slot >= 0) missed[thread.spot] = log1p_of(softmax.rest) + softmax.missed;
+      if (slot >= 0) {
+        missed[thread.spot] = log1p_of(softmax.rest, softmax.inverse) + softmax.missed;
+      }
     }
     __syncthreads();
     index += cut.spots;
     if (steps > 1) {
       load_pixel(px, cut, unit.sample, index, thread.first, thread.count, &pixel);
     }
-    if (share < shares) {
+    {
+      int i = share;
 #pragma unroll 4
-      for (int i = share; i < cut.spots; i += shares) {
+      for (int left = own_adds; left > 0; --left, i += shares) {
         const float small = tile[i * pitch + cls], w = weights[i];
         const bool complement = bit_cast<uint32_t>(small) >> 31 != 0;
         const float least = complement ? -small : small, most = 1.0f - least;
@@ -220,6 +233,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_gradient(const __grid_consta
     TilePixel<In, kClasses> pixel;
     In* to = nullptr;
     load_pixel(px, cut, unit.sample, index, thread.first, thread.count, &pixel, &to);
+    pixel.decode(px);
     float e[kClasses], of_pixel[3] = {};
     const int slot = thread.slot_of(cut, pixel.label);
     const ClassSlopes* const mine = slopes + thread.first;

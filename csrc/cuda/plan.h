@@ -118,21 +118,28 @@ inline Pass pass_of(const Elements& elements, const Layout& layout, const Tensor
   return pass;
 }
 
-// `allow_direct`: whether the caller has a kernel for direct operands.
-inline Work plan(const Elements& elements, const Layout& layout, const Tensor* out,
-                 bool allow_direct) {
+// `allow_direct`: whether the caller has a kernel for direct operands, of vectors of `width`
+// elements in a group, and `column_width` classes.
+inline Work plan(const Pass& given, bool allow_direct, int width, int column_width) {
   Work work;
-  Pass& pass = work.pass;
-  pass = pass_of(elements, layout, out);
+  work.pass = given;
+  const Pass& pass = work.pass;
   const Dtype input = pass.dtype[kInputOperand];
-  const int width = 16 / pass.bytes[kInputOperand];
   work.by_columns = by_columns(pass.layout);
   const Axis& axis = work.by_columns ? pass.layout.cls : pass.layout.inner();
-  work.direct = allow_direct && direct_target(input, pass.dtype[kTargetOperand]) &&
-                (!elements.weight || direct_weight(input, pass.dtype[kWeightOperand])) &&
-                contiguous(pass, axis) && (work.by_columns || axis.size >= 2 * width);
-  work.by_columns ? plan_by_columns(&work, width) : plan_by_groups(&work, width);
+  work.direct =
+      allow_direct && direct_target(input, pass.dtype[kTargetOperand]) &&
+      (pass.data[kWeightOperand] == nullptr || direct_weight(input, pass.dtype[kWeightOperand])) &&
+      contiguous(pass, axis) && (work.by_columns || axis.size >= 2 * width);
+  work.by_columns ? plan_by_columns(&work, column_width) : plan_by_groups(&work, width);
   return work;
+}
+
+inline Work plan(const Elements& elements, const Layout& layout, const Tensor* out,
+                 bool allow_direct) {
+  const Pass pass = pass_of(elements, layout, out);
+  const int width = 16 / pass.bytes[kInputOperand];
+  return plan(pass, allow_direct, width, width);
 }
 
 }  // namespace customloss::cuda

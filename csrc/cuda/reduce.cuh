@@ -43,6 +43,24 @@ __device__ __forceinline__ void sum_block(double (&values)[kNumbers]) {
   }
 }
 
+// Adds over the block: lane 0 of warp k gets the sum of values[k].  A fraction of the additions of
+// sum_block, which matters where float64 is slow.  Called once in a kernel.
+template <int kNumbers>
+__device__ __forceinline__ double sum_by_warps(const double (&values)[kNumbers]) {
+  static_assert(kNumbers <= kWarps);
+  __shared__ double of_thread[kNumbers][kThreads];
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) of_thread[k][threadIdx.x] = values[k];
+  __syncthreads();
+  const int number = threadIdx.x / kWarp;
+  double sum[1] = {0.0};
+  if (number >= kNumbers) return 0.0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) sum[0] += of_thread[number][i * kWarp + threadIdx.x % kWarp];
+  sum_lanes(sum, kWarp);
+  return sum[0];
+}
+
 template <class F>
 __device__ __forceinline__ bool is_set(F flag) {
 #if defined(__CUDA_ARCH__)

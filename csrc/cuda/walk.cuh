@@ -123,7 +123,7 @@ __device__ __forceinline__ void for_stretches(const Pass& pass, const Planar& cu
     steps -= count;
     at += int64_t{count} << cut.lane_bits;
     int64_t position = vector * Io::kWidth;
-    cut_edges<Io>(pass, cut, spot, &position, &count, edge);
+    if (!cut.whole) cut_edges<Io>(pass, cut, spot, &position, &count, edge);
     move(pass, inner(pass), position, &spot);
     stretch(spot, count);
   }

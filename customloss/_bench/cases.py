@@ -19,7 +19,7 @@ class Case:
 
     The target is bool, of that shape, and p a sigmoid; or it is class numbers of dtype ``labels``,
     and p a softmax. The loss is soft-F1 (which is Dice) with a group per class (dim 1), averaged
-    over the classes; with ``cross_entropy`` added to it, if asked for.
+    over the classes; ``beside`` it may stand a mean ``"cross_entropy"`` or a mean ``"focal"`` loss.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Case:
     channels_last: bool = False
     latency: bool = False  # too small to be about memory: time many calls, compare no roof
     labels: torch.dtype | None = None
-    cross_entropy: bool = False
+    beside: str = ""
 
     @property
     def elements(self) -> int:
@@ -76,11 +76,20 @@ FULL = (
     Case("channels_last float32", (16, 4, 512, 512), torch.float32, channels_last=True),
     Case("4 labels float32", _BRAIN, torch.float32, labels=torch.int64),
     Case("4 labels bfloat16", _BRAIN, torch.bfloat16, ("forward", BOTH), labels=torch.uint8),
-    Case("4 labels Dice+CE", _BRAIN, torch.float32, (BOTH,), False, False, torch.int64, True),
-    Case("105 labels Dice+CE", _ORGANS, torch.float32, (BOTH,), False, False, torch.int64, True),
+    Case("4 labels Dice+CE", _BRAIN, torch.float32, labels=torch.int64, beside="cross_entropy"),
+    Case(
+        "105 labels Dice+CE", _ORGANS, torch.float32, (BOTH,), labels=torch.int64,
+        beside="cross_entropy",
+    ),
+    Case("image Dice+BCE", _IMAGE, torch.float32, ("forward", BOTH), beside="cross_entropy"),
+    Case("image Dice+focal", _IMAGE, torch.float32, ("forward", BOTH), beside="focal"),
     Case("rows of 32 labels", (8192, 32), torch.float32, ("forward", BOTH), labels=torch.int64),
+    Case(
+        "small Dice+CE", (8, 4, 16, 16), torch.float32, (BOTH,), latency=True, labels=torch.int64,
+        beside="cross_entropy",
+    ),
     Case("64 logits", (64,), torch.float32, (BOTH,), latency=True),
-)
+)  # fmt: skip
 _NAMED = {case.name: case for case in FULL}
 
 QUICK = (
@@ -88,7 +97,7 @@ QUICK = (
     replace(_NAMED["image bfloat16"], passes=(BOTH,)),
     replace(_NAMED["classes float32"], passes=(BOTH,)),
     replace(_NAMED["4 labels float32"], passes=("forward", BOTH)),
-    _NAMED["4 labels Dice+CE"],
+    replace(_NAMED["4 labels Dice+CE"], passes=(BOTH,)),
     _NAMED["64 logits"],
 )
 
@@ -97,9 +106,14 @@ SMOKE = (
     Case("image float32", (2, 1, 32, 32), torch.float32),
     Case("channels_last float16", (2, 4, 16, 16), torch.float16, (BOTH,), channels_last=True),
     Case("labels float32", (2, 3, 16, 16), torch.float32, labels=torch.int64),
-    Case("labels Dice+CE", (2, 3, 16, 16), torch.float32, (BOTH,), False, False, torch.uint8, True),
+    Case(
+        "labels Dice+CE", (2, 3, 16, 16), torch.float32, (BOTH,), labels=torch.uint8,
+        beside="cross_entropy",
+    ),
+    Case("image Dice+BCE", (2, 1, 32, 32), torch.float32, (BOTH,), beside="cross_entropy"),
+    Case("image Dice+focal", (2, 1, 32, 32), torch.float32, (BOTH,), beside="focal"),
     Case("64 logits", (64,), torch.float32, (BOTH,), latency=True),
-)
+)  # fmt: skip
 
 SUITES = {"quick": QUICK, "full": FULL, "smoke": SMOKE}
 

@@ -27,6 +27,12 @@ TOLERANCE = {
 
 _CHUNK = 1 << 20
 
+_EXTRA = {
+    "": reference.Extra(0),
+    "cross_entropy": reference.Extra.LOG_LOSS,
+    "focal": reference.Extra.FOCAL,
+}
+
 
 class Expected(NamedTuple):
     value: float
@@ -49,7 +55,7 @@ def _chunks(input: Tensor, target: Tensor, dim: int) -> list[tuple[Tensor, Tenso
 def expected(case: Case, inputs: Inputs) -> Expected:
     """The reference's value and gradient, slice by slice."""
     labels = case.labels is not None
-    extra = int(reference.Extra.LOG_LOSS) if case.cross_entropy else 0
+    extra = int(_EXTRA[case.beside])
     activation = "softmax" if labels else "sigmoid"
     elements = (activation, 1.0, 0.0, False, True, None, 0.0, extra)
     target = inputs.target.unsqueeze(1) if labels else inputs.target
@@ -61,8 +67,11 @@ def expected(case: Case, inputs: Inputs) -> Expected:
     assert isinstance(sums, Tensor)
     sums.requires_grad_()
     loss = reference.similarity_loss(sums, 2.0, 1.0, 1.0, 0.0, "complement", 1.0).mean()
-    if case.cross_entropy:
-        loss = loss + sums[4].sum() / (sums[0] + sums[2]).sum()
+    if case.beside:
+        focal = float(case.beside == "focal")
+        # a softmax counts pixels and has no second log-loss, a sigmoid counts elements
+        factors = (1.0 - focal, 1.0 - focal, focal, 1.0, 0.0 if labels else 1.0)
+        loss = loss + reference.pointwise_loss(sums.unbind(0), extra, *factors)
     (grad_sums,) = torch.autograd.grad(inputs.scale * loss, sums)
     gradient = [
         reference.confusion_backward(grad_sums, input.double(), target, None, "input", *elements)

@@ -271,6 +271,40 @@ def markdown(document: Document) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+# What a reader of the README wants to know first: case, pass, and what it is in words.
+HEADLINE = (
+    ("image float32", "forward", "soft-F1 forward, 16 masks of 1024², float32"),
+    ("image bfloat16", BOTH, "its step, bfloat16 logits"),
+    ("channels_last float32", "forward", "soft-F1 forward, 4 classes, channels_last"),
+    (
+        "4 labels float32",
+        "forward",
+        "softmax Dice forward, 2 × 128³ voxels, 4 classes, labels",
+    ),
+    ("4 labels Dice+CE", BOTH, "Dice + cross-entropy step of that"),
+    ("105 labels Dice+CE", BOTH, "Dice + cross-entropy step, 64³ voxels, 105 classes"),
+    ("64 logits", BOTH, "step of 64 logits"),
+)
+
+
+def headline(document: Document) -> str:
+    """A few rows of the table, for the top of a README."""
+    others = families(document)[1:]
+    rows = {(row["case"], row["which"]): row for row in document["rows"]}
+    lines = []
+    for case, which, words in HEADLINE:
+        row = rows.get((case, which))
+        if row is not None:
+            ratios = [_speedup(row, family).split(" ")[0] for family in others]
+            lines.append([words, _own_time(row), *ratios])
+    header = ["", OURS, *(f"vs {family}" for family in others)]
+    intro = (
+        "Median time, and how many times longer the fastest right form of the others took; a step "
+        "is forward and backward:"
+    )
+    return "\n\n".join((intro, _markdown_table(header, lines, left=1), heading(document)))
+
+
 # ---- files -----------------------------------------------------------------------------------
 
 

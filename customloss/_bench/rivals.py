@@ -2,7 +2,7 @@
 
 A family ("eager", "torch.compile", ...) may have several forms; ``run`` times all that pass the
 gate and reports the fastest. Every form computes ``mean over classes of 1 - 2 tp / (Σp + Σt)``, and
-adds the mean cross-entropy where the case has it.
+adds the mean cross-entropy or focal loss where the case has one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Rival:
 
 
 def _ours(case: Case) -> Loss:
-    if case.cross_entropy:
-        return customloss.dice_ce_loss
+    if case.beside:
+        if case.labels is not None:
+            return customloss.dice_ce_loss
+        return customloss.dice_focal_loss if case.beside == "focal" else customloss.dice_bce_loss
     op: Any = torch.ops.customloss.soft_f1.default
     loss: Loss = op if case.labels is None else partial(op, activation="softmax")
     return loss
@@ -92,26 +94,43 @@ def _one_group(formula: Loss) -> Callable[[Case], Loss]:
     def build(case: Case) -> Loss:
         if len(case.shape) > 1 and case.shape[1] > 1:
             raise Unavailable("one group only")
-        return formula
+        return _with(formula, case)
 
     return build
 
 
-def _of_masks(formula: Loss) -> Callable[[Case], Loss]:
-    def build(case: Case) -> Loss:
-        if case.labels is not None:
-            raise Unavailable("masks only")
+def _binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
+    functional = torch.nn.functional
+    return functional.binary_cross_entropy_with_logits(input, target.to(input.dtype))
+
+
+def _binary_focal(input: Tensor, target: Tensor) -> Tensor:
+    """γ = 2, without α."""
+    functional = torch.nn.functional
+    t = target.to(input.dtype)
+    missed = functional.binary_cross_entropy_with_logits(input, t, reduction="none")
+    return (missed * (input.sigmoid() - t) ** 2).mean()
+
+
+def _with(formula: Loss, case: Case) -> Loss:
+    """A formula and what the case has beside it."""
+    if not case.beside:
         return formula
+    beside: Loss = _binary_focal if case.beside == "focal" else _binary_cross_entropy
+    if case.labels is not None:
+        beside = _cross_entropy
+    return lambda input, target: formula(input, target) + beside(input, target)
 
-    return build
 
+def _of_masks(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
+    """``options``: of torch.compile, if any."""
 
-def _compiled(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
     def build(case: Case) -> Loss:
         if case.labels is not None:
             raise Unavailable("masks only")
-        loss: Loss = torch.compile(formula, dynamic=False, **options)
-        return loss
+        loss = _with(formula, case)
+        compiled: Loss = torch.compile(loss, **options) if options else loss
+        return compiled
 
     return build
 
@@ -140,11 +159,8 @@ def labels_gathered(input: Tensor, target: Tensor) -> Tensor:
     return (1 - 2 * tp / (p.sum(dims, dtype=dtype) + support)).mean()
 
 
-def _with_cross_entropy(formula: Loss) -> Loss:
-    def loss(input: Tensor, target: Tensor) -> Tensor:
-        return formula(input, target) + torch.nn.functional.cross_entropy(input, target.long())
-
-    return loss
+def _cross_entropy(input: Tensor, target: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(input, target.long())
 
 
 def _of_labels(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
@@ -153,7 +169,7 @@ def _of_labels(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
     def build(case: Case) -> Loss:
         if case.labels is None:
             raise Unavailable("class numbers only")
-        loss = _with_cross_entropy(formula) if case.cross_entropy else formula
+        loss = _with(formula, case)
         compiled: Loss = torch.compile(loss, **options) if options else loss
         return compiled
 
@@ -175,10 +191,13 @@ def _monai(case: Case) -> Loss:
         raise Unavailable("needs a class dimension")
     losses = _library("monai.losses")
     options: dict[str, Any] = {"batch": True, "smooth_nr": 0.0, "smooth_dr": 0.0}
+    names = {"": "DiceLoss", "cross_entropy": "DiceCELoss", "focal": "DiceFocalLoss"}
+    kind = getattr(losses, names[case.beside])
     if case.labels is None:
-        masks: Loss = losses.DiceLoss(sigmoid=True, **options)
-        return masks
-    kind = losses.DiceCELoss if case.cross_entropy else losses.DiceLoss
+        masks: Loss = kind(sigmoid=True, **options)
+        if not case.beside:
+            return masks
+        return lambda input, target: masks(input, target.to(input.dtype))
     loss: Loss = kind(softmax=True, to_onehot_y=True, **options)
     return lambda input, target: loss(input, target.unsqueeze(1))
 
@@ -189,7 +208,7 @@ def _smp(case: Case) -> Loss:
     losses = _library("segmentation_models_pytorch.losses")
     mode = "multilabel" if case.labels is None else "multiclass"
     loss: Loss = losses.DiceLoss(mode, from_logits=True, smooth=0.0, eps=0.0)
-    return _with_cross_entropy(loss) if case.cross_entropy else loss
+    return _with(loss, case)
 
 
 def rivals(device: torch.device, *, compile: bool = True) -> list[Rival]:
@@ -206,12 +225,12 @@ def rivals(device: torch.device, *, compile: bool = True) -> list[Rival]:
         Rival("smp", "DiceLoss", _smp),
     ]
     if compile:
-        found.append(Rival(COMPILED, "default", _compiled(formula_sums)))
+        found.append(Rival(COMPILED, "default", _of_masks(formula_sums, dynamic=False)))
         for name, formula in (("compared", labels_compared), ("gathered", labels_gathered)):
             found.append(Rival(COMPILED, name, _of_labels(formula, dynamic=False)))
     if compile and device.type == "cuda":
         tuned = {"max_autotune": True, "coordinate_descent_tuning": True}
-        found.append(Rival(COMPILED, "tuned", _compiled(formula_sums, options=tuned)))
         options = {"dynamic": False, "options": tuned}
+        found.append(Rival(COMPILED, "tuned", _of_masks(formula_sums, **options)))
         found.append(Rival(COMPILED, "tuned compared", _of_labels(labels_compared, **options)))
     return found

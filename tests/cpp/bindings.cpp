@@ -3,7 +3,7 @@
 //   element.h   exp_minus, probability, share, gradient     one element, float32 and float64
 //   pixel.h     logarithms, outcome, shares, slopes         one element whose class matters
 //   score.h     similarity_loss, group_loss                 one group
-//   average.h   GroupAverage                                all groups
+//   average.h   GroupAverage, CompoundLoss                  all groups
 //   layout.h    make_layout                                 any strides to a few loops
 //
 // Built by tests/test_cpp_maths.py through CMake, once for the default instruction set and once
@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -244,19 +245,50 @@ GroupResult group(const ScoreArguments& score, const std::array<double, 4>& sums
           loss.counted};
 }
 
+constexpr double kUnwritten = std::numeric_limits<double>::quiet_NaN();
+
+Scoring scoring_of(const ScoreArguments& score, int64_t over_classes, int64_t over_rest) {
+  return {score_of(score), static_cast<Average>(over_classes), static_cast<Reduction>(over_rest)};
+}
+
+// As many as are left of the groups.
+std::vector<double> losses_of(const Scoring& scoring, int64_t samples, int64_t classes) {
+  if (scoring.reduction != Reduction::kNone) return {kUnwritten};
+  const int64_t kept = scoring.average == Average::kNone ? classes : 1;
+  return std::vector<double>(samples * kept, kUnwritten);
+}
+
 // sums: [4, samples, classes] -> losses, gradient by the sums
 std::pair<std::vector<double>, Array<double>> average(const ScoreArguments& score,
                                                       int64_t over_classes, int64_t over_rest,
                                                       const Array<double>& sums) {
   const int64_t samples = sums.shape(1), classes = sums.shape(2);
-  const Scoring scoring{score_of(score), static_cast<Average>(over_classes),
-                        static_cast<Reduction>(over_rest)};
+  const Scoring scoring = scoring_of(score, over_classes, over_rest);
   Array<double> grads({py::ssize_t{4}, sums.shape(1), sums.shape(2)});
   std::copy(sums.data(), sums.data() + sums.size(), grads.mutable_data());
-  const bool kept = scoring.reduction == Reduction::kNone;
-  const bool per_class = scoring.average == Average::kNone;
-  std::vector<double> loss(kept ? samples * (per_class ? classes : 1) : 1);
+  std::vector<double> loss = losses_of(scoring, samples, classes);
   GroupAverage(scoring, samples, classes, grads.mutable_data()).run(loss.data());
+  return {loss, grads};
+}
+
+// factors: score_weight, log_pos, log_neg, focal, positives, negatives
+// sums: [rows of `extra`, samples, classes], class_weight: [2, classes] -> losses, gradient
+std::pair<std::vector<double>, Array<double>> compound(
+    const ScoreArguments& score, int64_t over_classes, int64_t over_rest, unsigned extra,
+    const std::array<double, 6>& factors, const Array<double>& sums,
+    const std::optional<Array<double>>& class_weight) {
+  const int64_t samples = sums.shape(1), classes = sums.shape(2);
+  const Scoring scoring = scoring_of(score, over_classes, over_rest);
+  const auto& [score_weight, log_pos, log_neg, focal, positives, negatives] = factors;
+  const Pointwise pointwise{
+      score_weight,         log_pos, log_neg, focal, positives, negatives, row_of(extra, kLogLoss),
+      row_of(extra, kFocal)};
+  Array<double> grads({sums.shape(0), sums.shape(1), sums.shape(2)});
+  std::fill_n(grads.mutable_data(), grads.size(), kUnwritten);
+  std::vector<double> loss = losses_of(scoring, samples, classes);
+  CompoundLoss(scoring, pointwise, sums.shape(0), samples, classes,
+               class_weight ? class_weight->data() : nullptr)
+      .run(sums.data(), grads.mutable_data(), loss.data(), static_cast<int64_t>(loss.size()));
   return {loss, grads};
 }
 
@@ -300,6 +332,9 @@ PYBIND11_MODULE(CUSTOMLOSS_MODULE, m) {
   m.def("group", &group, py::arg("score"), py::arg("sums"));
   m.def("average", &average, py::arg("score"), py::arg("average"), py::arg("reduction"),
         py::arg("sums").noconvert());
+  m.def("compound", &compound, py::arg("score"), py::arg("average"), py::arg("reduction"),
+        py::arg("extra"), py::arg("factors"), py::arg("sums").noconvert(),
+        py::arg("class_weight").noconvert() = py::none());
   m.def("layout", &layout, py::arg("operands"), py::arg("per_sample"), py::arg("per_class"));
   m.attr("max_reduced") = kMaxReduced;
 }

@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,7 +39,7 @@ SANITIZE = (
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
 )
-SOURCES = ("csrc/cuda/confusion.cu", "csrc/cuda/pixel.cu")
+SOURCES = ("csrc/cuda/confusion.cu", "csrc/cuda/pixel.cu", "csrc/cuda/score.cu")
 
 
 def compiler() -> str | None:
@@ -92,10 +91,10 @@ class Emulation:
     """The loaded library: its operators, and what tests ask of the shim."""
 
     def __init__(self, path: Path) -> None:
-        import customloss  # noqa: F401  defines the contract
+        from customloss._backend import Implementation
 
         self._library = torch.library.Library("customloss_emulated", "FRAGMENT")
-        for name in ("confusion", "confusion_score", "confusion_backward"):
+        for name in Implementation._fields:
             schema = str(getattr(torch.ops.customloss, name).default._schema)
             self._library.define(schema.removeprefix("customloss::"))
         torch.ops.load_library(str(path))
@@ -103,9 +102,12 @@ class Emulation:
         self._symbols.cuda_emulation_launches.restype = ctypes.c_int64
         self._wide = ctypes.c_bool.in_dll(self._symbols, "customloss_cuda_wide_index")
         ops = torch.ops.customloss_emulated
-        self.confusion: Any = ops.confusion.default
-        self.confusion_score: Any = ops.confusion_score.default
-        self.confusion_backward: Any = ops.confusion_backward.default
+        self.primitives = Implementation(
+            *(getattr(ops, name).default for name in Implementation._fields)
+        )
+        self.confusion, self.confusion_score, self.confusion_backward, self.sums_score = (
+            self.primitives
+        )
 
     def seed(self, seed: int) -> None:
         """The order of threads and blocks from here on."""

@@ -1,10 +1,10 @@
-"""One emulated library in a process of its own: ``probe.py LIBRARY bits|pixels|judge``.
+"""One emulated library in a process of its own: ``probe.py LIBRARY bits|pixels|sums|judge``.
 
 ``bits`` prints a digest of losses and gradients for each of several orders of the threads,
-``pixels`` one of sums and gradients where the classes of a pixel are read together;
-``judge`` compares them with the reference and prints how many samples it judged. Run by
-test_cuda_emulated.py, which sets the import path, for libraries that are broken on purpose or
-built with sanitizers.
+``pixels`` one of sums and gradients where the classes of a pixel are read together, ``sums`` one of
+losses of sums and their gradients; ``judge`` compares them with the reference and prints how many
+samples it judged. Run by test_cuda_*.py, which set the import path, for libraries that are broken
+on purpose or built with sanitizers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 
 import cases
+import sums_cases
 import torch
 from build import Emulation
 from judge import assert_right, differentiated
+from sums_cases import How
 
 from customloss import _backend
 
@@ -38,14 +40,18 @@ JUDGED = (
     *(case for case in cases.OPTIONED if case.name.startswith("few")),
     *PROBES,
 )
+# losses of sums: one slice of a row and of rows; slices of whole rows, segments
+SUMS = (
+    ((1, 300), How(pointwise="binary", weights="some")),
+    ((40, 21), How(average="weighted", absent="skip", pointwise="both", weights="some")),
+    ((600, 3), How(reduction="none", pointwise="focal")),
+    ((2, 1100), How(average="weighted", pointwise="cross-entropy")),
+)
 
 
 def use(emulation: Emulation) -> None:
     """The public operators run on the emulated primitives from here on."""
-    primitives = _backend.Implementation(
-        emulation.confusion, emulation.confusion_score, emulation.confusion_backward
-    )
-    _backend.implementation = lambda input: primitives
+    _backend.implementation = lambda input: emulation.primitives
 
 
 def digest(seed: int, emulation: Emulation) -> str:
@@ -72,19 +78,32 @@ def pixel_digest(seed: int, emulation: Emulation) -> str:
     return found.hexdigest()
 
 
+def sums_digest(seed: int, emulation: Emulation) -> str:
+    emulation.seed(seed)
+    torch.manual_seed(0)
+    found = hashlib.sha256()
+    for shape, how in SUMS:
+        weight = how.class_weight(shape[1])
+        for tensor in emulation.sums_score(how.sums(shape), weight, *how.arguments()):
+            found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+DIGESTS = {"bits": digest, "pixels": pixel_digest, "sums": sums_digest}
+
+
 def main() -> None:
     emulation = Emulation(Path(sys.argv[1]))
     use(emulation)
-    if sys.argv[2] == "bits":
-        print(*(digest(seed, emulation) for seed in SEEDS))
-        return
-    if sys.argv[2] == "pixels":
-        print(*(pixel_digest(seed, emulation) for seed in SEEDS))
+    if sys.argv[2] in DIGESTS:
+        print(*(DIGESTS[sys.argv[2]](seed, emulation) for seed in SEEDS))
         return
     for case in JUDGED:
         for dtype in (torch.float32, torch.bfloat16):
             assert_right(torch.ops.customloss.soft_f1, case.build(dtype))
-    print(2 * len(JUDGED))
+    for shape, how in SUMS:
+        sums_cases.assert_right(emulation.sums_score, how, shape)
+    print(2 * len(JUDGED) + len(SUMS))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,20 @@
+// A loss that was computed in float64, as the tensor that is returned.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../common.h"
+
+namespace customloss::cpu {
+
+inline void store(const std::vector<double>& values, Tensor* loss) {
+  void* const to = loss->mutable_data_ptr();
+  if (loss->scalar_type() == ScalarType::Double) {
+    std::copy(values.begin(), values.end(), static_cast<double*>(to));
+  } else {
+    std::copy(values.begin(), values.end(), static_cast<float*>(to));
+  }
+}
+
+}  // namespace customloss::cpu

@@ -1,0 +1,261 @@
+// From sums to a loss and its gradient by them, where classes need not count alike and a pointwise
+// loss may stand beside the score: the device twin of CompoundLoss in average.h.
+//
+// The groups of a single slice are the work of one block from beginning to end.  Of more slices a
+// first launch leaves four numbers each, which every block of the second adds up for itself: no
+// block waits for another, and nothing has to be cleared beforehand.
+#pragma once
+
+#include "rows.cuh"
+
+namespace customloss::cuda {
+
+constexpr int kSlots = 1024;  // groups that a slice has room for
+
+struct Compound : Rows {
+  Pointwise pointwise;
+  const double* sums;          // [kinds, groups]
+  const double* class_weight;  // [2, width], of the score and of the pointwise loss; or null
+  double* coefficients;        // [kinds, groups]
+  int64_t groups;
+  int kinds;
+  double* means;  // [rows, 4]    numbers of whole rows for the second launch, null without one
+};
+
+namespace {
+
+// Of groups: their weighted losses, the weights, and what they add to the pointwise loss.  Of rows:
+// their averages, how many of them count, and the same.
+enum Number : int { kTotal, kWeight, kLost, kCounted, kNumbers };
+using Numbers = double[kNumbers];
+
+__device__ __forceinline__ void copy(const Numbers& from, Numbers& to) {
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) to[k] = from[k];
+}
+
+struct CompoundGroup {
+  int64_t group, cls;
+  int row;  // of the slice
+};
+
+struct CompoundSlice {
+  int64_t row, first_class, first;  // the first row, class and group
+  int count, width;                 // width: where it holds whole rows, else 0
+
+  __device__ __forceinline__ CompoundSlice(const Compound& f, int64_t index) {
+    const bool whole = f.segments == 1;
+    row = whole ? index * f.rows_per_slice : index / f.segments;
+    first_class = whole ? 0 : (index - row * f.segments) * kSlots;
+    first = row * f.width + first_class;
+    width = whole ? static_cast<int>(f.width) : 0;
+    count = static_cast<int>(whole ? min(f.rows_per_slice, f.rows - row) * f.width
+                                   : min(int64_t{kSlots}, f.width - first_class));
+  }
+  __device__ __forceinline__ CompoundGroup at(int i) const {
+    const int row = width == 0 ? 0 : i / width;
+    return {first + i, first_class + i - row * width, row};
+  }
+};
+
+__device__ __forceinline__ GroupLoss loss_of(const Compound& f, const CompoundGroup& at) {
+  const double* own = f.sums + at.group;
+  return group_loss(f.scoring.score, {own[0], own[f.groups], own[2 * f.groups], own[3 * f.groups]});
+}
+
+__device__ __forceinline__ double score_weight(const Compound& f, const CompoundGroup& at) {
+  return f.class_weight == nullptr ? 1.0 : f.class_weight[at.cls];
+}
+
+__device__ __forceinline__ double pointwise_weight(const Compound& f, const CompoundGroup& at) {
+  return f.class_weight == nullptr ? 1.0 : f.class_weight[f.width + at.cls];
+}
+
+__device__ __forceinline__ void group_numbers(const Compound& f, const CompoundGroup& at,
+                                              Numbers& to) {
+  if (f.pointwise.score_weight != 0.0) {
+    const GroupLoss loss = loss_of(f, at);
+    to[kWeight] = group_weight(f.scoring.average, loss, score_weight(f, at));
+    if (to[kWeight] != 0.0) to[kTotal] = to[kWeight] * loss.value;
+  }
+  if (f.pointwise.present()) {
+    const Lost own = group_lost(f.pointwise, f.sums, f.groups, at.group, pointwise_weight(f, at));
+    to[kLost] = own.lost;
+    to[kCounted] = own.counted;
+  }
+}
+
+__device__ __forceinline__ void add_row(const Numbers& row, Numbers& total) {
+  const Mean mean = mean_of(row[kTotal], row[kWeight]);
+  total[kTotal] += mean.value;
+  total[kWeight] += mean.weight != 0.0 ? 1.0 : 0.0;
+  total[kLost] += row[kLost];
+  total[kCounted] += row[kCounted];
+}
+
+// ---- the loss and the gradient ---------------------------------------------------------------
+
+__device__ __forceinline__ void write_compound(const Compound& f, int64_t at, double score,
+                                               const Numbers& over) {
+  const double weight = f.pointwise.score_weight;
+  const double own = weight != 0.0 ? weight * score : 0.0;
+  write_loss(f, at, own + Lost{over[kLost], over[kCounted]}.ratio());
+}
+
+__device__ __forceinline__ void write_row_loss(const Compound& f, int64_t row,
+                                               const Numbers& numbers) {
+  if (f.scoring.reduction != Reduction::kNone) return;
+  write_compound(f, row, mean_of(numbers[kTotal], numbers[kWeight]).value, numbers);
+}
+
+__device__ __forceinline__ void write_total_loss(const Compound& f, const Numbers& total) {
+  const Reduction reduction = f.scoring.reduction;
+  if (reduction == Reduction::kNone) return;
+  write_compound(f, 0, row_share(reduction, total[kWeight]) * total[kTotal], total);
+}
+
+// What the gradient of a group needs of other groups.
+struct Others {
+  Mean mean;     // of its row
+  double outer;  // what the row counts in the loss
+  Lost all;      // that the pointwise loss is of
+
+  __device__ __forceinline__ Others(const Compound& f, const Numbers& row, const Numbers& total)
+      : mean(mean_of(row[kTotal], row[kWeight])),
+        outer(f.pointwise.score_weight * row_share(f.scoring.reduction, total[kWeight])) {
+    const bool kept = f.scoring.reduction == Reduction::kNone;
+    all = {kept ? row[kLost] : total[kLost], kept ? row[kCounted] : total[kCounted]};
+  }
+};
+
+// The gradient by all sums of a group.
+__device__ __forceinline__ void write_gradient(const Compound& f, const CompoundGroup& at,
+                                               const Others& others) {
+  Sums grad{0.0, 0.0, 0.0, 0.0};
+  if (f.pointwise.score_weight != 0.0) {
+    grad = averaged_grad(f.scoring.average, loss_of(f, at), score_weight(f, at), others.mean.value,
+                         others.mean.weight, others.outer);
+  }
+  double* to = f.coefficients + at.group;
+  to[0] = grad.tp;
+  to[f.groups] = grad.fp;
+  to[2 * f.groups] = grad.fn;
+  to[3 * f.groups] = grad.tn;
+  for (int kind = 4; kind < f.kinds; ++kind) to[kind * f.groups] = 0.0;
+  if (!f.pointwise.present()) return;
+  add_pointwise_grad(f.pointwise, others.all, pointwise_weight(f, at), f.coefficients, f.groups,
+                     at.group);
+}
+
+// ---- over the groups of a block --------------------------------------------------------------
+
+// The numbers of a whole row, kept for the gradients of its groups.
+__device__ __forceinline__ void keep_row(const Compound& f, const CompoundSlice& slice, int row,
+                                         const Numbers& numbers,
+                                         double (&values)[kNumbers][kSlots]) {
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) {
+    values[k][row * slice.width] = numbers[k];
+    if (f.means != nullptr) f.means[kNumbers * (slice.row + row) + k] = numbers[k];
+  }
+  write_row_loss(f, slice.row + row, numbers);
+}
+
+// What the rows of a slice add up to, or the piece of one; a collective.
+//   values  room for those of every group; afterwards a row's are at its first group
+__device__ __forceinline__ void slice_numbers(const Compound& f, const CompoundSlice& slice,
+                                              double (&values)[kNumbers][kSlots], Numbers& total) {
+  const bool single = f.rows_per_slice == 1;
+  Numbers own = {};
+  for (int i = threadIdx.x; i < slice.count; i += kThreads) {
+    Numbers group = {};
+    group_numbers(f, slice.at(i), group);
+#pragma unroll
+    for (int k = 0; k < kNumbers; ++k) {
+      own[k] += group[k];
+      if (!single) values[k][i] = group[k];
+    }
+  }
+  if (!single) {
+    __syncthreads();
+    add_rows(f, slice.count / slice.width, values, [&](int row, const Numbers& numbers) {
+      keep_row(f, slice, row, numbers, values);
+      add_row(numbers, total);
+    });
+    sum_block(total);
+    return;
+  }
+  sum_block(own);
+  if (f.segments > 1) return copy(own, total);
+  add_row(own, total);
+  if (threadIdx.x == 0) keep_row(f, slice, 0, own, values);
+  __syncthreads();
+}
+
+// Everything, of the groups of one slice; else what its rows add up to.
+//   maths   score.h, group by group; the averages of average.h, added in a fixed order
+//   launch  one block per slice
+//   bytes   reads 8 per sum, and writes as many if that is all
+__global__ __launch_bounds__(kThreads) void score_sums(const __grid_constant__ Compound f) {
+  __shared__ double values[kNumbers][kSlots];
+  const CompoundSlice slice(f, blockIdx.x);
+  Numbers total = {};
+  slice_numbers(f, slice, values, total);
+  if (f.slices > 1) {
+    if (threadIdx.x != 0) return;
+#pragma unroll
+    for (int k = 0; k < kNumbers; ++k) f.stats[kNumbers * int64_t{blockIdx.x} + k] = total[k];
+    return;
+  }
+  if (threadIdx.x == 0) write_total_loss(f, total);
+  for (int i = threadIdx.x; i < slice.count; i += kThreads) {
+    const CompoundGroup at = slice.at(i);
+    Numbers row;
+#pragma unroll
+    for (int k = 0; k < kNumbers; ++k) row[k] = values[k][at.row * slice.width];
+    write_gradient(f, at, Others(f, row, total));
+  }
+}
+
+// The loss and the gradient from the numbers of several slices.
+//   launch  blocks that go through the slices together; each adds up the numbers of all
+//   bytes   reads and writes 8 per sum; reads 32 per slice in every block
+__global__ __launch_bounds__(kThreads, 3) void score_gradient(const __grid_constant__ Compound f) {
+  Numbers total = {};
+  if (f.scoring.reduction != Reduction::kNone) {
+    if (f.segments == 1) {
+      add_slices(f, total);
+    } else {
+      add_segments<kNumbers>(f, [&](int64_t, const Numbers& row) { add_row(row, total); });
+    }
+    sum_block(total);
+    if (blockIdx.x == 0 && threadIdx.x == 0) write_total_loss(f, total);
+  }
+  for (int64_t index = blockIdx.x; index < f.slices; index += gridDim.x) {
+    const CompoundSlice slice(f, index);
+    Numbers row = {};
+    if (f.segments > 1) {
+      for (int64_t i = threadIdx.x; i < f.segments; i += kThreads) {
+#pragma unroll
+        for (int k = 0; k < kNumbers; ++k) {
+          row[k] += f.stats[kNumbers * (slice.row * f.segments + i) + k];
+        }
+      }
+      sum_block(row);
+      if (threadIdx.x == 0 && slice.first_class == 0) write_row_loss(f, slice.row, row);
+    }
+    Others others(f, row, total);
+    for (int i = threadIdx.x; i < slice.count; i += kThreads) {
+      const CompoundGroup at = slice.at(i);
+      if (f.segments == 1) {
+#pragma unroll
+        for (int k = 0; k < kNumbers; ++k) row[k] = f.means[kNumbers * (slice.row + at.row) + k];
+        others = Others(f, row, total);
+      }
+      write_gradient(f, at, others);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace customloss::cuda

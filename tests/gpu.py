@@ -1,0 +1,120 @@
+"""What the tests on a GPU share: the device, the backends, and operands that go there and back.
+
+The judge is that of every other test, the reference in float64 on the CPU: operands are made there,
+go to the device in the same memory layout, and what comes of them is brought back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import triton_package
+from torch import Tensor
+
+import customloss
+from customloss import _load
+
+DEVICE = "cuda"
+COMMUNICATION = "nccl"
+BACKENDS = ("cuda", "triton")
+MARKS = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch sees no CUDA GPU"),
+]
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """The compiled kernels or the Triton ones; skips the test where there are none, and says why.
+
+    Where no compiled kernels are loaded, Triton's are what "auto" takes: then they are not insisted
+    on, so that they are also tested behind the dispatcher.
+    """
+    compiled = _load.loaded("_C_cuda")
+    if name == "cuda" and not compiled:
+        pytest.skip(f"no compiled CUDA kernels: {_load.status.get('_C_cuda')}")
+    if name == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+        triton_package.load()
+    with customloss.backend("triton" if name == "triton" and compiled else "auto"):
+        yield
+
+
+def insists() -> bool:
+    """Whether the backend under test is another than the dispatcher's."""
+    return customloss.current_backend() != "auto"
+
+
+class _Moved(torch.autograd.Function):
+    """The same memory on the device: strides, offset and what lies between the elements."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        memory = tensor.as_strided((size,), (1,), 0).to(DEVICE, copy=True)
+        return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.cpu()
+
+
+def moved(tensor: Tensor | None) -> Tensor | None:
+    """An operand on the device, at the strides it has; its gradient comes back."""
+    return None if tensor is None else _Moved.apply(tensor)
+
+
+def on_device(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``op`` of CPU tensors, computed on the device."""
+
+    def there(*operands: Tensor | None, **options: Any) -> Tensor:
+        return op(*map(moved, operands), **options).cpu()
+
+    return there
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Also of NaN, and not of 0 and -0."""
+    pair = (each.detach().cpu().contiguous().flatten().view(torch.uint8) for each in (one, other))
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(*pair)
+
+
+# ---- ranks -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def process_group(rank: int, world: int, store: str) -> Iterator[None]:
+    """This process as a rank with a GPU of its own."""
+    torch.cuda.set_device(rank)
+    dist.init_process_group(
+        COMMUNICATION,
+        init_method=store,
+        rank=rank,
+        world_size=world,
+        device_id=torch.device(DEVICE, rank),
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def run_ranks(world: int, check: Callable[[], None]) -> None:
+    """A check at top level of its file, on every rank."""
+    name = Path(check.__code__.co_filename).stem
+    with tempfile.TemporaryDirectory() as folder:
+        given = (world, f"file://{folder}/store", name, check.__name__)
+        torch.multiprocessing.spawn(_rank, given, nprocs=world)
+
+
+def _rank(rank: int, world: int, store: str, module: str, check: str) -> None:
+    with process_group(rank, world, store):
+        getattr(importlib.import_module(module), check)()
