@@ -16,6 +16,7 @@ from judge import (
     soft_f1,
 )
 from pixel_cases import EXTRAS, SOFTMAX, numbered, reading
+from process import run_python
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -306,6 +307,23 @@ def check_rare(pixels: int, classes: int) -> None:
 def test_many_small_probabilities(classes: int) -> None:
     """Equal terms round the same way again and again: length is drift."""
     check_rare(1 << 17, classes)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_many_small_probabilities_on_other_instruction_sets(isa: str) -> None:
+    """Fewer lanes, so more additions in each."""
+    code = f"""
+import torch
+import customloss
+import test_pixels_numerics as numerics
+assert torch.ops.customloss.cpu_isa() == "{isa}"
+for classes in (2, 4, 33):
+    numerics.check_rare(1 << 17, classes)
+"""
+    done = run_python(code, CUSTOMLOSS_CPU_ISA=isa)
+    if "this processor does not have it" in done.stderr:
+        pytest.skip(f"this processor does not have {isa}")
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -245,6 +245,15 @@ inline int row_among(unsigned extra, int every_row) {
 
 // ---- forward ------------------------------------------------------------------------------
 
+// On the narrowest set some of these loops stay scalar: one lane then has all of the additions.
+#if defined(__AVX2__)
+template <class T>
+constexpr int64_t kTileRun = kRun<T>;
+#else
+template <class T>
+constexpr int64_t kTileRun = 64;
+#endif
+
 // to[row * to_pitch] += the sums of one class over a run of pixels, for every row of the tile.
 // The sums have names, as arrays do not stay in registers; an int that is not added to costs
 // nothing.
@@ -303,8 +312,8 @@ __attribute__((noinline)) void tile_sums(const P of, double* to, int64_t to_pitc
   for (int64_t c = 0; c < of.tile.classes; ++c) {
     const OneClass<P, T> one(of, c);
     const T* weight = of.weight(c);
-    for (int64_t first = 0; first < of.tile.pixels; first += kRun<T>) {
-      const int64_t end = first + kRun<T>, last = end < of.tile.pixels ? end : of.tile.pixels;
+    for (int64_t first = 0; first < of.tile.pixels; first += kTileRun<T>) {
+      const int64_t end = first + kTileRun<T>, last = end < of.tile.pixels ? end : of.tile.pixels;
       run_sums<P, T>(of, one, weight, first, last, to + c, to_pitch);
     }
   }
