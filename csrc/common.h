@@ -138,6 +138,36 @@ struct Elements {
   }
 };
 
+// The arguments that every pass has, in the order of the schemas.
+inline Elements elements_of(const Tensor& input, const Tensor& target,
+                            const std::optional<Tensor>& weight, int64_t activation, double scale,
+                            double offset, bool per_sample, bool per_class,
+                            std::optional<int64_t> ignore_index, double label_smoothing,
+                            int64_t extra, double focal_gamma) {
+  return {input,
+          target,
+          weight,
+          static_cast<Activation>(activation),
+          scale,
+          offset,
+          per_sample,
+          per_class,
+          ignore_index,
+          label_smoothing,
+          static_cast<unsigned>(extra),
+          focal_gamma};
+}
+
+// Those of every loss.
+inline Scoring scoring_of(double tp_weight, double fp_weight, double fn_weight, double smooth,
+                          double gamma, int64_t link, int64_t absent, int64_t average,
+                          int64_t reduction) {
+  return {{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
+           static_cast<Absent>(absent)},
+          static_cast<Average>(average),
+          static_cast<Reduction>(reduction)};
+}
+
 // The loss of groups [samples, classes], uninitialised: a scalar, or what of that is kept.
 inline Tensor empty_loss(const Scoring& scoring, bool per_sample, bool per_class, int64_t samples,
                          int64_t classes, bool is_double, const Tensor& like) {

@@ -165,10 +165,7 @@ class SumsLossFunction(torch.autograd.Function):
             loss = _fallback.sums_loss(own, class_weight, *ctx.how)
             found = torch.autograd.grad(loss, own, grad, create_graph=True, allow_unused=True)
             return found[0], None, None
-        per_sample = ctx.how[1]
-        if grad.dim() == 1:
-            grad = grad[:, None] if per_sample else grad[None, :]
-        return coefficients * grad, None, None
+        return _fallback.times_outer(coefficients, grad, per_sample=ctx.how[1]), None, None
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

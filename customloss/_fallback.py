@@ -142,6 +142,13 @@ def sums_score(sums: Tensor, class_weight: Tensor | None, *options: Any) -> tupl
     return loss.detach(), found[0]
 
 
+def times_outer(coefficients: Tensor, grad: Tensor, per_sample: bool) -> Tensor:
+    """Coefficients ``[rows, samples, classes]`` times the gradient of what the loss kept."""
+    if grad.dim() == 1:
+        grad = grad[:, None] if per_sample else grad[None, :]
+    return coefficients * grad
+
+
 def confusion_backward(
     grad: Tensor | None,
     coefficients: Tensor,
@@ -161,9 +168,7 @@ def confusion_backward(
 ) -> Tensor:
     """See ``customloss::confusion_backward``."""
     if grad is not None:
-        if grad.dim() == 1:
-            grad = grad[:, None] if per_sample else grad[None, :]
-        coefficients = coefficients * grad
+        coefficients = times_outer(coefficients, grad, per_sample)
     gradient = reference.confusion_backward(
         coefficients, input, target, weight, WRT[wrt], ACTIVATIONS[activation], scale, offset,
         per_sample, per_class, ignore_index, label_smoothing, extra, focal_gamma,

@@ -314,18 +314,9 @@ Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<
                  int64_t activation, double scale, double offset, bool per_sample, bool per_class,
                  std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra,
                  double focal_gamma) {
-  const Elements elements{input,
-                          target,
-                          weight,
-                          static_cast<Activation>(activation),
-                          scale,
-                          offset,
-                          per_sample,
-                          per_class,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<unsigned>(extra),
-                          focal_gamma};
+  const Elements elements =
+      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
+                  ignore_index, label_smoothing, extra, focal_gamma);
   const Operands operands = operands_of(elements);
   const int64_t samples = operands.layout.sample.size, classes = classes_of(elements, operands);
   Tensor sums = empty({rows_of(elements.extra), samples, classes}, true, input);
@@ -339,22 +330,11 @@ std::tuple<Tensor, Tensor> confusion_score(
     std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra, double focal_gamma,
     double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma, int64_t link,
     int64_t absent, int64_t average, int64_t reduction) {
-  const Elements elements{input,
-                          target,
-                          weight,
-                          static_cast<Activation>(activation),
-                          scale,
-                          offset,
-                          per_sample,
-                          per_class,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<unsigned>(extra),
-                          focal_gamma};
-  const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
-                         static_cast<Absent>(absent)},
-                        static_cast<Average>(average),
-                        static_cast<Reduction>(reduction)};
+  const Elements elements =
+      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
+                  ignore_index, label_smoothing, extra, focal_gamma);
+  const Scoring scoring =
+      scoring_of(tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent, average, reduction);
   const Operands operands = operands_of(elements);
   STD_TORCH_CHECK(elements.extra == 0, "customloss: a score is made of four sums");
   const int64_t samples = operands.layout.sample.size, classes = classes_of(elements, operands);
@@ -374,18 +354,9 @@ Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coeff
                           double scale, double offset, bool per_sample, bool per_class,
                           std::optional<int64_t> ignore_index, double label_smoothing,
                           int64_t extra, double focal_gamma) {
-  const Elements elements{input,
-                          target,
-                          weight,
-                          static_cast<Activation>(activation),
-                          scale,
-                          offset,
-                          per_sample,
-                          per_class,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<unsigned>(extra),
-                          focal_gamma};
+  const Elements elements =
+      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
+                  ignore_index, label_smoothing, extra, focal_gamma);
   Tensor out = empty_gradient(elements, static_cast<Wrt>(wrt));
   const Operands operands = operands_of(elements, &out);
   prefer_huge_pages(operands.memory[kOutOperand].data,

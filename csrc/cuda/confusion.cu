@@ -117,18 +117,9 @@ Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<
                  std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra,
                  double focal_gamma) {
   const Stream stream(input);
-  const Elements elements{input,
-                          target,
-                          weight,
-                          static_cast<Activation>(activation),
-                          scale,
-                          offset,
-                          per_sample,
-                          per_class,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<unsigned>(extra),
-                          focal_gamma};
+  const Elements elements =
+      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
+                  ignore_index, label_smoothing, extra, focal_gamma);
   if (elements.by_pixel()) return pixel_confusion(elements, stream);
   const Layout layout = elements.layout();
   Tensor sums = empty({4, layout.sample.size, layout.cls.size}, true, input);
@@ -160,22 +151,11 @@ std::tuple<Tensor, Tensor> confusion_score(
     double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma, int64_t link,
     int64_t absent, int64_t average, int64_t reduction) {
   const Stream stream(input);
-  const Elements elements{input,
-                          target,
-                          weight,
-                          static_cast<Activation>(activation),
-                          scale,
-                          offset,
-                          per_sample,
-                          per_class,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<unsigned>(extra),
-                          focal_gamma};
-  const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
-                         static_cast<Absent>(absent)},
-                        static_cast<Average>(average),
-                        static_cast<Reduction>(reduction)};
+  const Elements elements =
+      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
+                  ignore_index, label_smoothing, extra, focal_gamma);
+  const Scoring scoring =
+      scoring_of(tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent, average, reduction);
   STD_TORCH_CHECK(elements.extra == 0, "customloss: a score is of four sums");
   const Layout layout = elements.layout();
   const int64_t samples = layout.sample.size, classes = elements.per_class ? layout.cls.size : 1;
@@ -239,18 +219,9 @@ Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coeff
                           std::optional<int64_t> ignore_index, double label_smoothing,
                           int64_t extra, double focal_gamma) {
   const Stream stream(input);
-  const Elements elements{input,
-                          target,
-                          weight,
-                          static_cast<Activation>(activation),
-                          scale,
-                          offset,
-                          per_sample,
-                          per_class,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<unsigned>(extra),
-                          focal_gamma};
+  const Elements elements =
+      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
+                  ignore_index, label_smoothing, extra, focal_gamma);
   const Wrt operand = static_cast<Wrt>(wrt);
   if (elements.by_pixel()) return pixel_backward(grad, coefficients, elements, operand, stream);
   Tensor out = empty_gradient(elements, operand);

@@ -23,10 +23,8 @@ std::tuple<Tensor, Tensor> sums_score(const Tensor& sums, const std::optional<Te
                                       double log_neg, double focal, double positives,
                                       double negatives) {
   const Stream stream(sums);
-  const Scoring scoring{{tp_weight, fp_weight, fn_weight, smooth, gamma, static_cast<Link>(link),
-                         static_cast<Absent>(absent)},
-                        static_cast<Average>(average),
-                        static_cast<Reduction>(reduction)};
+  const Scoring scoring =
+      scoring_of(tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent, average, reduction);
   const Pointwise pointwise = pointwise_of(static_cast<unsigned>(extra), score_weight, log_pos,
                                            log_neg, focal, positives, negatives);
   check_sums(sums, class_weight, static_cast<unsigned>(extra), per_sample, scoring, pointwise);
