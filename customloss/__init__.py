@@ -1,13 +1,36 @@
 """Exact, fused F-measure losses for PyTorch."""
 
-from customloss import _ops as _ops
 from customloss import distributed, reference, scores
-from customloss._backend import backend, current_backend
-from customloss._build_info import BuildInfo, build_info
-from customloss._loss import confusion_loss
-from customloss._sums import ConfusionSums, ExtendedSums, confusion_sums
-from customloss.accumulation import accumulate
-from customloss.compound import (
+from customloss._backends.choice import backend, current_backend
+from customloss._ops import register as _register  # noqa: F401 (it defines torch.ops.customloss)
+from customloss.batches.accumulation import accumulate
+from customloss.batches.deep_supervision import DeepSupervision, deep_supervision_loss
+from customloss.batches.streaming import StreamingLoss
+from customloss.compat.custom_f1 import CustomF1Loss, custom_f1_loss
+from customloss.info import BuildInfo, build_info
+from customloss.info import __version__ as __version__
+from customloss.losses.base import Loss
+from customloss.losses.composed import (
+    BalancedAccuracyLoss,
+    ConfusionLoss,
+    ExpLogDiceLoss,
+    FowlkesMallowsLoss,
+    GeneralizedDiceLoss,
+    GMeanLoss,
+    LogCoshDiceLoss,
+    LogPrecisionRecallLoss,
+    MCCLoss,
+    balanced_accuracy_loss,
+    confusion_loss,
+    exp_log_dice_loss,
+    fowlkes_mallows_loss,
+    g_mean_loss,
+    generalized_dice_loss,
+    log_cosh_dice_loss,
+    log_precision_recall_loss,
+    mcc_loss,
+)
+from customloss.losses.compound import (
     CompoundLoss,
     DiceBCELoss,
     DiceCELoss,
@@ -19,8 +42,7 @@ from customloss.compound import (
     dice_focal_loss,
     tversky_ce_loss,
 )
-from customloss.deep_supervision import DeepSupervision, deep_supervision_loss
-from customloss.extended import (
+from customloss.losses.extra_sums import (
     SemimetricDiceLoss,
     SemimetricJaccardLoss,
     SemimetricTverskyLoss,
@@ -33,48 +55,24 @@ from customloss.extended import (
     squared_dice_loss,
     weighted_log_loss,
 )
-from customloss.functional import (
+from customloss.losses.ratios import (
+    AnyLoss,
+    DiceLoss,
+    FocalTverskyLoss,
+    JaccardLoss,
+    SigmoidF1Loss,
+    SoftF1Loss,
+    TverskyLoss,
     any_loss,
-    balanced_accuracy_loss,
-    custom_f1_loss,
     dice_loss,
-    exp_log_dice_loss,
     focal_tversky_loss,
-    fowlkes_mallows_loss,
-    g_mean_loss,
-    generalized_dice_loss,
     jaccard_loss,
-    log_cosh_dice_loss,
-    log_precision_recall_loss,
-    mcc_loss,
     sigmoid_f1_loss,
     soft_f1_loss,
     tversky_loss,
 )
-from customloss.modules import (
-    AnyLoss,
-    BalancedAccuracyLoss,
-    ConfusionLoss,
-    CustomF1Loss,
-    DiceLoss,
-    ExpLogDiceLoss,
-    FocalTverskyLoss,
-    FowlkesMallowsLoss,
-    GeneralizedDiceLoss,
-    GMeanLoss,
-    JaccardLoss,
-    LogCoshDiceLoss,
-    LogPrecisionRecallLoss,
-    Loss,
-    MCCLoss,
-    SigmoidF1Loss,
-    SoftF1Loss,
-    TverskyLoss,
-)
-from customloss.registry import loss, loss_names, register_score
-from customloss.streaming import StreamingLoss
-
-__version__ = "0.1.0"
+from customloss.losses.registry import loss, loss_names, register_score
+from customloss.losses.sums import ConfusionSums, ExtendedSums, confusion_sums
 
 __all__ = [
     "AnyLoss",

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -92,6 +92,43 @@ def used_by(score: Callable[..., Any]) -> tuple[str, ...]:
     return found
 
 
+class _Coefficients(NamedTuple):
+    """What a score makes of its parameters, and their defaults."""
+
+    of: Callable[..., tuple[float, float, float]]
+    defaults: dict[str, Any]
+
+
+# The scores that declared coefficients. A table, and not an attribute of the function, because
+# functools.wraps would copy an attribute to a wrapper that computes something else.
+_COEFFICIENTS: dict[Callable[..., Any], _Coefficients] = {}
+
+
+def coefficients(of: Callable[..., tuple[float, float, float]]) -> Callable[[_S], _S]:
+    """Declares that a score is the ratio ``(A tp + s) / (A tp + s + B fp + C fn)``.
+
+    ``of`` takes the score's parameters but ``smooth``, which is s, and returns A, B and C. Losses
+    of such a score take one fused operator: it knows the loss and its gradient in closed form.
+    """
+
+    def decorate(score: _S) -> _S:
+        _COEFFICIENTS[score] = _Coefficients(of, dict(getattr(score, "__kwdefaults__", None) or {}))
+        return score
+
+    return decorate
+
+
+def coefficients_of(
+    score: Callable[..., Any], **parameters: float
+) -> tuple[float, float, float, float]:
+    """``A, B, C, s`` of a score that declared :func:`coefficients`, at these parameters."""
+    of, defaults = _COEFFICIENTS[score]
+    values = {**defaults, **parameters}
+    smooth = values.pop("smooth")
+    tp_weight, fp_weight, fn_weight = of(**values)
+    return tp_weight, fp_weight, fn_weight, smooth
+
+
 def ratio(hit: Tensor, whole: Tensor) -> Tensor:
     """``hit / whole``, with 0 / 0 = 1 and gradient 0 there."""
     empty = whole == 0
@@ -133,6 +170,7 @@ def linked(similarity: Tensor, link: str = "complement", gamma: float = 1.0) -> 
 # ---- ratios of tp, fp and fn -------------------------------------------------------------------
 
 
+@coefficients(lambda fp_weight, fn_weight: (1.0, fp_weight, fn_weight))
 def tversky(
     tp: Tensor,
     fp: Tensor,
@@ -147,11 +185,20 @@ def tversky(
     return ratio(tp + smooth, tp + smooth + fp_weight * fp + fn_weight * fn)
 
 
+@coefficients(lambda: (1.0, 1.0, 1.0))
 def jaccard(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
     """``(tp + s) / (tp + fp + fn + s)``: intersection over union. Jaccard 1901."""
     return tversky(tp, fp, fn, tn, fp_weight=1.0, fn_weight=1.0, smooth=smooth)
 
 
+def _of_beta(beta: float) -> tuple[float, float, float]:
+    squared = beta * beta
+    if squared == math.inf:
+        raise ValueError(f"beta: expected a number whose square is finite, got {beta}")
+    return 1.0 + squared, 1.0, squared
+
+
+@coefficients(_of_beta)
 def fbeta(
     tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, beta: float = 1.0, smooth: float = 0.0
 ) -> Tensor:
@@ -160,16 +207,19 @@ def fbeta(
     return ratio(hit, hit + fp + beta**2 * fn)
 
 
+@coefficients(lambda: (2.0, 1.0, 1.0))
 def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
     """``(2 tp + s) / (2 tp + fp + fn + s)``, which is F1. Milletari 2016 squares; this does not."""
     return fbeta(tp, fp, fn, tn, smooth=smooth)
 
 
+@coefficients(lambda: (1.0, 1.0, 0.0))
 def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
     """``(tp + s) / (tp + fp + s)``."""
     return ratio(tp + smooth, tp + fp + smooth)
 
 
+@coefficients(lambda: (1.0, 0.0, 1.0))
 def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
     """``(tp + s) / (tp + fn + s)``, the true positive rate."""
     return ratio(tp + smooth, tp + fn + smooth)
@@ -180,29 +230,18 @@ def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float
     return recall(tn, fn, fp, tp, smooth=smooth)
 
 
-# what they make of their parameters: A, B, C, s of (A tp + s) / (A tp + s + B fp + C fn)
-_RATIOS: dict[Callable[..., Tensor], Callable[..., tuple[float, float, float, float]]] = {
-    tversky: lambda fp_weight=0.5, fn_weight=0.5, smooth=0.0: (1.0, fp_weight, fn_weight, smooth),
-    jaccard: lambda smooth=0.0: (1.0, 1.0, 1.0, smooth),
-    fbeta: lambda beta=1.0, smooth=0.0: (1 + beta**2, 1.0, beta**2, smooth),
-    dice: lambda smooth=0.0: (2.0, 1.0, 1.0, smooth),
-    precision: lambda smooth=0.0: (1.0, 1.0, 0.0, smooth),
-    recall: lambda smooth=0.0: (1.0, 0.0, 1.0, smooth),
-}
-
-
 def as_ratio(score: Callable[..., Any]) -> tuple[float, float, float, float] | None:
     """``A, B, C, s`` of a score of this section, or of a ``functools.partial`` of one: it is then
     ``(A tp + s) / (A tp + s + B fp + C fn)``, for which there are closed forms. Else None."""
     given: dict[str, Any] = {}
     while isinstance(score, partial) and not score.args:
         given, score = {**score.keywords, **given}, score.func
-    weights = _RATIOS.get(score) if isinstance(score, FunctionType) else None
-    if weights is None or not all(type(value) in (int, float) for value in given.values()):
+    known = isinstance(score, FunctionType) and score in _COEFFICIENTS
+    if not known or not all(type(value) in (int, float) for value in given.values()):
         return None
     try:
-        tp_weight, fp_weight, fn_weight, smooth = map(float, weights(**given))
-    except TypeError:  # no parameter of this score: it will say so itself
+        tp_weight, fp_weight, fn_weight, smooth = map(float, coefficients_of(score, **given))
+    except TypeError:  # not a parameter of this score, which will say so itself when it is called
         return None
     return tp_weight, fp_weight, fn_weight, smooth
 

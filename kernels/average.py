@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from customloss._words import REDUCTIONS
+from customloss._spec.words import REDUCTIONS
 
 from .group import (
     WEIGHTED,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from customloss import reference
-from customloss._words import ABSENT, ACTIVATIONS, AVERAGES, INPUT, REDUCTIONS, TARGET, WEIGHT
+from customloss._spec.words import ABSENT, ACTIVATIONS, AVERAGES, INPUT, REDUCTIONS, TARGET, WEIGHT
 
 from . import pixel as _pixel
 from . import score as _score

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from customloss._words import ABSENT, AVERAGES, LINKS
+from customloss._spec.words import ABSENT, AVERAGES, LINKS
 from customloss.reference import Extra
 
 _LOG = tl.constexpr(LINKS.index("log"))

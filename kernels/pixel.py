@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from customloss import reference
-from customloss._words import NONE, SOFTMAX, WEIGHT
+from customloss._spec.words import NONE, SOFTMAX, WEIGHT
 from customloss.reference import Extra
 
 from . import pixel_element as element

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from customloss._words import INPUT, TARGET
+from customloss._spec.words import INPUT, TARGET
 
 from . import pixel_element as element
 from .element import number, offsets, weigh

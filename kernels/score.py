@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from customloss._words import AVERAGES, REDUCTIONS
+from customloss._spec.words import AVERAGES, REDUCTIONS
 
 from .average import (
     MEAN,

@@ -20,7 +20,7 @@ import triton_package
 from torch import Tensor
 
 import customloss
-from customloss import _load
+from customloss._backends import libraries
 
 DEVICE = "cuda"
 COMMUNICATION = "nccl"
@@ -38,9 +38,9 @@ def backend(name: str) -> Iterator[None]:
     Where no compiled kernels are loaded, Triton's are what "auto" takes: then they are not insisted
     on, so that they are also tested behind the dispatcher.
     """
-    compiled = _load.loaded("_C_cuda")
+    compiled = libraries.loaded("_C_cuda")
     if name == "cuda" and not compiled:
-        pytest.skip(f"no compiled CUDA kernels: {_load.status.get('_C_cuda')}")
+        pytest.skip(f"no compiled CUDA kernels: {libraries.status.get('_C_cuda')}")
     if name == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
         triton_package.load()

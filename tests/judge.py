@@ -8,7 +8,8 @@ import torch
 from cases import Sample
 from torch import Tensor
 
-from customloss import _options, reference
+from customloss import reference
+from customloss._spec import options as spec_options
 
 soft_f1 = torch.ops.customloss.soft_f1
 confusion_sums = torch.ops.customloss.confusion_sums
@@ -237,7 +238,7 @@ def assert_right(op: Any, sample: Sample, grad: Tensor | None = None) -> None:
 
 def assert_sums_right(sample: Sample, **extras: Any) -> None:
     """The sums, the further ones that are asked for, and every gradient through them."""
-    own = {name: value for name, value in sample.options.items() if name in _options.SUMS}
+    own = {name: value for name, value in sample.options.items() if name in spec_options.SUMS}
     sample = sample._replace(options={**own, **extras})
     grad = outer_gradient(reference_sums(sample)) - 1  # of either sign
     sums, gradients = differentiated(confusion_sums, sample, grad)

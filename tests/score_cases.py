@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from customloss import reference
-from customloss._options import Pointwise, Scoring
-from customloss._words import ABSENT, AVERAGES, LINKS, REDUCTIONS
+from customloss._spec.arguments import Pointwise, Scoring
+from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS
 
 F64 = torch.float64
 # log-losses, focal, both, every extra there is; and factors of the rows, some of them 0

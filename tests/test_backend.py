@@ -11,7 +11,8 @@ from judge import assert_right, soft_f1
 from process import run_python
 
 import customloss
-from customloss import _backend, _load
+from customloss._backends import choice, libraries, plain
+from customloss._backends.choice import Primitives
 
 
 @pytest.fixture(autouse=True)
@@ -22,22 +23,19 @@ def _as_it_was() -> object:
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of the reference's primitives were called, and not by one another."""
+    """Which primitives of the reference backend were called."""
     called: list[str] = []
-    depth = 0
-    for name in ("confusion", "confusion_score", "confusion_backward"):
-        true = getattr(_backend._fallback, name)
 
-        def spy(*args: Any, true: Any = true, name: str = name) -> Any:
-            nonlocal depth
-            called.extend([name] * (depth == 0))
-            depth += 1
-            try:
-                return true(*args)
-            finally:
-                depth -= 1
+    def spy(name: str, true: Any) -> Any:
+        def function(*groups: Any) -> Any:
+            called.append(name)
+            return true(*groups)
 
-        monkeypatch.setattr(_backend._fallback, name, spy)
+        return function
+
+    primitives = choice.primitives_of(plain)._asdict()
+    spies = Primitives(*(spy(name, true) for name, true in primitives.items()))
+    monkeypatch.setitem(choice._loaded, "reference", spies)
     return called
 
 
@@ -100,7 +98,7 @@ def test_what_is_refused() -> None:
     assert customloss.current_backend() == "auto"
 
 
-@pytest.mark.skipif(_load.loaded("_C_cuda"), reason="this build has the CUDA backend")
+@pytest.mark.skipif(libraries.loaded("_C_cuda"), reason="this build has the CUDA backend")
 def test_cuda_that_is_not_there_is_refused_with_its_reason() -> None:
     with pytest.raises(RuntimeError, match=r'backend "cuda" is not available: .+'):
         customloss.backend("cuda")
@@ -143,6 +141,6 @@ def test_the_environment_is_checked_too() -> None:
 
 def test_compiled_kernels_are_in_use_here() -> None:
     """Else this run judges the reference by itself."""
-    assert _load.status["_C"] is None
+    assert libraries.status["_C"] is None
     for name in ("confusion", "confusion_score", "confusion_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"customloss::{name}", "CPU")

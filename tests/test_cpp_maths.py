@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from score_cases import Case, coefficients_by_formula, loss_by_formula, product
 
-from customloss._words import ABSENT, AVERAGES, LINKS, REDUCTIONS, WRT
+from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS, WRT
 
 pytest_plugins = ["cpp_build"]
 

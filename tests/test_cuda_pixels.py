@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flat
 import pytest
 import torch
 from judge import ARITHMETIC, ROUNDING
 from test_cuda_emulated import ROOT, build, library, probe  # noqa: F401
 from torch import Tensor
 
-from customloss import _fallback, reference
-from customloss._words import ACTIVATIONS
+from customloss import reference
+from customloss._spec.words import ACTIVATIONS
 from customloss.reference import Extra
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no host C++ compiler found")
@@ -170,7 +171,7 @@ def gradient_size(given: Operands, how: How, by_sums: Tensor, wrt: str) -> Tenso
 def check(emulation: build.Emulation, given: Operands, how: How) -> None:
     """Sums, and the gradients by all operands that have one, are those of the reference."""
     wide, arithmetic = given.wide(), given.input.dtype
-    expected = _fallback.confusion(*wide, *how.arguments())
+    expected = flat.confusion(*wide, *how.arguments())
     actual = emulation.confusion(*given, *how.arguments())
     assert actual.dtype == torch.float64
     largest = expected.flatten(1).abs().amax(1)[:, None, None] if expected.numel() else 0.0
@@ -185,7 +186,7 @@ def check(emulation: build.Emulation, given: Operands, how: How) -> None:
             continue
         incoming = None if wrt == 1 else grad
         found = emulation.confusion_backward(incoming, by_sums, *given, wrt, *how.arguments())
-        wanted = _fallback.confusion_backward(
+        wanted = flat.confusion_backward(
             None if incoming is None else incoming.double(), by_sums, *wide, wrt, *how.arguments()
         )
         scaled = by_sums if incoming is None else by_sums * 1.5
@@ -282,7 +283,7 @@ def test_a_single_dimension(emulation: build.Emulation) -> None:
     x, t = torch.randn(50), torch.rand(50)
     how = How("sigmoid", extra=EVERY, label_smoothing=0.1, per_class=False)
     actual = emulation.confusion(x, t, None, *how.arguments())
-    wanted = _fallback.confusion(x.double(), t.double(), None, *how.arguments())
+    wanted = flat.confusion(x.double(), t.double(), None, *how.arguments())
     torch.testing.assert_close(actual, wanted, rtol=2e-6, atol=0)
 
 
@@ -327,14 +328,14 @@ def test_certain_predictions_keep_their_digits(
             how = How(extra=extra, per_class=False)
             wide = (x.double(), target.double() if target.is_floating_point() else target, None)
             actual = emulation.confusion(x, target, None, *how.arguments())
-            wanted = _fallback.confusion(*wide, *how.arguments())
+            wanted = flat.confusion(*wide, *how.arguments())
             torch.testing.assert_close(actual, wanted, rtol=4e-6, atol=1e-300)
             by_sums = torch.zeros_like(wanted)
             by_sums[:4, 0, 0] = torch.tensor([-0.75, 0.5, 0.25, 0.125])
             found = emulation.confusion_backward(
                 None, by_sums, x, target, None, 0, *how.arguments()
             )
-            wanted = _fallback.confusion_backward(None, by_sums, *wide, 0, *how.arguments())
+            wanted = flat.confusion_backward(None, by_sums, *wide, 0, *how.arguments())
             torch.testing.assert_close(found.double(), wanted, rtol=4e-6, atol=1e-30)
 
 
@@ -378,7 +379,7 @@ def test_scores(shape: tuple[int, ...], average: int, emulation: build.Emulation
                   label_smoothing=0.1)  # fmt: skip
         call = (*how.arguments(), *SCORING, average, reduction)
         loss, coefficients = emulation.confusion_score(*given, *call)
-        wanted, wanted_coefficients = _fallback.confusion_score(*given.wide(), *call)
+        wanted, wanted_coefficients = flat.confusion_score(*given.wide(), *call)
         torch.testing.assert_close(loss.double(), wanted, rtol=4e-6, atol=1e-7)
         size = float(wanted_coefficients.abs().max())
         torch.testing.assert_close(coefficients, wanted_coefficients, rtol=1e-5, atol=1e-6 * size)
@@ -426,7 +427,7 @@ def test_no_pixels(shape: tuple[int, ...], emulation: build.Emulation) -> None:
     x, t = torch.empty(shape), torch.empty((shape[0], 1, *shape[2:]), dtype=torch.int64)
     for how in (How(), How(extra=EVERY), How("sigmoid", per_class=False)):
         sums = emulation.confusion(x, t, None, *how.arguments())
-        assert torch.equal(sums, _fallback.confusion(x, t, None, *how.arguments()))
+        assert torch.equal(sums, flat.confusion(x, t, None, *how.arguments()))
         by = emulation.confusion_backward(None, sums, x, t, None, 0, *how.arguments())
         assert by.shape == x.shape
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import sums_cases  # isort: skip  (test_cuda_emulated sets its path)
 from sums_cases import CLASS_WEIGHTS, EVERY, LOGS, POINTWISE, How, assert_right  # isort: skip
 
-from customloss._options import Pointwise, Scoring
-from customloss._words import INPUT, TARGET
+from customloss._spec.arguments import Pointwise, Scoring
+from customloss._spec.words import INPUT, TARGET
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no host C++ compiler found")
 

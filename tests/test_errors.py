@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import customloss
+from customloss._spec import operands
 
 F32 = torch.float32
 
@@ -300,12 +301,12 @@ def test_errors_come_under_transforms_too() -> None:
 
 def test_no_kernel_runs_before_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even beside a backend that would crash on anything."""
-    from customloss import _backend
+    from customloss._backends import choice
 
     def crash(*_: Any) -> None:
         raise AssertionError("a kernel ran")
 
-    monkeypatch.setattr(_backend, "_AUTO", _backend.Implementation(*[crash] * 4))
+    monkeypatch.setitem(choice._loaded, "auto", choice.Primitives(*[crash] * 4))
     for changes, expected, *_ in BAD_TENSORS.values():
         complaint(customloss.soft_f1_loss, expected, **given(**changes))
     for changes, *_ in BAD_OPTIONS.values():
@@ -339,7 +340,7 @@ def test_targets_outside_0_and_1(dtype: torch.dtype, value: float) -> None:
     customloss.soft_f1_loss(torch.randn(4, 3), target)  # not asked for: not looked at
 
 
-@pytest.mark.parametrize("dtype", customloss._checks.TARGET_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", operands.TARGET_DTYPES, ids=str)
 def test_targets_inside_0_and_1(dtype: torch.dtype) -> None:
     x = torch.randn(4, 3)
     for target in (torch.zeros(4, 3), torch.ones(4, 3), (torch.rand(4, 3) > 0.5).float()):
@@ -348,7 +349,7 @@ def test_targets_inside_0_and_1(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("dtype", customloss._checks.INDEX_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", operands.INDEX_DTYPES, ids=str)
 def test_class_numbers_outside_of_the_classes(dtype: torch.dtype, activation: str) -> None:
     x = torch.randn(4, 3)
     high = torch.tensor([0, 1, 3, 2], dtype=dtype)

@@ -17,7 +17,7 @@ from judge import assert_right, assert_sums_right, soft_f1
 from pixel_cases import LABEL_DTYPES as INTEGERS
 
 import customloss
-from customloss import _options
+from customloss._spec import options as spec_options
 
 FOUND = int(os.environ.get("CUSTOMLOSS_FUZZ", "240"))
 
@@ -93,7 +93,7 @@ def drawn_pixels(seed: int) -> tuple[Case, torch.dtype, dict[str, Any]]:
         options["ignore_index"] = ignored
     options["label_smoothing"] = draw.choice((0.0, 0.0, 0.1, 0.5))
     target = draw.choice(INTEGERS if numbers else (torch.bool, torch.uint8, torch.float32))
-    further = {name: True for name in _options.ROWS if draw.random() < 0.3}
+    further = {name: True for name in spec_options.ROWS if draw.random() < 0.3}
     if draw.random() < 0.3:
         further = {}
     further["focal_gamma"] = draw.choice((2.0, 1.0, 0.5, 0.0, 3.0))

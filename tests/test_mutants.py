@@ -207,7 +207,7 @@ MUTANTS = {
         "customloss/_autograd.py", "torch._C._are_functorch_transforms_active() or", "False and"
     ),
     "beta is not squared": Mutant(
-        "customloss/_options.py", "squared = beta * beta", "squared = beta"
+        "customloss/spec_options.py", "squared = beta * beta", "squared = beta"
     ),
     "any target shape will do": Mutant(
         "customloss/_checks.py", "if target.shape != shape:", "if len(target.shape) != len(shape):"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import customloss
-from customloss._words import REDUCTIONS
+from customloss._spec.words import REDUCTIONS
 
 ops = torch.ops.customloss
 PRIMITIVES = ("confusion", "confusion_score", "confusion_backward")

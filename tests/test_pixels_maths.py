@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from customloss import reference
-from customloss._words import WRT
+from customloss._spec.words import WRT
 
 pytest_plugins = ["cpp_build"]
 

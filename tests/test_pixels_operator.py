@@ -21,8 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.profiler import ProfilerActivity, profile
 
-from customloss import _options, reference
-from customloss._words import ACTIVATIONS
+from customloss import reference
+from customloss._spec import options as spec_options
+from customloss._spec.words import ACTIVATIONS
 
 ops = torch.ops.customloss
 F64 = torch.float64
@@ -377,5 +378,5 @@ def test_opcheck_of_every_sample() -> None:
         expanded = "expanded" in f"{case.layout}{case.target_layout}{case.weight_layout}"
         sample = case.build(torch.float64, requires_grad=not expanded)
         torch.library.opcheck(ops.soft_f1.default, sample.operands, sample.options)
-        read = {name: sample.options[name] for name in _options.SUMS if name in sample.options}
+        read = {name: sample.options[name] for name in spec_options.SUMS if name in sample.options}
         torch.library.opcheck(ops.confusion_sums.default, sample.operands, read)

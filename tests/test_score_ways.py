@@ -23,8 +23,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import customloss
-from customloss import _classes, _constants, scores
-from customloss._score import Sums
+from customloss import scores
+from customloss.losses import classes
+from customloss.losses import route as routes
+from customloss.losses.route import Route
 
 F64 = torch.float64
 K = 4
@@ -76,7 +78,7 @@ def called(step: Callable[[], Tensor], *wanted: Tensor) -> tuple[list[str], list
     """By a step after the first one, forward and backward."""
     step()
     # a mode is a reason to keep no tensor of options for the next call; a training step has none
-    with patch.object(_constants, "_ordinary", lambda device: True):
+    with patch.object(classes, "_makes_ordinary_tensors", lambda device: True):
         with Calls() as forward:
             loss = step()
         with Calls() as backward:
@@ -156,15 +158,15 @@ def test_learned_weights_have_a_gradient() -> None:
 @contextmanager
 def way(at_once: bool) -> Iterator[None]:
     """Insists on one of the two."""
-    asked, said = Sums._has_closed_form, []
+    true_route, taken = routes.route, []
 
-    def answer(self: Sums) -> bool:
-        said.append(asked(self))
-        return said[-1] and at_once
+    def answer(*call: Any) -> Route:
+        taken.append(true_route(*call))
+        return taken[-1] if at_once else Route.COMPOSED
 
-    with patch.object(Sums, "_has_closed_form", answer):
+    with patch.object(routes, "route", answer):
         yield
-    assert said and all(said), "this loss has one way only"
+    assert taken and Route.COMPOSED not in taken, "this loss has one way only"
 
 
 CHOICES: tuple[dict[str, Any], ...] = (
@@ -311,8 +313,8 @@ def test_no_first_call_spoils_what_is_kept(name: str) -> None:
         leaf = x.clone().requires_grad_()
         expected = step(leaf, y)
         (by_x,) = torch.autograd.grad(expected, leaf)
-    _classes._scored.forget()
-    _constants.numbers.forget()
+    classes._scored.forget()
+    classes.numbers.forget()
     FIRST[name](x, y)
     model = nn.Conv1d(K, K, 1)
     with torch.no_grad():
@@ -324,13 +326,13 @@ def test_no_first_call_spoils_what_is_kept(name: str) -> None:
         loss.backward()
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(leaf.grad, by_x)
-    table = _classes._scored(x, ((1, K),), K, F64)
+    table = classes._scored(x, ((1, K),), K, F64)
     assert table.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
-    numbers = _constants.numbers(x, tuple(LIST), F64)
+    numbers = classes.numbers(x, tuple(LIST), F64)
     assert numbers.tolist() == LIST
     for kept in (table, numbers):
         assert type(kept) is Tensor and not kept.is_inference() and not kept.requires_grad
-    assert _classes._scored(x, ((1, K),), K, F64) is table
+    assert classes._scored(x, ((1, K),), K, F64) is table
 
 
 def test_transforms_of_a_model() -> None:

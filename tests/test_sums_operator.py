@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import flat
 import numpy as np
 import pytest
 import torch
@@ -16,8 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
-from customloss import _fallback
-from customloss._words import AVERAGES, REDUCTIONS
+from customloss._spec.words import AVERAGES, REDUCTIONS
 
 ops = torch.ops.customloss
 
@@ -65,7 +65,7 @@ def test_the_gradient_is_the_coefficients(name: str) -> None:
     (found,) = torch.autograd.grad(own.sum(), sums)
     assert torch.equal(found, coefficients)
     above = torch.rand_like(own) + 0.5
-    expected = _fallback.sums_loss(sums, case.class_weight, *case.how())
+    expected = flat.sums_loss(sums, case.class_weight, *case.how())
     pair = [torch.autograd.grad(each, sums, above) for each in (loss(sums), expected)]
     torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-14)
     # into a loss of float32 the gradient of float64 sums stays float64
@@ -78,7 +78,7 @@ def test_the_gradient_is_the_coefficients(name: str) -> None:
 def test_third_derivatives(name: str) -> None:
     case, loss = smooth_case(name)
     sums, found = case.sums.requires_grad_(), []
-    for function in (loss, lambda s: _fallback.sums_loss(s, case.class_weight, *case.how())):
+    for function in (loss, lambda s: flat.sums_loss(s, case.class_weight, *case.how())):
         value = function(sums).sum()
         for _ in range(3):
             (by_sums,) = torch.autograd.grad(value, sums, create_graph=True)

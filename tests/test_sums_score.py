@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flat
 import pytest
 import torch
 from hypothesis import given
@@ -23,9 +24,8 @@ from score_cases import (
 )
 from torch import Tensor
 
-from customloss import _fallback
-from customloss._options import Pointwise
-from customloss._words import ABSENT, AVERAGES, LINKS, REDUCTIONS
+from customloss._spec.arguments import Pointwise
+from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS
 
 ops = torch.ops.customloss
 NAN = float("nan")
@@ -50,7 +50,7 @@ def assert_near(found: tuple[Tensor, Tensor], expected: tuple[Any, Any], what: o
 def test_the_reference(average: str, reduction: str, link: str) -> None:
     for name, case in product(average, reduction, link):
         found = ops.sums_score(*case.arguments())
-        assert_near(found, _fallback.sums_score(*case.arguments()), name)
+        assert_near(found, flat.sums_score(*case.arguments()), name)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -64,7 +64,7 @@ def test_the_formulas(average: str, reduction: str) -> None:
             assert_near(found, expected, (link, name))
 
 
-@pytest.mark.parametrize("primitive", [ops.sums_score, _fallback.sums_score], ids=["C", "Python"])
+@pytest.mark.parametrize("primitive", [ops.sums_score, flat.sums_score], ids=["C", "Python"])
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("average", AVERAGES)
@@ -92,7 +92,7 @@ def test_few_groups_or_none(samples: int, classes: int, beside: str) -> None:
             case = case_of(beside, kind, samples, classes, average=average, reduction=reduction)
             found = ops.sums_score(*case.arguments())
             assert found[1].shape == case.sums.shape
-            assert_near(found, _fallback.sums_score(*case.arguments()), (average, reduction))
+            assert_near(found, flat.sums_score(*case.arguments()), (average, reduction))
             if not samples * classes:
                 assert not found[0].any()
 
@@ -127,7 +127,7 @@ def test_rows_that_are_not_read_have_no_coefficients() -> None:
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("average", AVERAGES[:2])
-@pytest.mark.parametrize("primitive", [ops.sums_score, _fallback.sums_score], ids=["C", "Python"])
+@pytest.mark.parametrize("primitive", [ops.sums_score, flat.sums_score], ids=["C", "Python"])
 def test_a_class_that_counts_nothing_is_not_there(
     primitive: Callable[..., Any], average: str, absent: str, link: str
 ) -> None:

@@ -25,8 +25,8 @@ import triton_package  # noqa: E402
 
 triton_package.load()
 
-from customloss._options import Elements  # noqa: E402
-from customloss._words import (  # noqa: E402
+from customloss._spec.arguments import Elements  # noqa: E402
+from customloss._spec.words import (  # noqa: E402
     ABSENT,
     AVERAGES,
     LINKS,

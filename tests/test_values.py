@@ -13,7 +13,8 @@ from judge import assert_near, reference_loss, soft_f1
 from torch import Tensor
 
 import customloss
-from customloss import _options, reference
+from customloss import reference
+from customloss._spec import options as spec_options
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
@@ -114,7 +115,7 @@ def test_the_module_knows_every_option_of_the_function() -> None:
     schema = torch.ops.customloss.soft_f1.default._schema
     own = {a.name: a.default_value for a in schema.arguments if a.kwarg_only}
     # what acts on the sums of the classes, or before and after the operator
-    for name in (*_options.CLASSES, "check_target", "process_group"):
+    for name in (*spec_options.CLASSES, "check_target", "process_group"):
         del options[name]
     assert own == options
 

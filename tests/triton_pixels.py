@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import flat
 import judge
 import pytest
 import torch
@@ -17,9 +18,9 @@ from judge import assert_near, differentiated
 from torch import Tensor
 
 import customloss
-from customloss import _fallback, reference
-from customloss._options import Elements
-from customloss._words import INPUT, NONE, SIGMOID, SOFTMAX, TARGET, WEIGHT
+from customloss import reference
+from customloss._spec.arguments import Elements
+from customloss._spec.words import INPUT, NONE, SIGMOID, SOFTMAX, TARGET, WEIGHT
 from customloss.reference import Extra
 
 triton_package.load()
@@ -144,7 +145,7 @@ def check(
     wide = widened(operands, pixel.is_labels(input, target))
     elements = case.elements
     sums = kernels.confusion(*operands, *elements)
-    expected = _fallback.confusion(*wide, *elements)
+    expected = flat.confusion(*wide, *elements)
     assert sums.dtype == torch.float64 and sums.is_contiguous()
     for name, own, wanted in zip(reference.rows(case.extra), sums, expected, strict=True):
         assert_near(own, wanted, dtype, f"{case} {name}")
@@ -157,7 +158,7 @@ def check(
     for wrt in wrts:
         arguments = (*elements,)
         own = kernels.confusion_backward(None, coefficients, *operands, wrt, *arguments)
-        wanted = _fallback.confusion_backward(None, coefficients, *wide, wrt, *arguments)
+        wanted = flat.confusion_backward(None, coefficients, *wide, wrt, *arguments)
         like = (input, target, own)[wrt]
         assert own.dtype == (like.dtype if wrt != WEIGHT else reference.accumulator(input))
         assert own.stride() == torch.empty_like(like).stride()
@@ -356,7 +357,7 @@ def test_scores(per_sample: bool) -> None:
     for shape in ((2, 3, 37), (2, 40, 12)):
         case = Pixels("scores", shape, ignore=1, per_sample=per_sample)
         for one in (case, replace(case, per_class=False, activation=SIGMOID)):
-            for own, other in zip(scored(one, kernels), scored(one, _fallback), strict=True):
+            for own, other in zip(scored(one, kernels), scored(one, flat), strict=True):
                 torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-14)
 
 
@@ -411,11 +412,11 @@ def test_no_cancellation_next_to_1(classes: int) -> None:
     operands = (input, target, None)
     wide = (input.double(), target, None)
     sums = kernels.confusion(*operands, *elements)
-    expected = _fallback.confusion(*wide, *elements)
+    expected = flat.confusion(*wide, *elements)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=0)
     coefficients = torch.rand(sums.shape, dtype=torch.float64)
     own = kernels.confusion_backward(None, coefficients, *operands, INPUT, *elements)
-    other = _fallback.confusion_backward(None, coefficients, *wide, INPUT, *elements)
+    other = flat.confusion_backward(None, coefficients, *wide, INPUT, *elements)
     torch.testing.assert_close(own.double(), other, rtol=1e-5, atol=0)
 
 
@@ -434,7 +435,7 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
         elements = Elements(SOFTMAX, 1.0, 0.0, True, True, extra=EVERY)
         wide = (operands[0].double(), operands[1], None)
         sums = kernels.confusion(*operands, *elements)
-        expected = _fallback.confusion(*wide, *elements)
+        expected = flat.confusion(*wide, *elements)
         if count == 4:
             torch.testing.assert_close(sums, expected, rtol=4e-6, atol=1e-6)
         else:
@@ -442,7 +443,7 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
         coefficients = torch.rand(15, 1, classes, dtype=torch.float64)
         arguments = (INPUT, *elements)
         own = kernels.confusion_backward(None, coefficients, *operands, *arguments)
-        other = _fallback.confusion_backward(None, coefficients, *wide, *arguments)
+        other = flat.confusion_backward(None, coefficients, *wide, *arguments)
         torch.testing.assert_close(own.double(), other, rtol=4e-6, atol=1e-5, equal_nan=True)
 
 

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import cases
+import flat
 import judge
 import pytest
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import customloss
-from customloss import _fallback, reference
-from customloss._options import Elements
-from customloss._words import INPUT, SIGMOID, SOFTMAX, TARGET, WEIGHT
+from customloss import reference
+from customloss._spec.arguments import Elements
+from customloss._spec.words import INPUT, SIGMOID, SOFTMAX, TARGET, WEIGHT
 from customloss.reference import Extra
 
 triton_package.load()
@@ -188,7 +189,7 @@ def test_sums(per_class: bool, per_sample: bool) -> None:
         sample = case.build(torch.float32)
         elements = Elements(0, 1.5, 0.25, per_sample, per_class and sample.input.dim() > 1)
         sums = kernels.confusion(*sample.operands, *elements)
-        expected = _fallback.confusion(*sample.as_double().operands, *elements)
+        expected = flat.confusion(*sample.as_double().operands, *elements)
         assert sums.dtype == torch.float64 and sums.is_contiguous()
         assert_near(sums, expected, torch.float32)
 
@@ -217,7 +218,7 @@ def test_backward(grad: str, wrt: int) -> None:
         elements = Elements(0, 2.0, 0.5, per_sample, per_class, label_smoothing=smoothing)
         arguments = (GRADS[grad], coefficients, *sample.operands, wrt, *elements)
         own = kernels.confusion_backward(*arguments)
-        other = _fallback.confusion_backward(*arguments)
+        other = flat.confusion_backward(*arguments)
         assert own.dtype == other.dtype and own.stride() == other.stride()
         torch.testing.assert_close(own, other, rtol=2e-5, atol=1e-6)
 
@@ -290,7 +291,7 @@ def assert_sums_score(sums: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """Loss and coefficients are those of the reference, no NaN; the sums are as before."""
     before = sums.nan_to_num()
     loss, coefficients = score.sums_score(sums, *arguments)
-    expected, wanted = _fallback.sums_score(sums, *arguments)
+    expected, wanted = flat.sums_score(sums, *arguments)
     assert torch.equal(sums.nan_to_num(), before) and coefficients.stride() == sums.stride()
     rtol = 1e-12 if loss.dtype == torch.float64 else 1e-6
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-14)
@@ -412,7 +413,7 @@ def test_weight_0_removes_a_nan(target: torch.dtype) -> None:
             coefficients = torch.rand(4, 1, 5, dtype=torch.float64)
             arguments = (None, coefficients, spoilt, fouled, weight, wrt, *elements)
             own = kernels.confusion_backward(*arguments)
-            torch.testing.assert_close(own, _fallback.confusion_backward(*arguments))
+            torch.testing.assert_close(own, flat.confusion_backward(*arguments))
 
 
 @pytest.mark.parametrize("absent", ["score", "skip", "penalize"])
@@ -488,7 +489,7 @@ def test_registration_covers_the_devices_of_triton() -> None:
     loss, coefficients = ops.confusion_score(*sample.operands, *elements, *scoring)
     arguments = (loss, coefficients, *sample.operands, 0, *elements)
     torch.testing.assert_close(
-        ops.confusion_backward(*arguments), _fallback.confusion_backward(*arguments)
+        ops.confusion_backward(*arguments), flat.confusion_backward(*arguments)
     )
     sums = ops.confusion(*sample.operands, *elements)
     found = ops.sums_score(sums, None, 0, False, False, *scoring, 1.0, *(0.0,) * 5)

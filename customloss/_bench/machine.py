@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import customloss
-from customloss import _load
+from customloss._backends import libraries
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -83,6 +83,6 @@ def _kind(described: dict[str, Any]) -> str:
 def kernels(device: torch.device) -> str:
     """Which code serves ``torch.ops.customloss`` on this device."""
     name = "_C_cuda" if device.type == "cuda" else "_C"
-    if not _load.loaded(name):
-        return f"fallback ({_load.status.get(name)})"
+    if not libraries.loaded(name):
+        return f"fallback ({libraries.status.get(name)})"
     return name if device.type == "cuda" else f"{name}, {torch.ops.customloss.cpu_isa()}"

@@ -91,10 +91,11 @@ class Emulation:
     """The loaded library: its operators, and what tests ask of the shim."""
 
     def __init__(self, path: Path) -> None:
-        from customloss._backend import Implementation
+        from customloss._backends import choice
+        from customloss._spec.arguments import PRIMITIVES
 
         self._library = torch.library.Library("customloss_emulated", "FRAGMENT")
-        for name in Implementation._fields:
+        for name in PRIMITIVES:
             schema = str(getattr(torch.ops.customloss, name).default._schema)
             self._library.define(schema.removeprefix("customloss::"))
         torch.ops.load_library(str(path))
@@ -102,11 +103,9 @@ class Emulation:
         self._symbols.cuda_emulation_launches.restype = ctypes.c_int64
         self._wide = ctypes.c_bool.in_dll(self._symbols, "customloss_cuda_wide_index")
         ops = torch.ops.customloss_emulated
-        self.primitives = Implementation(
-            *(getattr(ops, name).default for name in Implementation._fields)
-        )
+        self.primitives = choice.operators_of(ops)
         self.confusion, self.confusion_score, self.confusion_backward, self.sums_score = (
-            self.primitives
+            getattr(ops, name).default for name in PRIMITIVES
         )
 
     def seed(self, seed: int) -> None:

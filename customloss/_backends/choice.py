@@ -1,0 +1,216 @@
+"""Which backend computes the primitives: chosen by the device of the input, or by the user.
+
+A backend is a row of ``BACKENDS``, and a module with the functions of :class:`Backend`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from customloss._backends import libraries, plain
+from customloss._spec import checks
+from customloss._spec.arguments import (
+    SCORE_ALONE,
+    Data,
+    Elements,
+    GroupSums,
+    Incoming,
+    Pointwise,
+    Scoring,
+    Wrt,
+)
+
+
+class Backend(Protocol):
+    """What a backend has to have; ``PRIMITIVES`` says it in groups.
+
+    It may also have ``confusion_score(data, elements, scoring)``, the first two in one call, for a
+    ratio of tp, fp, fn and tn. By default that is made of them.
+    """
+
+    def confusion(self, data: Data, elements: Elements) -> Tensor:
+        """The sums ``[rows, samples, classes]``, float64: one pass over the data."""
+
+    def sums_score(
+        self, group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of sums that were made before, and its gradient by them."""
+
+    def confusion_backward(
+        self, incoming: Incoming, data: Data, wrt: Wrt, elements: Elements
+    ) -> Tensor:
+        """The gradient by one operand: one pass over the data."""
+
+
+class Primitives(NamedTuple):
+    """The functions of a backend, each taking groups of arguments."""
+
+    confusion: Callable[[Data, Elements], Tensor]
+    confusion_score: Callable[[Data, Elements, Scoring], tuple[Tensor, Tensor]]
+    confusion_backward: Callable[[Incoming, Data, Wrt, Elements], Tensor]
+    sums_score: Callable[[GroupSums, Scoring, Pointwise], tuple[Tensor, Tensor]]
+
+
+def primitives_of(backend: Backend) -> Primitives:
+    """The functions of a backend, with the default for the one that it need not have."""
+
+    def confusion_score(data: Data, elements: Elements, scoring: Scoring) -> tuple[Tensor, Tensor]:
+        sums = backend.confusion(data, elements)
+        wide = data.input.dtype == torch.float64
+        group_sums = GroupSums(sums, None, elements.extra, elements.per_sample, wide)
+        loss, coefficients = backend.sums_score(group_sums, scoring, SCORE_ALONE)
+        return plain.as_kept(loss, elements, scoring), coefficients
+
+    return Primitives(
+        confusion=backend.confusion,
+        confusion_score=getattr(backend, "confusion_score", confusion_score),
+        confusion_backward=backend.confusion_backward,
+        sums_score=backend.sums_score,
+    )
+
+
+# ---- the rows ------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A backend that can be chosen."""
+
+    load: Callable[[], Primitives]  # raises RuntimeError with the reason where it cannot be had
+    refusal: Callable[[torch.device], str | None]  # why it cannot serve this device, if so
+    # What is traced has to be an operator, or made of operators. A backend that is neither is not
+    # traced: the dispatcher chooses when the trace runs.
+    traceable: bool = True
+
+
+def operators_of(ops: Any) -> Primitives:
+    """The operators of a library as functions of groups."""
+    confusion, confusion_score = ops.confusion.default, ops.confusion_score.default
+    confusion_backward, sums_score = ops.confusion_backward.default, ops.sums_score.default
+    return Primitives(
+        lambda data, elements: confusion(*data, *elements),
+        lambda data, elements, scoring: confusion_score(*data, *elements, *scoring),
+        lambda incoming, data, wrt, elements: confusion_backward(*incoming, *data, *wrt, *elements),
+        lambda group_sums, scoring, pointwise: sums_score(*group_sums, *scoring, *pointwise),
+    )
+
+
+def _dispatched() -> Primitives:
+    """The operators themselves: the dispatcher finds the kernels of the input's device."""
+    return operators_of(torch.ops.customloss)
+
+
+def _compiled_cuda() -> Primitives:
+    if not libraries.loaded("_C_cuda"):
+        raise RuntimeError(f'backend "cuda" is not available: {libraries.status.get("_C_cuda")}')
+    return _dispatched()
+
+
+def _cuda_refusal(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None
+    return f'backend "cuda" needs a CUDA tensor, got one on {device}'
+
+
+def _triton_module() -> Any:
+    try:
+        from customloss.kernels import confusion
+    except ImportError as error:
+        raise RuntimeError(f'backend "triton" is not available: {error}') from error
+    return confusion
+
+
+def _triton_refusal(device: torch.device) -> str | None:
+    refusal: str | None = _triton_module().refusal(device)
+    return refusal
+
+
+def _never(device: torch.device) -> None:
+    return None
+
+
+BACKENDS = {
+    "auto": Row(_dispatched, _never),
+    "cuda": Row(_compiled_cuda, _cuda_refusal),
+    "triton": Row(lambda: primitives_of(_triton_module()), _triton_refusal, traceable=False),
+    "reference": Row(lambda: primitives_of(plain), _never),
+}
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+_chosen = "auto"
+_loaded: dict[str, Primitives] = {}
+
+
+def _load(name: str) -> Primitives:
+    """The primitives of a row, loaded once."""
+    if name not in _loaded:
+        _loaded[name] = BACKENDS[name].load()
+    return _loaded[name]
+
+
+def primitives(input: Tensor) -> Primitives:
+    """The primitives to call for this input."""
+    if _chosen == "auto":
+        return _loaded["auto"]
+    row = BACKENDS[_chosen]
+    if not row.traceable and torch._C._len_torch_dispatch_stack():
+        return _loaded["auto"]
+    refusal = row.refusal(input.device)
+    if refusal is not None:
+        raise RuntimeError(refusal)
+    return _load(_chosen)
+
+
+class backend:
+    """Chooses the backend from here on, or inside a ``with`` block.
+
+    ``"auto"`` takes the compiled kernels of the input's device, Triton where there are none, and
+    the reference where there is neither. ``"cuda"``, ``"triton"`` and ``"reference"`` insist: a
+    choice that cannot be met raises ``RuntimeError``, here or at the call. The environment
+    variable ``CUSTOMLOSS_BACKEND`` sets the first choice. Code that is compiled or exported under
+    ``"triton"`` runs what ``"auto"`` would.
+
+    Example::
+
+        customloss.backend("triton")
+        with customloss.backend("reference"):
+            loss = customloss.soft_f1_loss(logits, target)
+    """
+
+    def __init__(self, name: str) -> None:
+        checks.one_of("backend", name, BACKENDS)
+        _load(name)
+        global _chosen
+        self._previous, _chosen = _chosen, name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+def current_backend() -> str:
+    """The backend's name, ``"auto"`` unless one was chosen."""
+    return _chosen
+
+
+def ready() -> None:
+    """Called once the operators are defined; applies ``CUSTOMLOSS_BACKEND``."""
+    _load("auto")
+    name = os.environ.get("CUSTOMLOSS_BACKEND")
+    if name:
+        backend(name)

@@ -1,0 +1,113 @@
+"""The plain backend: the primitives in the words of the reference, for devices without a kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customloss._spec.arguments import (
+    SCORE_ALONE,
+    Data,
+    Elements,
+    GroupSums,
+    Incoming,
+    Pointwise,
+    Scoring,
+    Wrt,
+)
+from customloss._spec.words import (
+    ABSENT,
+    ACTIVATIONS,
+    AVERAGES,
+    INPUT,
+    LINKS,
+    REDUCTIONS,
+    WEIGHT,
+    WRT,
+)
+from customloss.reference import losses
+from customloss.reference import sums as reference
+
+
+def in_words(elements: Elements) -> tuple[Any, ...]:
+    """As the reference takes them, which knows the activation by its name."""
+    named: Any = ACTIVATIONS[elements.activation]
+    return elements._replace(activation=named)
+
+
+def confusion(data: Data, elements: Elements) -> Tensor:
+    """See ``customloss::confusion``."""
+    sums = reference.confusion(*data, *in_words(elements))
+    return sums.to(reference.sums_dtype(data.input.device))
+
+
+def loss_of_sums(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) -> Tensor:
+    """The loss of sums ``[rows, samples, classes]``, in torch operations."""
+    loss = losses.sums_loss(
+        group_sums.sums,
+        group_sums.class_weight,
+        group_sums.extra,
+        group_sums.per_sample,
+        similarity=(
+            scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth,
+            LINKS[scoring.link], scoring.gamma,
+        ),
+        averaging=(
+            ABSENT[scoring.absent], AVERAGES[scoring.average], REDUCTIONS[scoring.reduction],
+        ),
+        score_weight=pointwise.score_weight,
+        pointwise=(
+            pointwise.log_pos, pointwise.log_neg, pointwise.focal, pointwise.positives,
+            pointwise.negatives,
+        ),
+    )  # fmt: skip
+    return loss.to(torch.float64 if group_sums.wide else torch.float32)
+
+
+def loss_of_groups(sums: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
+    """The loss that ``confusion_score`` makes of sums, in their own precision."""
+    wide = sums.dtype == torch.float64
+    group_sums = GroupSums(sums, None, elements.extra, elements.per_sample, wide)
+    return as_kept(loss_of_sums(group_sums, scoring, SCORE_ALONE), elements, scoring)
+
+
+def as_kept(loss: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
+    """A loss of the groups without the class dimension of an input that has none."""
+    keeps_groups = AVERAGES[scoring.average] == "none" and REDUCTIONS[scoring.reduction] == "none"
+    return loss[..., 0] if keeps_groups and not elements.per_class else loss
+
+
+def sums_score(
+    group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
+) -> tuple[Tensor, Tensor]:
+    """See ``customloss::sums_score``."""
+    with torch.enable_grad():
+        sums = group_sums.sums.detach().requires_grad_()
+        loss = loss_of_sums(group_sums._replace(sums=sums), scoring, pointwise)
+        if not loss.requires_grad:  # every part of the loss has weight 0
+            return loss, torch.zeros_like(sums)
+        (coefficients,) = torch.autograd.grad(
+            loss.sum(), sums, allow_unused=True, materialize_grads=True
+        )
+    return loss.detach(), coefficients
+
+
+def times_outer(coefficients: Tensor, grad: Tensor, per_sample: bool) -> Tensor:
+    """Coefficients ``[rows, samples, classes]`` times the gradient by the loss, which has the
+    dimensions that the loss keeps."""
+    if grad.dim() == 1:
+        grad = grad[:, None] if per_sample else grad[None, :]
+    return coefficients * grad
+
+
+def confusion_backward(incoming: Incoming, data: Data, wrt: Wrt, elements: Elements) -> Tensor:
+    """See ``customloss::confusion_backward``."""
+    grad, coefficients = incoming
+    if grad is not None:
+        coefficients = times_outer(coefficients, grad, elements.per_sample)
+    gradient = reference.confusion_backward(coefficients, *data, WRT[wrt.wrt], *in_words(elements))
+    if wrt.wrt == WEIGHT:
+        return gradient.contiguous()
+    return torch.empty_like(data.input if wrt.wrt == INPUT else data.target).copy_(gradient)

@@ -1,0 +1,256 @@
+"""What autograd makes of the primitives: a Function for the sums, one for a loss, one for a loss of
+sums, and the gradient pass as a fourth.
+
+They save the caller's tensors and a few numbers per group. Under ``create_graph`` the gradient pass
+is itself a Function, whose backward is the reference's; so derivatives of any order are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from customloss._backends import choice, plain
+from customloss._backends.choice import Primitives
+from customloss._ops.modes import transformed, wants_grad
+from customloss._spec.arguments import Data, Elements, GroupSums, Incoming, Pointwise, Scoring, Wrt
+from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
+from customloss.reference import sums as reference
+
+
+class Compound(NamedTuple):
+    """What makes of a ratio loss one of classes that count differently, or of several terms."""
+
+    class_weight: Tensor | None  # [2, classes]: of the score, of the pointwise loss
+    pointwise: Pointwise
+
+
+# ---- the gradient pass ---------------------------------------------------------------------------
+
+
+def _gradients(
+    ctx: Any, incoming: Incoming, data: Data
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients that autograd asked for, one pass each."""
+    backward: Any = _ConfusionBackward.apply if torch.is_grad_enabled() else _confusion_backward
+    input, target, weight = (
+        backward(*incoming, *data, wrt, ctx.elements, ctx.primitives) if needed else None
+        for wrt, needed in zip((INPUT, TARGET, WEIGHT), ctx.needs_input_grad)
+    )
+    return input, target, weight
+
+
+def _confusion_backward(
+    grad: Tensor | None,
+    coefficients: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    wrt: int,
+    elements: Elements,
+    primitives: Primitives,
+) -> Tensor:
+    result = primitives.confusion_backward(
+        Incoming(grad, coefficients), Data(input, target, weight), Wrt(wrt), elements
+    )
+    if wrt == WEIGHT and weight is not None:
+        result = result.sum_to_size(weight.shape).to(weight.dtype)
+    return result
+
+
+class _ConfusionBackward(torch.autograd.Function):
+    """The gradient pass as a differentiable function: its own backward is the reference's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: None,
+        coefficients: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        wrt: int,
+        elements: Elements,
+        primitives: Primitives,
+    ) -> Tensor:
+        ctx.save_for_backward(coefficients, input, target, weight)
+        ctx.wrt, ctx.elements = wrt, elements
+        return _confusion_backward(
+            grad, coefficients, input, target, weight, wrt, elements, primitives
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        needed = ctx.needs_input_grad[1:5]
+        with torch.enable_grad():
+            operands = [
+                (tensor.view_as(tensor) if create_graph else tensor.detach().requires_grad_())
+                if need
+                else tensor
+                for tensor, need in zip(ctx.saved_tensors, needed)
+            ]
+            coefficients, input, target, weight = operands
+            result = reference.confusion_backward(
+                coefficients, input, target, weight, WRT[ctx.wrt], *plain.in_words(ctx.elements)
+            )
+            if ctx.wrt == WEIGHT:
+                result = result.sum_to_size(weight.shape)
+            wanted = [tensor for tensor, need in zip(operands, needed) if need]
+            gradients = torch.autograd.grad(
+                result, wanted, grad, create_graph=create_graph, allow_unused=True
+            )
+        return None, *_in_place(gradients, needed), None, None, None
+
+
+def _in_place(
+    gradients: Sequence[Tensor | None], needed: Sequence[bool]
+) -> Iterator[Tensor | None]:
+    """The gradients of the operands that need one, and None for the others."""
+    computed = iter(gradients)
+    return (next(computed) if need else None for need in needed)
+
+
+# ---- sums, and losses ----------------------------------------------------------------------------
+
+
+class SumsFunction(torch.autograd.Function):
+    """Saves the caller's tensors and nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, elements: Elements
+    ) -> Tensor:
+        ctx.save_for_backward(input, target, weight)
+        ctx.elements, ctx.primitives = elements, choice.primitives(input)
+        sums: Tensor = ctx.primitives.confusion(Data(input, target, weight), elements)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        incoming = Incoming(None, grad.contiguous())
+        return *_gradients(ctx, incoming, Data(*ctx.saved_tensors)), None
+
+
+class LossFunction(torch.autograd.Function):
+    """Saves the caller's tensors and a few numbers per group."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        elements: Elements,
+        scoring: Scoring,
+        compound: Compound | None = None,
+    ) -> Tensor:
+        primitives = choice.primitives(input)
+        data = Data(input, target, weight)
+        loss, coefficients = scored(primitives, data, elements, scoring, compound)
+        ctx.save_for_backward(input, target, weight, coefficients)
+        ctx.elements, ctx.scoring, ctx.primitives = elements, scoring, primitives
+        ctx.compound = compound
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return *_differentiable_gradients(ctx, grad), None, None, None
+        # read once: activation checkpoints allow no more
+        input, target, weight, coefficients = ctx.saved_tensors
+        data = Data(input, target, weight)
+        return *_gradients(ctx, Incoming(grad, coefficients), data), None, None, None
+
+
+class SumsLossFunction(torch.autograd.Function):
+    """Saves the gradient by the sums, a few numbers, beside the sums."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sums: Tensor,
+        class_weight: Tensor | None,
+        extra: int,
+        per_sample: bool,
+        wide: bool,
+        scoring: Scoring,
+        pointwise: Pointwise,
+    ) -> Tensor:
+        group_sums = GroupSums(sums, class_weight, extra, per_sample, wide)
+        loss, coefficients = choice.primitives(sums).sums_score(group_sums, scoring, pointwise)
+        ctx.save_for_backward(sums, class_weight, coefficients)
+        ctx.extra, ctx.per_sample, ctx.wide = extra, per_sample, wide
+        ctx.scoring, ctx.pointwise = scoring, pointwise
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sums, class_weight, coefficients = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            leaf = sums.view_as(sums)
+            group_sums = GroupSums(leaf, class_weight, ctx.extra, ctx.per_sample, ctx.wide)
+            loss = plain.loss_of_sums(group_sums, ctx.scoring, ctx.pointwise)
+            (by_sums,) = torch.autograd.grad(loss, leaf, grad, create_graph=True, allow_unused=True)
+        else:
+            by_sums = plain.times_outer(coefficients, grad, ctx.per_sample)
+        return by_sums, None, None, None, None, None, None
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> Iterator[Tensor | None]:
+    """For create_graph: the coefficients must depend on the operands, so compose them anew."""
+    needed = ctx.needs_input_grad[:3]
+    # views, so that a gradient by one operand does not run on into the others' own history
+    operands = [
+        tensor.view_as(tensor) if need else tensor
+        for tensor, need in zip(ctx.saved_tensors[:3], needed)
+    ]
+    sums = SumsFunction.apply(*operands, ctx.elements)
+    loss = score(sums, ctx.scoring, ctx.elements, ctx.compound).to(grad.dtype)
+    wanted = [tensor for tensor, need in zip(operands, needed) if need]
+    return _in_place(torch.autograd.grad(loss, wanted, grad, create_graph=True), needed)
+
+
+# ---- without a graph -----------------------------------------------------------------------------
+
+
+def sums(data: Data, elements: Elements) -> Tensor:
+    """The sums ``[rows, samples, classes]``, differentiable in every way."""
+    if transformed():
+        return plain.confusion(data, elements)
+    if wants_grad(*data):
+        result: Tensor = SumsFunction.apply(*data, elements)
+        return result
+    return choice.primitives(data.input).confusion(data, elements)
+
+
+def scored(
+    primitives: Primitives,
+    data: Data,
+    elements: Elements,
+    scoring: Scoring,
+    compound: Compound | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient by the sums: one primitive for a plain ratio, else two."""
+    if compound is None:
+        return primitives.confusion_score(data, elements, scoring)
+    group_sums = _group_sums(primitives.confusion(data, elements), elements, compound)
+    wide = data.input.dtype == torch.float64
+    return primitives.sums_score(group_sums._replace(wide=wide), scoring, compound.pointwise)
+
+
+def score(
+    sums: Tensor, scoring: Scoring, elements: Elements, compound: Compound | None = None
+) -> Tensor:
+    """The same loss from sums, composed of torch operations; in the precision of the sums."""
+    if compound is None:
+        return plain.loss_of_groups(sums, elements, scoring)
+    return plain.loss_of_sums(_group_sums(sums, elements, compound), scoring, compound.pointwise)
+
+
+def _group_sums(sums: Tensor, elements: Elements, compound: Compound) -> GroupSums:
+    wide = sums.dtype == torch.float64
+    return GroupSums(sums, compound.class_weight, elements.extra, elements.per_sample, wide)

@@ -1,0 +1,20 @@
+"""What PyTorch is about to do with a call: transform it, or differentiate it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def transformed() -> bool:
+    """Inside ``torch.func`` transforms or forward-mode AD."""
+    return (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    """Whether autograd has to hear of this call."""
+    return torch.is_grad_enabled() and (
+        input.requires_grad or target.requires_grad or (weight is not None and weight.requires_grad)
+    )

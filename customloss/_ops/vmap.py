@@ -1,0 +1,124 @@
+"""Batching rules: a vmapped dim tells groups apart, so one pass serves the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from customloss._backends import plain
+from customloss._ops import autograd
+from customloss._ops.autograd import Compound
+from customloss._spec import operands, options
+from customloss._spec.arguments import (
+    ClassWeights,
+    Data,
+    Elements,
+    GroupSums,
+    Pointwise,
+    Scoring,
+)
+from customloss._spec.words import TARGET
+from customloss.reference.sums import accumulator
+
+
+def _batch_first(data: Data, in_dims: Any, size: int) -> Data:
+    """All operands with the vmapped dim in front and the input's rank behind it."""
+    rank = data.input.dim() - (in_dims[0] is not None)
+
+    def batched(operand: Tensor, dim: int | None, place: int) -> Tensor:
+        operand = operand.movedim(dim, 0) if dim is not None else operand[None]
+        if place == TARGET and operand.dim() == rank:
+            operand = operand.unsqueeze(2)  # class numbers
+        missing = (1,) * (rank + 1 - operand.dim())
+        operand = operand.reshape(operand.shape[0], *missing, *operand.shape[1:])
+        return operand.expand(size, *operand.shape[1:])
+
+    input, target, weight = (
+        None if operand is None else batched(operand, dim, place)
+        for place, (operand, dim) in enumerate(zip(data, in_dims))
+    )
+    assert input is not None and target is not None
+    return Data(input, target, weight)
+
+
+def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Tensor:
+    """``[rows, batch, samples, classes]`` in one pass: the vmapped dim tells groups apart as
+    samples do. Where samples are told apart too, both are flattened, else they are summed."""
+    size = info.batch_size
+    data = _batch_first(data, in_dims, size)
+    samples = data.input.shape[1] if elements.per_sample else 1
+
+    def folded(operand: Tensor) -> Tensor:
+        if elements.per_sample:
+            return operand.expand(size, samples, *operand.shape[2:]).flatten(0, 1)
+        return operand.transpose(1, 2) if operand.dim() > 2 else operand
+
+    weight = None if data.weight is None else folded(data.weight)
+    elements = elements._replace(per_sample=True)
+    data = operands.tensors(Data(folded(data.input), folded(data.target), weight), elements)
+    sums = autograd.sums(data, elements)
+    return sums.reshape(-1, size, samples, sums.shape[-1])
+
+
+def ratio_rule(operator: str) -> Callable[..., tuple[Tensor, int]]:
+    """The rule of ``register.ratio_operator``; the batch dim of the result is its first."""
+
+    def rule(
+        info: Any, in_dims: Any, input: Tensor, target: Tensor, weight: Tensor | None = None,
+        **given: Any,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        rank = input.dim() - (in_dims[0] is not None)
+        elements, scoring = options.cached_for_operator(operator, rank, **given)
+        sums = _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements)
+        return autograd.score(sums, scoring, elements).to(accumulator(input)), 0
+
+    return rule
+
+
+def confusion_sums(
+    info: Any, in_dims: Any, input: Tensor, target: Tensor, weight: Tensor | None = None,
+    **given: Any,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """The rule of ``register.confusion_sums``; the batch dim of the result is its second."""
+    elements = options.cached_for_sums(input.dim() - (in_dims[0] is not None), **given)
+    return _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements), 1
+
+
+def compound(
+    info: Any,
+    in_dims: Any,
+    data: Data,
+    class_weights: ClassWeights,
+    elements: Elements,
+    scoring: Scoring,
+    pointwise: Pointwise,
+) -> tuple[Tensor, int]:
+    """The rule of ``register.compound``; the batch dim of the result is its first."""
+    sums = _vmapped_sums(info, in_dims[: len(data)], data, elements)
+    table = _beside_samples(class_weights.class_weight, in_dims[len(data)])
+    loss = autograd.score(sums, scoring, elements, Compound(table, pointwise))
+    return loss.to(accumulator(data.input)), 0
+
+
+def sums_loss(
+    info: Any, in_dims: Any, group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
+) -> tuple[Tensor, int]:
+    """The rule of ``register.sums_loss``; the batch dim of the result is its first."""
+    sums_dim, table_dim = in_dims[:2]
+    sums = group_sums.sums
+    if sums_dim is None:
+        sums = sums[:, None].expand(-1, info.batch_size, -1, -1)
+    else:
+        sums = sums.movedim(sums_dim, 1)
+    table = _beside_samples(group_sums.class_weight, table_dim)
+    group_sums = group_sums._replace(sums=sums, class_weight=table)
+    return plain.loss_of_sums(group_sums, scoring, pointwise), 0
+
+
+def _beside_samples(table: Tensor | None, dim: int | None) -> Tensor | None:
+    """Weights of classes that are vmapped over: ``[2, batch, 1, classes]``."""
+    if table is None or dim is None:
+        return table
+    return table.movedim(dim, 1).unsqueeze(2)

@@ -1,0 +1,146 @@
+"""The arguments of the operators behind the losses, declared once for Python.
+
+An operator is a function of a few groups of arguments. Schemas, fake tensors, the plain backend and
+Triton's are made of these groups. At the dispatcher, and nowhere else, the groups lie flat, one
+argument behind the other. csrc/arguments.h declares the same groups for C++; a test compares names
+and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, get_type_hints
+
+from torch import Tensor
+
+
+class Data(NamedTuple):
+    """What a pass reads."""
+
+    input: Tensor
+    target: Tensor  # of the input's rank: class numbers are [N, 1, *spatial]
+    weight: Tensor | None
+
+
+class Elements(NamedTuple):
+    """How an element becomes a probability, how elements are grouped, and what is added up."""
+
+    activation: int
+    scale: float
+    offset: float
+    per_sample: bool
+    per_class: bool
+    ignore_index: int | None = None
+    label_smoothing: float = 0.0
+    extra: int = 0  # bits of reference.Extra
+    focal_gamma: float = 2.0
+
+
+class Scoring(NamedTuple):
+    """How the sums of the groups become a loss."""
+
+    tp_weight: float
+    fp_weight: float
+    fn_weight: float
+    smooth: float
+    gamma: float
+    link: int
+    absent: int
+    average: int
+    reduction: int
+
+
+class Pointwise(NamedTuple):
+    """The weight of the score, and the factors of the loss beside it that is a mean over elements;
+    see ``reference.pointwise_loss``."""
+
+    score_weight: float = 1.0
+    log_pos: float = 0.0
+    log_neg: float = 0.0
+    focal: float = 0.0
+    positives: float = 0.0
+    negatives: float = 0.0
+
+
+SCORE_ALONE = Pointwise()
+
+
+class Incoming(NamedTuple):
+    """The gradient that a backward pass continues: by the loss, and of the loss by the sums."""
+
+    grad: Tensor | None  # None: 1
+    coefficients: Tensor
+
+
+class Wrt(NamedTuple):
+    """The operand that a backward pass differentiates by."""
+
+    wrt: int
+
+
+class ClassWeights(NamedTuple):
+    """What each class counts: ``[2, classes]``, of the score and of the pointwise loss."""
+
+    class_weight: Tensor | None
+
+
+class GroupSums(NamedTuple):
+    """The sums ``[rows, samples, classes]`` that were made before, and what is known of them."""
+
+    sums: Tensor
+    class_weight: Tensor | None
+    extra: int
+    per_sample: bool
+    wide: bool  # whether the loss is float64
+
+
+class Contract(NamedTuple):
+    """What an operator takes and returns."""
+
+    groups: tuple[type[tuple[Any, ...]], ...]
+    returns: str
+
+
+# what a backend computes; it knows nothing of autograd
+PRIMITIVES = {
+    "confusion": Contract((Data, Elements), "Tensor"),
+    "confusion_score": Contract((Data, Elements, Scoring), "(Tensor, Tensor)"),
+    "confusion_backward": Contract((Incoming, Data, Wrt, Elements), "Tensor"),
+    "sums_score": Contract((GroupSums, Scoring, Pointwise), "(Tensor, Tensor)"),
+}
+# differentiable operators that are built on them and take checked numbers
+DIFFERENTIABLE = {
+    "compound": Contract((Data, ClassWeights, Elements, Scoring, Pointwise), "Tensor"),
+    "sums_loss": Contract((GroupSums, Scoring, Pointwise), "Tensor"),
+}
+
+_TYPES = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", int | None: "int?", float: "float",
+    bool: "bool",
+}  # fmt: skip
+
+
+def schema(name: str, contract: Contract) -> str:
+    """The operator's schema, as the dispatcher is told."""
+    arguments = (
+        f"{_TYPES[kind]} {field}"
+        for group in contract.groups
+        for field, kind in get_type_hints(group).items()
+    )
+    return f"{name}({', '.join(arguments)}) -> {contract.returns}"
+
+
+def grouped(function: Callable[..., Any], contract: Contract, ahead: int = 0) -> Callable[..., Any]:
+    """A function of groups as the dispatcher calls it, with one flat list of arguments.
+
+    ``ahead`` is the number of arguments before those of the groups.
+    """
+    lengths = (len(get_type_hints(group)) for group in contract.groups)
+    spans = list(zip(contract.groups, pairwise(accumulate(lengths, initial=ahead))))
+
+    def flat(*arguments: Any) -> Any:
+        groups = (group(*arguments[start:stop]) for group, (start, stop) in spans)
+        return function(*arguments[:ahead], *groups)
+
+    return flat

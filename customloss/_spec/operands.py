@@ -1,0 +1,144 @@
+"""Checks of input, target and weight before any kernel runs: types, dtypes, shapes and devices.
+
+Nothing here reads the data of a tensor, but ``target_values``, which runs only when asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from customloss._spec.arguments import Data, Elements
+from customloss._spec.words import SOFTMAX
+
+INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+TARGET_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32,
+    torch.uint64, torch.int64, *INPUT_DTYPES,
+)  # fmt: skip
+_TARGETS = frozenset(TARGET_DTYPES)
+INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SIGNED = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
+
+
+def are_tensors(input: object, target: object, weight: object) -> None:
+    """The three operands are tensors (``weight`` may be None)."""
+    for name, value in (("input", input), ("target", target), ("weight", weight)):
+        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
+
+
+def tensors(data: Data, elements: Elements, *, no_sample: bool = False) -> Data:
+    """Dtypes, shapes and devices fit together, and there is a group to score; with ``no_sample``
+    there may be none for want of a sample.
+
+    Returns the data with a target of the input's rank: class numbers as ``[N, 1, *spatial]``.
+    """
+    input, target, weight = data
+    shape = input.shape
+    if input.dtype not in INPUT_DTYPES:
+        raise TypeError(f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}")
+    if not shape:
+        raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
+    if target.dtype not in _TARGETS:
+        raise TypeError(f"target: expected a bool, integer or float dtype, got {target.dtype}")
+    if elements.activation == SOFTMAX and (len(shape) < 2 or shape[1] == 1):
+        raise ValueError(
+            "activation: expected 'sigmoid' (or two classes) for an input without a choice of "
+            f"classes, {list(shape)}, got 'softmax'"
+        )
+    if target.shape != shape:
+        target = _class_index(input, target)
+    elif elements.ignore_index is not None and elements.activation == SOFTMAX:
+        raise ValueError(
+            "ignore_index: expected None for a dense target with activation='softmax' (what would "
+            f"one class of a pixel say?), got {elements.ignore_index}: pass class numbers, or a "
+            "weight of 0"
+        )
+    if target.device != input.device:
+        raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
+    if weight is not None:
+        _weight(weight, input)
+    no_class = len(shape) > 1 and shape[1] == 0
+    empty = elements.per_sample and shape[0] == 0 and not no_sample
+    if empty or (elements.per_class and no_class):
+        raise ValueError(f"input: there is no group to score in shape {list(shape)}")
+    return Data(input, target, weight)
+
+
+def _class_index(input: Tensor, target: Tensor) -> Tensor:
+    """Class numbers, one per sample and place, as ``[N, 1, *spatial]``."""
+    shape, came = input.shape, target.shape
+    with_class_dim = (*shape[:1], 1, *shape[2:])
+    if len(shape) < 2 or came not in (with_class_dim, shape[:1] + shape[2:]):
+        expected = f"the shape of input, {list(shape)}"
+        if len(shape) > 1:
+            expected += f", or {list(shape[:1] + shape[2:])} for class numbers"
+        raise ValueError(f"target: expected {expected}, got {list(came)}")
+    if shape[1] == 1:
+        raise ValueError(
+            f"target: expected the shape of input, {list(shape)}, got {list(came)}: an input with "
+            "one class has no class numbers (target.unsqueeze(1) makes it dense)"
+        )
+    if target.dtype not in INDEX_DTYPES:
+        raise TypeError(
+            f"target: expected uint8, int8, int16, int32 or int64 for class numbers {list(came)}, "
+            f"got {target.dtype}; a dense target has the shape of input, {list(shape)}"
+        )
+    return target if came == with_class_dim else target.unsqueeze(1)
+
+
+def _weight(weight: Tensor, input: Tensor) -> None:
+    if weight.dtype not in _TARGETS:
+        raise TypeError(f"weight: expected a bool, integer or float dtype, got {weight.dtype}")
+    came, shape = weight.shape, input.shape
+    fits = len(came) <= len(shape) and all(
+        size == 1 or size == wanted for size, wanted in zip(reversed(came), reversed(shape))
+    )
+    if not fits:
+        raise ValueError(
+            f"weight: expected a shape that broadcasts to {list(shape)} (input's), got {list(came)}"
+        )
+    if weight.device != input.device:
+        raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
+
+
+def target_values(input: Tensor, target: Tensor, ignore_index: int | None = None) -> None:
+    """Every target lies in [0, 1], or is one of the class numbers, or ``ignore_index``. This reads
+    the tensor and waits for its device."""
+    if target.dtype == torch.bool or target.numel() == 0:
+        return
+    is_index = input.dim() > 1 and target.dtype in INDEX_DTYPES and target.shape != input.shape
+    if ignore_index is not None:
+        # compared in an unsigned dtype, -100 would wrap to a number that may be a label
+        comparable = target if target.is_floating_point() else target.long()
+        target = target[comparable != ignore_index]
+        if target.numel() == 0:
+            return
+    if is_index:
+        _class_numbers(target, input.shape[1], ignore_index)
+        return
+    signed = _SIGNED.get(target.dtype)  # aminmax does not take the wide unsigned dtypes
+    low, high = (bound.item() for bound in torch.aminmax(target.view(signed) if signed else target))
+    if signed and low < 0:
+        low, high = 0, low + 2 * torch.iinfo(signed).max + 2
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")
+
+
+def _class_numbers(target: Tensor, classes: int, ignore_index: int | None) -> None:
+    low, high = (int(bound) for bound in torch.aminmax(target))
+    if low >= 0 and high < classes:
+        return
+    other = "" if ignore_index is None else f", or {ignore_index} (ignore_index)"
+    hint = "" if ignore_index is not None else "; ignore_index leaves a value out"
+    raise ValueError(
+        f"target: expected class numbers from 0 to {classes - 1}{other}, got "
+        f"{low if low < 0 else high}{hint}"
+    )

@@ -1,0 +1,272 @@
+"""The options of a loss: their names, types and defaults, and the numbers that they become.
+
+The tables of defaults serve the public operators, whose schemas are made of them, and the
+functions, whose signatures are. A distinct set of options is checked once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from customloss import scores
+from customloss._spec import checks
+from customloss._spec.arguments import Elements, Scoring
+from customloss._spec.words import ABSENT, ACTIVATIONS, AVERAGES, LINKS, REDUCTIONS
+from customloss.reference.sums import EXTRA_ROWS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+# how the sums are made, as the operators take it
+ELEMENTS: dict[str, Any] = {
+    "activation": "sigmoid", "average": "macro", "samplewise": False,
+    "logit_scale": 1.0, "logit_offset": 0.0, "ignore_index": None, "label_smoothing": 0.0,
+}  # fmt: skip
+EXTRA: dict[str, Any] = {
+    **{str(flag.name).lower(): False for flag in EXTRA_ROWS}, "focal_gamma": 2.0,
+}  # fmt: skip
+SUMS: dict[str, Any] = {**ELEMENTS, **EXTRA}
+# and how they become a loss
+LOSS: dict[str, Any] = {
+    **ELEMENTS, "reduction": "mean", "smooth": 0.0, "absent": "score", "link": "complement",
+    "gamma": 1.0,
+}  # fmt: skip
+# beside these, the functions take what acts on the sums of the classes
+CLASSES: dict[str, Any] = {"class_weight": None, "classes": None, "include_background": True}
+FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_group": None}
+# the words of the extra sums, and the names of the rows they add
+ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
+
+
+class Averaging(TypedDict, total=False):
+    """How the losses of the groups become one; see ``customloss.soft_f1_loss``."""
+
+    average: str
+    samplewise: bool
+    reduction: str
+    absent: str
+    ignore_index: int | None
+    label_smoothing: float
+    class_weight: Tensor | Sequence[float] | None
+    classes: Sequence[int] | None
+    include_background: bool
+    check_target: bool
+    process_group: ProcessGroup | None
+
+
+class Scaling(Averaging, total=False):
+    """Also how logits are scaled."""
+
+    logit_scale: float
+    logit_offset: float
+
+
+class Grouping(Scaling, total=False):
+    """Also how an element becomes a probability."""
+
+    activation: str
+
+
+class Options(Grouping, total=False):
+    """Also how a similarity becomes a loss: what every loss without a link of its own takes."""
+
+    link: str
+    gamma: float
+
+
+class Linking(Scaling, total=False):
+    """The same for losses with an activation of their own."""
+
+    link: str
+    gamma: float
+
+
+class Reading(TypedDict, total=False):
+    """How the sums are made; see ``customloss.confusion_sums``."""
+
+    activation: str
+    average: str
+    samplewise: bool
+    logit_scale: float
+    logit_offset: float
+    ignore_index: int | None
+    label_smoothing: float
+    dtype: torch.dtype | None
+    check_target: bool
+
+
+class Ratio(NamedTuple):
+    """The similarity ``(A tp + s) / (A tp + s + B fp + C fn)``: the first fields of ``Scoring``."""
+
+    tp_weight: float
+    fp_weight: float
+    fn_weight: float
+    smooth: float
+
+
+class ScoringWords(NamedTuple):
+    """What of the scoring is not the similarity itself, in words."""
+
+    link: str
+    gamma: float
+    absent: str
+    average: str
+    reduction: str
+
+    def scoring(self, ratio: Ratio) -> Scoring:
+        """The numbers that the primitives take; the link has to be one of theirs."""
+        return Scoring(
+            *ratio,
+            gamma=self.gamma,
+            link=LINKS.index(self.link),
+            absent=ABSENT.index(self.absent),
+            average=AVERAGES.index(self.average),
+            reduction=REDUCTIONS.index(self.reduction),
+        )
+
+
+def words_of(scoring: Scoring) -> ScoringWords:
+    """The words of numbers that ``ScoringWords.scoring`` made."""
+    return ScoringWords(
+        LINKS[scoring.link], scoring.gamma, ABSENT[scoring.absent], AVERAGES[scoring.average],
+        REDUCTIONS[scoring.reduction],
+    )  # fmt: skip
+
+
+def ratio_of(score: Callable[..., Any]) -> Ratio | None:
+    """The coefficients of a score that is a ratio of tp, fp and fn, else None."""
+    found = scores.as_ratio(score)
+    return None if found is None else Ratio(*found)
+
+
+# the public operators of one fused pass, and the scores whose losses they are
+OPERATORS: dict[str, Callable[..., Any]] = {"soft_f1": scores.fbeta, "tversky": scores.tversky}
+
+
+def parameters(operator: str) -> dict[str, float]:
+    """The parameters of the operator's score, and their defaults; ``smooth`` is in ``LOSS``."""
+    shown = inspect.signature(OPERATORS[operator]).parameters.values()
+    return {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY and p.name != "smooth"}
+
+
+PARAMETERS = {operator: parameters(operator) for operator in OPERATORS}
+
+
+def schema(defaults: Mapping[str, Any]) -> str:
+    """Keyword options as an operator declares them."""
+
+    def kind(value: Any) -> str:
+        return "int?" if value is None else type(value).__name__
+
+    return ", ".join(f"{kind(value)} {name}={value!r}" for name, value in defaults.items())
+
+
+def bounded(**numbers: float) -> None:
+    """The parameters of scores are within their bounds; all are >= 0."""
+    for name, value in numbers.items():
+        most = 1 if name == "recall_weight" else None
+        checks.number(name, value, at_least=0, at_most=most)
+
+
+def extra_bits(asked: Mapping[str, Any]) -> int:
+    """The bits of ``reference.Extra`` that these words ask for."""
+    return int(sum(flag for flag in EXTRA_ROWS if asked.get(str(flag.name).lower())))
+
+
+def _elements(
+    rank: int,
+    activation: str,
+    average: str,
+    samplewise: bool,
+    logit_scale: float,
+    logit_offset: float,
+    ignore_index: int | None,
+    label_smoothing: float,
+    focal_gamma: float = 2.0,
+    **extras: bool,
+) -> Elements:
+    """How an input of this rank is read."""
+    checks.one_of("activation", activation, ACTIVATIONS)
+    checks.one_of("average", average, (*AVERAGES, "micro"))
+    checks.number("logit_scale", logit_scale)
+    checks.number("logit_offset", logit_offset)
+    if activation == "none" and (logit_scale, logit_offset) != (1.0, 0.0):
+        raise ValueError(
+            "logit_scale, logit_offset: expected 1 and 0 with activation='none' (there is no "
+            f"logit to scale), got {logit_scale} and {logit_offset}"
+        )
+    checks.number("label_smoothing", label_smoothing, at_least=0, below=1)
+    checks.number("focal_gamma", focal_gamma, at_least=0)
+    if activation == "softmax" and logit_scale == 0:
+        raise ValueError(
+            "logit_scale: expected a number other than 0 with activation='softmax', got 0"
+        )
+    per_class = average != "micro" and rank > 1
+    return Elements(
+        activation=ACTIVATIONS.index(activation),
+        scale=logit_scale,
+        offset=logit_offset,
+        per_sample=samplewise,
+        per_class=per_class,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        extra=extra_bits(extras),
+        focal_gamma=focal_gamma,
+    )
+
+
+def _words(
+    links: Mapping[str, bool], link: str, gamma: float, absent: str, average: str, reduction: str
+) -> ScoringWords:
+    """The words, checked; ``links`` are those allowed, and whether each takes a gamma."""
+    checks.number("gamma", gamma, above=0)
+    checks.one_of("absent", absent, ABSENT)
+    checks.one_of("link", link, links)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    if not links[link] and gamma != 1.0:
+        takers = " or ".join(repr(name) for name, takes in links.items() if takes)
+        raise ValueError(f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r}")
+    return ScoringWords(link, gamma, absent, "macro" if average == "micro" else average, reduction)
+
+
+def _pick(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in names}
+
+
+def for_sums(rank: int, **options: Any) -> Elements:
+    """The options of ``confusion_sums``."""
+    return _elements(rank, **{**SUMS, **options})
+
+
+def for_score(rank: int, **options: Any) -> tuple[Elements, ScoringWords]:
+    """The options of a loss that is any score of the sums."""
+    given = {**LOSS, **options}
+    elements = _elements(rank, **_pick(ELEMENTS, given))
+    return elements, _words(scores.LINKS, **_pick(ScoringWords._fields, given))
+
+
+def for_ratio(operator: str, rank: int, **options: Any) -> tuple[Elements, Ratio, ScoringWords]:
+    """The options of an operator of ``OPERATORS``."""
+    given = {**PARAMETERS[operator], **LOSS, **options}
+    at = _pick((*PARAMETERS[operator], "smooth"), given)
+    bounded(**at)
+    elements = _elements(rank, **_pick(ELEMENTS, given))
+    words = _words(_pick(LINKS, scores.LINKS), **_pick(ScoringWords._fields, given))
+    return elements, Ratio(*scores.coefficients_of(OPERATORS[operator], **at)), words
+
+
+def for_operator(operator: str, rank: int, **options: Any) -> tuple[Elements, Scoring]:
+    """The same as the primitives take them."""
+    elements, ratio, words = for_ratio(operator, rank, **options)
+    return elements, words.scoring(ratio)
+
+
+# Used inside the operators alone. Code outside of them may be compiled, and dynamo does not trace
+# through a cache.
+cached_for_sums = lru_cache(maxsize=1024)(for_sums)
+cached_for_operator = lru_cache(maxsize=1024)(for_operator)

@@ -1,0 +1,140 @@
+"""The loss of a big batch from micro-batches: gradient accumulation without approximation.
+
+An F-measure of a batch is not the mean of the F-measures of its micro-batches: their confusion sums
+have to be added before the score is taken. So every micro-batch is forwarded twice, first without a
+graph to add up the sums, then with one. See docs/distributed.md for costs and limits.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from customloss import distributed
+from customloss.losses.base import Loss
+
+
+class accumulate(distributed.Adder):
+    """Gradients of micro-batches that add up to those of the whole batch, for one optimizer step.
+
+    Two passes over the micro-batches: :meth:`add` all of them, then call :meth:`loss` for each and
+    differentiate it. With S the sums of the whole batch, s(x) those of a micro-batch and ``stop`` a
+    stopped gradient::
+
+        loss(x) = score(S + s(x) - stop(s(x)))
+
+    whose value is the loss of the whole batch, whatever the micro-batch, and whose gradient is the
+    micro-batch's share of the gradient of that loss. Nothing is divided by the number of
+    micro-batches.
+
+    If the loss has a ``process_group``, the batch is that of all ranks: one all-reduce, when the
+    first :meth:`loss` is asked for. Every rank needs a micro-batch, be it empty.
+
+    Both forwards have to give the same logits: dropout and batch norm in training mode break that
+    (batch norm would also count every batch twice). With CUSTOMLOSS_DEBUG=1 it is checked. A second
+    derivative is that of the micro-batch alone.
+
+    Args:
+        loss: a loss module of this package, :class:`customloss.ConfusionLoss` for a score of your
+            own, with any options except ``samplewise=True`` together with ``reduction="none"``.
+            It is left as it is.
+
+    Raises:
+        TypeError: another kind of loss.
+        ValueError: micro-batches with unlike numbers of classes, or (debug) forwards that differ.
+        RuntimeError: steps out of order, or a ``with`` block left before every micro-batch that was
+            added had its loss.
+
+    Example::
+
+        with customloss.accumulate(criterion) as batch:
+            for x, target in micro_batches:
+                with torch.no_grad():
+                    batch.add(model(x), target)
+            for x, target in micro_batches:
+                batch.loss(model(x), target).backward()
+        optimizer.step()
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        if not isinstance(loss, Loss):
+            raise TypeError(
+                "loss: expected a loss module of customloss, such as SoftF1Loss(), got "
+                f"{type(loss).__name__}"
+            )
+        self._group = loss.options()["process_group"]
+        self._size = distributed.group_size(self._group)
+        self._loss = loss.added_by(self)
+        self._added = self._scored = 0
+        self._adding = True
+        self._whole: Tensor | None = None
+        self._missing: Tensor | None = None  # debug: what the second pass has yet to add up to
+
+    def add(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """First pass: adds the sums of a micro-batch, without a graph."""
+        if not self._adding:
+            raise RuntimeError(
+                f"accumulate: add() after loss(), which {self._scored} of {self._added} "
+                "micro-batches had: add all of them first, and take a new accumulate for each step"
+            )
+        with torch.no_grad():
+            self._loss(input, target, weight)
+        self._added += 1
+
+    def loss(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Second pass: the loss of the whole batch, differentiable by this micro-batch."""
+        if self._scored == self._added:
+            raise RuntimeError(
+                f"accumulate: loss() number {self._scored + 1} after {self._added} add(): every "
+                "micro-batch is added once, without a graph, and then has its loss once"
+            )
+        self._adding = False
+        loss: Tensor = self._loss(input, target, weight)
+        self._scored += 1
+        return loss
+
+    def total(self, sums: Tensor, options: object) -> Tensor:
+        """Called by the loss with the sums of a micro-batch: what it scores instead."""
+        whole = sums.new_zeros(sums.shape) if self._whole is None else self._whole
+        if whole.shape != sums.shape:
+            raise ValueError(
+                "accumulate: every micro-batch needs the same number of classes, got sums of shape "
+                f"{list(sums.shape)} after {list(whole.shape)}"
+            )
+        own = sums.detach()
+        if self._adding:
+            self._whole = whole + own
+            return own
+        if self._scored == 0:
+            self._missing = whole if distributed.DEBUG else None
+            self._whole = whole = distributed.global_sums(whole, self._group, options=options)
+        if self._missing is not None:
+            self._missing = self._missing - own
+        # the value is that of the whole, to the bit; ranks are averaged over, so shares are n-fold
+        return whole + self._size * (sums - own)
+
+    def __enter__(self) -> accumulate:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            return
+        if self._scored != self._added:
+            raise RuntimeError(
+                f"accumulate: of {self._added} micro-batches only {self._scored} had their loss; "
+                "without the others the gradients are not those of the batch"
+            )
+        if self._missing is not None and self._whole is not None:
+            most = self._whole.abs().max()
+            if not bool((self._missing.abs() <= 1e-4 * most).all()):
+                raise ValueError(
+                    "accumulate: the second forward of the micro-batches gave other logits than "
+                    "the first; look for dropout or batch norm in training mode, or other data"
+                )

@@ -1,0 +1,93 @@
+"""An approximation for streams of small batches: the score of a moving average of the sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from customloss import distributed
+from customloss._spec import checks
+from customloss.losses.base import Loss
+
+
+class StreamingLoss(nn.Module, distributed.Adder):
+    """APPROXIMATION: the loss of a moving average of the sums, with one forward per batch.
+
+    For batches with too few positives where :class:`customloss.accumulate`, which is exact, costs
+    too much. With decay d, the sums s of the n-th batch and ``stop`` a stopped gradient::
+
+        S <- d S + (1 - d) stop(s)        loss = score(S / (1 - d^n) + s - stop(s))
+
+    The value is about the loss of the last 1 / (1 - d) batches. The gradient is that of one batch,
+    taken where they stand: of the right direction as far as the model did not change meanwhile. In
+    ``eval`` mode the batch is scored by itself and S stays as it is.
+
+    Args:
+        loss: a loss module of this package without ``samplewise``. If it has a ``process_group``,
+            a batch is that of all ranks.
+        decay: d, 0 <= d < 1; 0 is the loss of the batch alone, exactly.
+
+    State:
+        ``average`` S, float64 in the shape of the sums, and ``steps`` n; saved with the module.
+
+    Raises:
+        TypeError: another kind of loss, or no number.
+        ValueError: a decay out of range, ``samplewise=True``, or another number of classes than in
+            the batch before.
+    """
+
+    average: Tensor
+    steps: Tensor
+
+    def __init__(self, loss: Loss, decay: float = 0.9) -> None:
+        super().__init__()
+        if not isinstance(loss, Loss):
+            raise TypeError(
+                f"loss: expected a loss module of customloss, got {type(loss).__name__}"
+            )
+        options = loss.options()
+        if options.get("samplewise"):
+            raise ValueError(
+                "loss: expected samplewise=False, got True (samples have no sums in common to "
+                "average over time)"
+            )
+        checks.number("decay", decay, at_least=0)
+        if decay >= 1:
+            raise ValueError(f"decay: expected a number < 1, got {decay}")
+        self.decay = decay
+        self._group = options["process_group"]
+        self.loss = loss.added_by(self)
+        self.register_buffer("average", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        result: Tensor = self.loss(input, target, weight)
+        return result
+
+    def total(self, sums: Tensor, options: object) -> Tensor:
+        """Called by the loss with the sums of a batch: the average that took them in."""
+        sums = distributed.global_sums(sums, self._group, options=options)
+        if not self.training:
+            return sums
+        own = sums.detach()
+        if self.average.numel() == 0:
+            self.average = torch.zeros_like(own)
+        if self.average.shape != own.shape:
+            raise ValueError(
+                "StreamingLoss: every batch needs the same number of classes, got sums of shape "
+                f"{list(own.shape)} after {list(self.average.shape)}"
+            )
+        self.average = torch.lerp(own, self.average, self.decay)
+        self.steps = self.steps + 1
+        return self.average / (1 - self.decay**self.steps) + (sums - own)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        saved = state_dict.get(f"{prefix}average")
+        if saved is not None:  # its shape is known from the first batch on only
+            self.average = self.average.new_zeros(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}"

@@ -1,0 +1,111 @@
+"""What the losses share: options that are kept by a module, and signatures that show them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from customloss._spec import options as spec
+from customloss.losses import classes
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# The losses of the package by name, as ``customloss.loss`` knows them.
+LOSSES: dict[str, type[Loss]] = {}
+
+
+def takes(options: type) -> Callable[[_F], _F]:
+    """Spells ``**options`` out in the signature that ``help`` and ``inspect`` show."""
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in spec.FUNCTION.items()
+        if name in options.__annotations__
+    ]
+
+    def decorate(function: _F) -> _F:
+        signature = inspect.signature(function)
+        listed = list(signature.parameters.values())[:-1]
+        function.__signature__ = signature.replace(parameters=[*listed, *more])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+class Loss(nn.Module):
+    """What the losses share: ``forward`` calls a function with the options, kept as attributes.
+
+    ``class_weight`` is kept as a buffer: it moves with ``.to()``, and is not in the state dict.
+
+    Shape:
+        - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
+          ``[N, *spatial]``; weight, if any, broadcastable to the input.
+        - output: a scalar, or what ``average``, ``samplewise`` and ``reduction="none"`` keep.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    defaults: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        """The options and their defaults are those of the function.
+
+        ``name`` is what ``customloss.loss`` calls a loss of the package.
+        """
+        super().__init_subclass__()
+        if name is not None:
+            LOSSES[name] = cls
+        if "function" not in vars(cls):
+            return
+        shown = inspect.signature(cls.function).parameters.values()
+        options = {p.name: p for p in shown if p.kind is p.KEYWORD_ONLY}
+        cls.defaults = {name: option.default for name, option in options.items()}
+        # shown by help: what __init__ takes by position, then every option of the function
+        _, *listed = inspect.signature(cls.__init__).parameters.values()
+        listed = [p for p in listed if p.kind is p.POSITIONAL_OR_KEYWORD]
+        names = {p.name for p in listed}
+        more = [option for name, option in options.items() if name not in names]
+        cls.__signature__ = inspect.Signature([*listed, *more])  # type: ignore[attr-defined]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        for name in options:
+            if name not in self.defaults:
+                known = ", ".join(self.defaults)
+                raise TypeError(f"{name}: no option of {type(self).__name__}; there are {known}")
+        for name, value in {**self.defaults, **options}.items():
+            is_class_weight = name == "class_weight" and value is not None
+            if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
+                value = classes.as_tensor(name, value)
+            if isinstance(value, Tensor) or name == "class_weight":
+                # an option as the others are, so not in the state dict; but it moves with .to()
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        """What the function is called with."""
+        return {name: getattr(self, name) for name in self.defaults}
+
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return type(self).function(input, target, weight, **self.options())
+
+    def added_by(self, adder: object) -> Loss:
+        """This loss with another ``process_group``, and with buffers that move by themselves."""
+        twin = copy.copy(self)
+        attributes = vars(twin)
+        attributes["process_group"] = adder  # past nn.Module, which would make it a submodule
+        attributes["_buffers"] = dict(self._buffers)
+        return twin
+
+    def extra_repr(self) -> str:
+        """The options that are not at their defaults."""
+        changed = []
+        for name, value in self.options().items():
+            if isinstance(value, Tensor):
+                changed.append(f"{name}={value.tolist()}")
+            elif value is not self.defaults[name] and value != self.defaults[name]:
+                changed.append(f"{name}={value!r}")
+        return ", ".join(changed)

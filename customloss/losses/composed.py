@@ -1,0 +1,317 @@
+"""Losses of any score of tp, fp, fn and tn: those of ``scores.py`` that are no ratio, and yours."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from customloss import scores
+from customloss._spec import checks
+from customloss._spec import options as spec
+from customloss._spec.arguments import Data
+from customloss._spec.options import Grouping, Options
+from customloss.losses import request, route
+from customloss.losses.base import Loss, takes
+from customloss.losses.formula import Score, at, formula_of, score_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@takes(Options)
+def confusion_loss(
+    score: Score,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    **options: Unpack[Options],
+) -> Tensor:
+    """The loss of any score of the soft confusion sums: forward and backward one pass each.
+
+    Args:
+        score: ``score(tp, fp, fn, tn)`` in torch operations, as those of ``customloss.scores``. It
+            gets float64 tensors ``[samples, classes]`` (1 where they are pooled, else those that
+            are scored) and returns the similarity of every group in that shape, or one per sample,
+            ``[samples, 1]``; 1 is perfect. Where it may divide 0 by 0, use
+            ``customloss.scores.ratio``; if it needs more sums than these four,
+            ``customloss.scores.uses``.
+        input, target, weight: see :func:`soft_f1_loss`, as are the options.
+        link: also ``"log_cosh"`` log cosh(1 - s) and ``"log_power"`` (-log s)^gamma; see
+            ``customloss.scores.linked``.
+
+    Returns:
+        As :func:`soft_f1_loss`.
+
+    Raises:
+        TypeError, ValueError: the score returned no tensor, or one of another shape, or one that
+            has no gradient by the sums; the message names the score.
+
+    Example::
+
+        def f2(tp, fp, fn, tn):
+            return 5 * tp / (5 * tp + fp + 4 * fn)
+
+        customloss.confusion_loss(f2, logits, target, average="micro", link="log").backward()
+    """
+    call = request.of_score(Data(input, target, weight), {**options}, scores.used_by(score))
+    return route.loss(call, formula_of(score, call.words, call.elements.extra))
+
+
+class ConfusionLoss(Loss):
+    """The loss of a score of your own; see :func:`customloss.confusion_loss`.
+
+    Example::
+
+        def f2(tp, fp, fn, tn):
+            return 5 * tp / (5 * tp + fp + 4 * fn)
+
+        criterion = customloss.ConfusionLoss(f2, average="micro", link="log")
+        criterion(logits, target).backward()
+    """
+
+    function = staticmethod(confusion_loss)
+
+    def __init__(self, score: Score, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        if not callable(score):
+            raise TypeError(f"score: expected a function of tp, fp, fn, tn, got {score!r}")
+        self.score = score  # a score that is itself a module becomes a part of this one
+
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        function: Any = type(self).function
+        result: Tensor = function(self.score, input, target, weight, **self.options())
+        return result
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (score_name(self.score), super().extra_repr())))
+
+
+# ---- means of ratios, and correlations -----------------------------------------------------------
+
+
+@takes(Grouping)
+def log_cosh_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    smooth: float = 0.0,
+    **options: Unpack[Grouping],
+) -> Tensor:
+    """``log cosh(1 - Dice)`` of every group. Arguments: :func:`dice_loss`.
+
+    Source: Jadon, "A survey of loss functions for semantic segmentation", CIBCB 2020.
+    """
+    score = at(scores.dice, smooth=smooth)
+    return confusion_loss(score, input, target, weight, link="log_cosh", **options)
+
+
+class LogCoshDiceLoss(Loss, name="log_cosh_dice"):
+    """``log cosh(1 - Dice)``; see :func:`customloss.log_cosh_dice_loss`."""
+
+    function = staticmethod(log_cosh_dice_loss)
+
+    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Grouping]) -> None:
+        super().__init__(smooth=smooth, **options)
+
+
+@takes(Grouping)
+def exp_log_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    exponent: float = 0.3,
+    smooth: float = 0.0,
+    **options: Unpack[Grouping],
+) -> Tensor:
+    """``(-log Dice)^exponent`` of every group: the Dice term of the exponential logarithmic loss.
+
+    At a perfect score the gradient is 0 (an exponent below 1 would make it infinite). Arguments:
+    :func:`dice_loss`.
+
+    Source: Wong et al., "3D segmentation with exponential logarithmic loss for highly unbalanced
+    object sizes", MICCAI 2018.
+    """
+    checks.number("exponent", exponent, above=0)
+    score = at(scores.dice, smooth=smooth)
+    return confusion_loss(score, input, target, weight, link="log_power", gamma=exponent, **options)
+
+
+class ExpLogDiceLoss(Loss, name="exp_log_dice"):
+    """``(-log Dice)^exponent``; see :func:`customloss.exp_log_dice_loss`."""
+
+    function = staticmethod(exp_log_dice_loss)
+
+    def __init__(
+        self, *, exponent: float = 0.3, smooth: float = 0.0, **options: Unpack[Grouping]
+    ) -> None:
+        super().__init__(exponent=exponent, smooth=smooth, **options)
+
+
+@takes(Options)
+def fowlkes_mallows_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    recall_weight: float = 0.5,
+    smooth: float = 0.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """``1 - precision^(1-w) recall^w``, w = recall_weight in [0, 1]: a weighted geometric mean.
+
+    ``smooth`` is added to both sides of precision and of recall. It is no smaller than Fβ at
+    β² = w / (1 - w), and falls into "predict everything" more easily: see
+    :func:`log_precision_recall_loss`, which is its ``link="log"``. Other arguments and errors are
+    those of :func:`soft_f1_loss`.
+
+    Source: Fowlkes & Mallows, "A method for comparing two hierarchical clusterings", JASA 1983.
+    """
+    score = at(scores.fowlkes_mallows, recall_weight=recall_weight, smooth=smooth)
+    return confusion_loss(score, input, target, weight, **options)
+
+
+class FowlkesMallowsLoss(Loss, name="fowlkes_mallows"):
+    """``1 - precision^(1-w) recall^w``; see :func:`customloss.fowlkes_mallows_loss`."""
+
+    function = staticmethod(fowlkes_mallows_loss)
+
+    def __init__(
+        self, *, recall_weight: float = 0.5, smooth: float = 0.0, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(recall_weight=recall_weight, smooth=smooth, **options)
+
+
+@takes(Grouping)
+def log_precision_recall_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    recall_weight: float = 0.5,
+    smooth: float = 0.0,
+    **options: Unpack[Grouping],
+) -> Tensor:
+    """``-(1-w) log precision - w log recall``, w = recall_weight in [0, 1].
+
+    Degenerate minima: at w = 1 "predict everything" is perfect, at w = 0 "predict almost nothing,
+    but that surely". In between a network that has learnt nothing is driven towards everything at
+    a constant speed w, and above w = 0.7 "everything" often beats what can be learnt: add binary
+    cross-entropy (half its weight suffices), or use ``soft_f1_loss(link="log")``, which bounds this
+    loss from above. Arguments: :func:`fowlkes_mallows_loss`.
+    """
+    score = at(scores.fowlkes_mallows, recall_weight=recall_weight, smooth=smooth)
+    return confusion_loss(score, input, target, weight, link="log", **options)
+
+
+class LogPrecisionRecallLoss(Loss, name="log_precision_recall"):
+    """``-(1-w) log precision - w log recall``; see :func:`customloss.log_precision_recall_loss`
+    and its warning of degenerate minima."""
+
+    function = staticmethod(log_precision_recall_loss)
+
+    def __init__(
+        self, *, recall_weight: float = 0.5, smooth: float = 0.0, **options: Unpack[Grouping]
+    ) -> None:
+        super().__init__(recall_weight=recall_weight, smooth=smooth, **options)
+
+
+@takes(Options)
+def generalized_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    weighting: str = "square",
+    smooth: float = 0.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """``1 - (2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + s)``, summed over the classes: one group.
+
+    w is 1/T² (``weighting="square"``), 1/T (``"simple"``) or 1 (``"uniform"``) of a class with
+    T = tp + fn; a class without positives gets the largest weight of the others. The weights have
+    no gradient. Classes are summed before the ratio, so ``average`` has nothing left to do, and
+    ``absent`` means that no class has a positive. Other arguments and errors are those of
+    :func:`soft_f1_loss`.
+
+    Source: Sudre et al., "Generalised Dice overlap as a deep learning loss function", DLMIA 2017.
+    """
+    spec.bounded(smooth=smooth)
+    score = partial(scores.generalized_dice, weighting=weighting, smooth=smooth)
+    return confusion_loss(score, input, target, weight, **options)
+
+
+class GeneralizedDiceLoss(Loss, name="generalized_dice"):
+    """Dice of the weighted sum over classes; see :func:`customloss.generalized_dice_loss`."""
+
+    function = staticmethod(generalized_dice_loss)
+
+    def __init__(
+        self, *, weighting: str = "square", smooth: float = 0.0, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(weighting=weighting, smooth=smooth, **options)
+
+
+class _WithoutParameters(Loss):
+    """A loss of a score that has no parameters."""
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+
+
+@takes(Options)
+def balanced_accuracy_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """``1 - (recall + specificity) / 2``. Arguments and errors: :func:`soft_f1_loss`.
+
+    Source: Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010.
+    """
+    return confusion_loss(scores.balanced_accuracy, input, target, weight, **options)
+
+
+class BalancedAccuracyLoss(_WithoutParameters, name="balanced_accuracy"):
+    """``1 - (recall + specificity) / 2``; see :func:`customloss.balanced_accuracy_loss`."""
+
+    function = staticmethod(balanced_accuracy_loss)
+
+
+@takes(Options)
+def g_mean_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """``1 - sqrt(recall specificity)``. Arguments and errors: :func:`soft_f1_loss`.
+
+    Source: Kubat & Matwin, "Addressing the curse of imbalanced training sets", ICML 1997.
+    """
+    return confusion_loss(scores.g_mean, input, target, weight, **options)
+
+
+class GMeanLoss(_WithoutParameters, name="g_mean"):
+    """``1 - sqrt(recall specificity)``; see :func:`customloss.g_mean_loss`."""
+
+    function = staticmethod(g_mean_loss)
+
+
+@takes(Options)
+def mcc_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """``1 - MCC``, in [0, 2]. Arguments and errors: :func:`soft_f1_loss`.
+
+    MCC = (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)), and 0 where a factor is 0: then
+    the loss is 1 with gradient 0.
+
+    Source: Matthews, "Comparison of the predicted and observed secondary structure of T4 phage
+    lysozyme", BBA 1975.
+    """
+    return confusion_loss(scores.mcc, input, target, weight, **options)
+
+
+class MCCLoss(_WithoutParameters, name="mcc"):
+    """``1 - MCC``, Matthews' correlation; see :func:`customloss.mcc_loss`."""
+
+    function = staticmethod(mcc_loss)

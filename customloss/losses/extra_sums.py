@@ -1,0 +1,265 @@
+"""Losses of more than tp, fp, fn and tn: of squares, distances and logarithms, which are added up
+in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from customloss import scores
+from customloss._spec import checks
+from customloss._spec import options as spec
+from customloss._spec.arguments import Data
+from customloss._spec.options import Grouping, Options
+from customloss.losses import request, route
+from customloss.losses.base import Loss, takes
+from customloss.losses.composed import confusion_loss
+from customloss.losses.formula import Formula, at
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+# ---- squares -------------------------------------------------------------------------------------
+
+
+@takes(Options)
+def squared_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    smooth: float = 0.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """``1 - (2 Σ p t + s) / (Σ p² + Σ t² + s)``: the Dice loss of V-Net.
+
+    Unlike :func:`dice_loss` it is least, 0, at p = t for soft labels too: it is
+    Σ (p - t)² / (Σ p² + Σ t²). Arguments and errors are those of :func:`soft_f1_loss`.
+
+    Source: Milletari et al., "V-Net: Fully convolutional neural networks for volumetric medical
+    image segmentation", 3DV 2016.
+    """
+    score = at(scores.squared_dice, smooth=smooth)
+    return confusion_loss(score, input, target, weight, **options)
+
+
+class SquaredDiceLoss(Loss, name="squared_dice"):
+    r"""The Dice loss of V-Net; see :func:`customloss.squared_dice_loss`.
+
+    .. math:: L = 1 - \frac{2 \sum p t + s}{\sum p^2 + \sum t^2 + s}
+    """
+
+    function = staticmethod(squared_dice_loss)
+
+    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(smooth=smooth, **options)
+
+
+# ---- distances: soft labels ----------------------------------------------------------------------
+
+
+@takes(Options)
+def semimetric_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    smooth: float = 0.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """``1 - (P + T - A + s) / (P + T + s) = A / (P + T + s)``: the Dice semimetric loss.
+
+    P = Σp, T = Σt, A = Σ|p - t|. With hard labels it is :func:`dice_loss`; with soft ones (of
+    smoothing, distillation, several annotators) that is not least at p = t, and this is, at 0.
+    Arguments and errors are those of :func:`soft_f1_loss`.
+
+    Source: Wang et al., "Dice semimetric losses: Optimizing the Dice score with soft labels",
+    MICCAI 2023.
+    """
+    score = at(scores.semimetric_dice, smooth=smooth)
+    return confusion_loss(score, input, target, weight, **options)
+
+
+class SemimetricDiceLoss(Loss, name="semimetric_dice"):
+    r"""Dice for soft labels; see :func:`customloss.semimetric_dice_loss`.
+
+    .. math:: L = \frac{\sum |p - t|}{\sum p + \sum t + s}
+    """
+
+    function = staticmethod(semimetric_dice_loss)
+
+    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(smooth=smooth, **options)
+
+
+@takes(Options)
+def semimetric_jaccard_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    smooth: float = 0.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """``1 - (P + T - A + 2s) / (P + T + A + 2s)``: the Jaccard metric loss.
+
+    P, T and A are those of :func:`semimetric_dice_loss`. With hard labels it is
+    :func:`jaccard_loss`; with soft ones it is least at p = t, at 0. Arguments and errors are those
+    of :func:`soft_f1_loss`.
+
+    Source: Wang et al., "Jaccard metric losses: Optimizing the Jaccard index with soft labels",
+    NeurIPS 2023.
+    """
+    score = at(scores.semimetric_jaccard, smooth=smooth)
+    return confusion_loss(score, input, target, weight, **options)
+
+
+class SemimetricJaccardLoss(Loss, name="semimetric_jaccard"):
+    r"""Jaccard for soft labels; see :func:`customloss.semimetric_jaccard_loss`.
+
+    .. math:: L = \frac{2 \sum |p - t|}{\sum p + \sum t + \sum |p - t| + 2 s}
+    """
+
+    function = staticmethod(semimetric_jaccard_loss)
+
+    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(smooth=smooth, **options)
+
+
+@takes(Options)
+def semimetric_tversky_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    fp_weight: float = 0.5,
+    fn_weight: float = 0.5,
+    smooth: float = 0.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """``1 - (tp' + s) / (tp' + fp_weight fp' + fn_weight fn' + s)``: Tversky for soft labels.
+
+    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0), from sums alone: tp' =
+    (P + T - A) / 2 with P, T and A of :func:`semimetric_dice_loss`. With hard labels it is
+    :func:`tversky_loss`; with soft ones it is least at p = t, at 0. Other arguments and errors are
+    those of :func:`tversky_loss`.
+
+    Source: Wang et al., "Dice semimetric losses: Optimizing the Dice score with soft labels",
+    MICCAI 2023.
+    """
+    score = at(scores.semimetric_tversky, fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth)
+    return confusion_loss(score, input, target, weight, **options)
+
+
+class SemimetricTverskyLoss(Loss, name="semimetric_tversky"):
+    r"""Tversky for soft labels; see :func:`customloss.semimetric_tversky_loss`.
+
+    .. math:: L = \frac{a\,fp' + b\,fn'}{tp' + a\,fp' + b\,fn' + s}
+    """
+
+    function = staticmethod(semimetric_tversky_loss)
+
+    def __init__(
+        self,
+        *,
+        fp_weight: float = 0.5,
+        fn_weight: float = 0.5,
+        smooth: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth, **options)
+
+
+# ---- logarithms ----------------------------------------------------------------------------------
+
+
+@takes(Grouping)
+def weighted_log_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    recall_weight: float = 0.5,
+    **options: Unpack[Grouping],
+) -> Tensor:
+    """``(w Σ t (-log p) + (1-w) Σ (1-t) (-log (1-p))) / Σ 1`` of every group, w = recall_weight.
+
+    A convex loss, decomposable over elements, whose threshold 1/2 is that of another trade-off:
+    w η > (1-w) (1-η), η the probability of a positive, is η > 1 - w. :func:`f_optimal_weight` is
+    the w that makes it optimal for Fβ. At w = 1/2 it is half the binary cross-entropy, and always
+    (1-w) times that with ``pos_weight`` w / (1-w). An empty group has loss 0.
+
+    ``absent`` speaks of groups without a positive here too. Other arguments and errors are those of
+    :func:`soft_f1_loss`; a softmax has no 1-p to take the logarithm of, and is refused.
+
+    Source: Parambath et al., "Optimizing F-measures by cost-sensitive classification", NIPS 2014.
+    """
+    given = {**options}
+    if given.get("activation") == "softmax":
+        raise ValueError(
+            "activation: expected 'sigmoid' or 'none' (of a softmax there is no log(1-p): see "
+            "compound_loss), got 'softmax'"
+        )
+    spec.bounded(recall_weight=recall_weight)
+
+    call = request.of_score(Data(input, target, weight), given, ("log_loss",))
+    constant = call.constant_sums()
+
+    def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
+        tp, fp, fn, tn = (each.detach() for each in rows[:4]) if constant else rows[:4]
+        whole = tp + fp + fn + tn
+        missed = torch.add(recall_weight * rows[4], rows[5], alpha=1 - recall_weight)
+        empty = whole == 0
+        return missed * whole.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
+
+    return route.loss(call, Formula("weighted_log", loss_of_rows, must_agree=recall_weight))
+
+
+class WeightedLogLoss(Loss, name="weighted_log"):
+    r"""A log loss with a weight of recall; see :func:`customloss.weighted_log_loss`.
+
+    .. math:: L = -\frac{1}{N} \sum w\,t \log p + (1 - w) (1 - t) \log (1 - p)
+    """
+
+    function = staticmethod(weighted_log_loss)
+
+    def __init__(self, *, recall_weight: float = 0.5, **options: Unpack[Grouping]) -> None:
+        super().__init__(recall_weight=recall_weight, **options)
+
+
+def f_optimal_weight(score: Tensor | float, beta: float = 1.0) -> Tensor | float:
+    """``1 - F* / (1 + β²)``: the ``recall_weight`` that makes :func:`weighted_log_loss` Fβ-optimal.
+
+    The classifier with the best Fβ, F*, predicts 1 where η > F* / (1 + β²): at β = 1 from half of
+    F* on, so below 1/2. Weighing positives by w and negatives by 1-w moves 1/2 there.
+    F* is not known beforehand: take the Fβ that validation reached, or that of the last steps
+    (``StreamingLoss``, ``hard=True`` of :func:`confusion_sums`), without gradient.
+
+    Args:
+        score: F*, in [0, 1]; a number, or a Tensor of any shape.
+        beta: the β of Fβ, >= 0.
+
+    Returns:
+        What ``score`` is: a number, or a Tensor without gradient.
+
+    Raises:
+        TypeError, ValueError: no number, or one out of range.
+
+    Source: Parambath et al., "Optimizing F-measures by cost-sensitive classification", NIPS 2014;
+    Lipton et al., "Optimal thresholding of classifiers to maximize F1 measure", ECML 2014.
+
+    Example::
+
+        w = customloss.f_optimal_weight(0.6)  # 0.7
+        loss = customloss.weighted_log_loss(logits, target, recall_weight=w)
+    """
+    checks.number("beta", beta, at_least=0)
+    if isinstance(score, Tensor):
+        score = score.detach()
+    else:
+        checks.number("score", score, at_least=0, at_most=1)
+    return 1 - score / (1 + beta * beta)

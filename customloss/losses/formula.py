@@ -1,0 +1,82 @@
+"""What becomes of the sums: a ratio of them, any other score, a pointwise loss beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from customloss import scores
+from customloss._spec import options
+from customloss._spec.arguments import SCORE_ALONE, Pointwise
+from customloss._spec.options import Ratio, ScoringWords
+from customloss.reference import sums as reference
+
+Score = Callable[..., Tensor]
+# from the rows of the sums to the losses of the groups
+LossOfRows = Callable[[Sequence[Tensor]], Tensor]
+
+
+class Formula(NamedTuple):
+    """A loss as a function of the sums."""
+
+    name: str  # of the score, for messages
+    score: Ratio | LossOfRows
+    pointwise: Pointwise = SCORE_ALONE
+    pos_weight: Tensor | None = None  # how often the pointwise loss counts positives
+    must_agree: object = None  # beside the options, what has to be equal on every rank
+
+
+def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Formula:
+    """The formula of a score of the user's or of ``scores.py``, which may be a ratio."""
+    ratio = options.ratio_of(score)
+    made = ratio if ratio is not None else _linked(score, words, extra)
+    return Formula(score_name(score), made, **more)
+
+
+def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
+    """What the link makes of the score of the rows; ``extra`` tells which rows there are."""
+    names = reference.rows(extra)
+    wanted = [name for word in scores.used_by(score) for name in options.ROWS[word]]
+
+    def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
+        further = {name: rows[names.index(name)] for name in wanted}
+        return scores.linked(_similarity(score, rows[:4], further), words.link, words.gamma)
+
+    return loss_of_rows
+
+
+def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]) -> Tensor:
+    """What the score makes of the sums, if that can be a similarity."""
+    value: Any = score(*sums, **further)
+    samples, classes = sums[0].shape
+    if not isinstance(value, Tensor):
+        got: object = f"{type(value).__name__} {value!r}"
+    elif tuple(value.shape) not in ((samples, classes), (samples, 1)):
+        got = f"one of shape {list(value.shape)}"
+    elif not value.is_floating_point():
+        got = f"one of {value.dtype}"
+    elif sums[0].requires_grad and not value.requires_grad:
+        got = "one without a gradient: it left the graph of torch operations"
+    else:
+        return value
+    kind = ValueError if isinstance(value, Tensor) else TypeError
+    raise kind(
+        f"score {score_name(score)!r}: expected a floating tensor [{samples}, {classes}], one "
+        f"similarity per sample and class, or [{samples}, 1], computed from the sums, got {got}"
+    )
+
+
+def at(score: Score, **parameters: float) -> Score:
+    """A score at these parameters, which have to be within their bounds."""
+    options.bounded(**parameters)
+    return partial(score, **parameters)
+
+
+def score_name(score: object) -> str:
+    """What messages call a score."""
+    while isinstance(score, partial):
+        score = score.func
+    return str(getattr(score, "__name__", type(score).__name__))

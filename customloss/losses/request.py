@@ -1,0 +1,127 @@
+"""A call of a loss, checked: what is read of a batch, who shares it, and how groups are averaged.
+
+Options are checked once for each distinct set, and the ones that no operator knows are taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import torch
+
+from customloss import distributed
+from customloss._ops import is_dtensor
+from customloss._ops.modes import transformed
+from customloss._spec import checks, operands, options
+from customloss._spec.arguments import Data, Elements
+from customloss._spec.options import Ratio, ScoringWords
+from customloss.losses import classes
+from customloss.losses.classes import Classes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Request(NamedTuple):
+    """A call up to its formula."""
+
+    data: Data  # as the caller passed it
+    elements: Elements
+    words: ScoringWords
+    options: dict[str, Any]  # those of the public operators
+    extra: dict[str, Any]  # the further sums, as ``confusion_sums`` takes them
+    group: ProcessGroup | None
+    classes: Classes | None  # None: all of them count alike
+
+    def sharded(self) -> bool:
+        """Whether the operands are DTensors."""
+        return is_dtensor.sharded(*self.data)
+
+    def constant_sums(self) -> bool:
+        """Whether the sums of targets and weights alone are constants: then nobody differentiates
+        by them."""
+        if torch.compiler.is_compiling() or transformed():
+            return False
+        _, target, weight = self.data
+        return not (target.requires_grad or (weight is not None and weight.requires_grad))
+
+
+def prepared(data: Data, given: dict[str, Any]) -> tuple[ProcessGroup | None, Classes | None]:
+    """Checks what no operator can, and takes out of the options what no operator knows."""
+    operands.are_tensors(*data)
+    is_dtensor.ready(data.input)
+    if isinstance(given.get("ignore_index"), bool):
+        raise TypeError(f"ignore_index: expected an integer or None, got {given['ignore_index']}")
+    if given.pop("check_target", False):
+        operands.target_values(data.input, data.target, given.get("ignore_index"))
+    asked = classes.asked_for(data.input, given)
+    group: ProcessGroup | None = given.pop("process_group", None)
+    # A rank alone has nothing to add: the fused operator serves it.
+    if group is not None and not isinstance(group, distributed.Adder):
+        group = group if distributed.group_size(group) > 1 else None
+    return group, asked
+
+
+def of_ratio(
+    operator: str, data: Data, given: dict[str, Any], group: Any, asked: Classes | None
+) -> tuple[Request, Ratio]:
+    """A call of the loss that is the operator, with options that were prepared."""
+    elements, ratio, words = _for_ratio(operator, data.input.dim(), **given)
+    return Request(data, elements, words, given, {}, group, asked), ratio
+
+
+def of_score(
+    data: Data,
+    given: dict[str, Any],
+    words: Collection[str] = (),
+    focal_gamma: float = 2.0,
+) -> Request:
+    """A call of the loss of any score; ``words`` are those of the extra sums that it needs."""
+    group, asked = prepared(data, given)
+    elements, scoring_words = _for_score(data.input.dim(), **given)
+    extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
+    if "focal" in extra:
+        extra["focal_gamma"] = focal_gamma
+        elements = elements._replace(focal_gamma=focal_gamma)
+    elements = elements._replace(extra=options.extra_bits(extra))
+    return Request(data, elements, scoring_words, given, extra, group, asked)
+
+
+def bad_options(operator: str, given: dict[str, Any]) -> None:
+    """Raises the TypeError or ValueError of options that the dispatcher refused, if it was they."""
+    checks.option_types(given, {**options.PARAMETERS[operator], **options.LOSS})
+
+
+def _once(check: _F) -> _F:
+    """Options are checked once for each distinct set."""
+    cached = lru_cache(maxsize=1024, typed=True)(check)
+
+    @wraps(check)
+    def checked(*given: Any, **keywords: Any) -> Any:
+        if torch.compiler.is_compiling():  # dynamo does not trace through a cache
+            return check(*given, **keywords)
+        try:
+            return cached(*given, **keywords)
+        except TypeError:  # unhashable, so not a valid option: let the check name it
+            return check(*given, **keywords)
+
+    return cast(_F, checked)
+
+
+_SCORED = {name: value for name, value in options.LOSS.items() if name != "smooth"}
+
+
+@_once
+def _for_score(rank: int, **given: Any) -> tuple[Elements, ScoringWords]:
+    checks.option_types(given, _SCORED)
+    return options.for_score(rank, **given)
+
+
+@_once
+def _for_ratio(operator: str, rank: int, **given: Any) -> tuple[Elements, Ratio, ScoringWords]:
+    bad_options(operator, given)
+    return options.for_ratio(operator, rank, **given)

@@ -1,0 +1,236 @@
+"""The ways from a batch to its loss, and which one a call takes.
+
+=================  =============================================================================
+FUSED              One operator reads the batch and makes the loss of it.
+SUMS_THEN_LOSS     One operator adds up the sums, another makes the loss of them. In between the
+                   sums of other ranks, or of a mesh of DTensors, are added.
+COMPOSED           The sums, and torch operations on them, which are a few numbers per group: for
+                   scores that are no ratio, learned class weights, and samples over ranks.
+=================  =============================================================================
+
+On every way the data is read once forward and once backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customloss import distributed, scores
+from customloss._ops import is_dtensor, totals
+from customloss._spec import options
+from customloss._spec.arguments import ClassWeights, GroupSums
+from customloss._spec.options import Ratio
+from customloss._spec.words import LINKS
+from customloss.losses.formula import Formula
+from customloss.losses.request import Request
+from customloss.reference import losses as reference
+from customloss.reference.sums import accumulator
+
+
+class Route(Enum):
+    """See above."""
+
+    FUSED = "fused"
+    SUMS_THEN_LOSS = "sums then loss"
+    COMPOSED = "composed"
+
+
+def route(request: Request, formula: Formula) -> Route:
+    """The way that a call takes."""
+    if not _has_closed_form(request, formula):
+        return Route.COMPOSED
+    if request.group is not None or request.sharded():
+        return Route.SUMS_THEN_LOSS
+    return Route.FUSED
+
+
+def _has_closed_form(request: Request, formula: Formula) -> bool:
+    """Whether the operators know all that is asked for."""
+    words, classes = request.words, request.classes
+    if not isinstance(formula.score, Ratio) or words.link not in LINKS:
+        return False
+    if formula.pos_weight is not None or pools_classes(request, formula):
+        return False
+    if request.group is not None and request.elements.per_sample:
+        return False
+    return classes is None or (words.average != "none" and not classes.learned())
+
+
+def pools_classes(request: Request, formula: Formula) -> bool:
+    """Whether the classes are one group and yet have to be told apart: because only some of them
+    are scored, or because their numbers are weighted before they are added."""
+    pos_weight = formula.pos_weight
+    one_group = not request.elements.per_class and request.data.input.dim() > 1
+    by_class = request.classes is not None or (pos_weight is not None and pos_weight.dim() > 0)
+    return one_group and by_class
+
+
+def loss(request: Request, formula: Formula) -> Tensor:
+    """The loss of a call, whichever way it takes."""
+    way = route(request, formula)
+    if way is Route.FUSED:
+        return _without_class(request, fused(request, formula))
+    sums = _sums(request, pools_classes(request, formula))
+    make = sums_then_loss if way is Route.SUMS_THEN_LOSS else composed
+    result = make(request, formula, is_dtensor.whole(sums))
+    result = _without_class(request, result).to(accumulator(request.data.input))
+    return is_dtensor.placed_like(sums, result)
+
+
+def _without_class(request: Request, loss: Tensor) -> Tensor:
+    """An input without a class dimension keeps none."""
+    keeps_groups = request.words.average == request.words.reduction == "none"
+    return loss[..., 0] if keeps_groups and request.data.input.dim() == 1 else loss
+
+
+# ---- the ways ------------------------------------------------------------------------------------
+
+
+def fused(request: Request, formula: Formula) -> Tensor:
+    """FUSED: the operator ``compound``."""
+    assert isinstance(formula.score, Ratio)
+    result: Tensor = torch.ops.customloss.compound(
+        *request.data, *ClassWeights(_class_table(request)), *request.elements,
+        *request.words.scoring(formula.score), *formula.pointwise,
+    )  # fmt: skip
+    return result
+
+
+def sums_then_loss(request: Request, formula: Formula, sums: Tensor) -> Tensor:
+    """SUMS_THEN_LOSS: the operator ``sums_loss``, of the sums of all ranks."""
+    assert isinstance(formula.score, Ratio)
+    if request.group is not None:
+        sums = distributed.global_sums(sums, request.group, options=_must_agree(request, formula))
+    elements = request.elements
+    wide = accumulator(request.data.input) == torch.float64
+    group_sums = GroupSums(sums, _class_table(request), elements.extra, elements.per_sample, wide)
+    scoring = request.words.scoring(formula.score)
+    result: Tensor = torch.ops.customloss.sums_loss(*group_sums, *scoring, *formula.pointwise)
+    return result
+
+
+def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
+    """COMPOSED: torch operations on the sums."""
+    words, samplewise = request.words, request.elements.per_sample
+    groups_of = partial(_groups, request, formula)
+    beside = _has_pointwise(formula)
+    if request.group is None:
+        rows = sums.unbind(0)
+        result = groups_of(sums, rows).averaged(words.average, samplewise, words.reduction)
+    else:
+        part = totals.of_part(sums, groups_of, words.average, samplewise)
+        if beside and samplewise:
+            of_batch = sums.sum(1, keepdim=True)
+            part = torch.cat([part, of_batch.flatten()])
+        total = distributed.global_sums(part, request.group, options=_must_agree(request, formula))
+        if beside:
+            rows = (total[2:].reshape(of_batch.shape) if samplewise else total).unbind(0)
+            total = total[:2] if samplewise else total
+        result = totals.loss(total, groups_of, words.average, samplewise, words.reduction)
+    if not beside:
+        return result
+    return torch.add(
+        _pointwise(request, formula, rows), result, alpha=formula.pointwise.score_weight
+    )
+
+
+# ---- steps of the ways ---------------------------------------------------------------------------
+
+
+def _sums(request: Request, pools: bool) -> Tensor:
+    """The operator ``confusion_sums``; classes that are pooled later are told apart."""
+    if request.sharded() and not isinstance(request.group, (type(None), distributed.Adder)):
+        raise ValueError(
+            "process_group: expected None for DTensors, whose mesh says which ranks share the "
+            f"batch, got {request.group!r}"
+        )
+    read = {name: value for name, value in request.options.items() if name in options.ELEMENTS}
+    if pools:
+        read["average"] = "macro"
+    sums: Tensor = torch.ops.customloss.confusion_sums(*request.data, **read, **request.extra)
+    if request.group is None and request.elements.per_sample and sums.shape[1] == 0:
+        shape = list(request.data.input.shape)
+        raise ValueError(f"input: there is no group to score in shape {shape}")
+    return sums
+
+
+def _class_table(request: Request) -> Tensor | None:
+    return None if request.classes is None else request.classes.table(request.data.input)
+
+
+def _must_agree(request: Request, formula: Formula) -> object:
+    """What has to be equal on every rank, or their sums are sums of unlike things."""
+    return (
+        formula.name, request.elements, sorted(request.options.items()), request.classes,
+        formula.must_agree,
+    )  # fmt: skip
+
+
+def _has_pointwise(formula: Formula) -> bool:
+    pointwise = formula.pointwise
+    return any((pointwise.log_pos, pointwise.log_neg, pointwise.focal))
+
+
+def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) -> totals.Groups:
+    """The losses of the groups of ``[rows, samples, classes]``; ``rows`` are these unbound."""
+    pools = pools_classes(request, formula)
+    weight = None
+    if request.classes is not None:
+        sums, weight = request.classes.of(sums, pools)
+    elif pools:
+        sums = sums.sum(-1, keepdim=True)
+    if rows is None or request.classes is not None or pools:
+        rows = sums.unbind(0)
+    if not formula.pointwise.score_weight:
+        loss = torch.zeros_like(rows[0])
+    elif isinstance(formula.score, Ratio):
+        loss = _ratio_loss(request, formula.score, rows)
+    else:
+        loss = formula.score(rows)
+    if loss.shape[-1] != sums.shape[-1]:  # one for all classes of a sample
+        if weight is not None:
+            raise ValueError(
+                f"class_weight: expected None for {formula.name!r}, which makes one score of all "
+                "classes (average='micro' weighs what it adds up), got weights"
+            )
+        rows = sums.sum(-1, keepdim=True).unbind(0)
+    counted = None
+    if request.words.absent != "score":
+        loss, counted = reference.with_absent(loss, rows, request.words.absent)
+        counted = counted if request.words.absent == "skip" else None
+    return totals.Groups(loss, rows, counted, weight)
+
+
+def _ratio_loss(request: Request, ratio: Ratio, rows: Any) -> Tensor:
+    link, gamma = request.words.link, request.words.gamma
+    if link in LINKS:
+        return reference.similarity_loss(rows, *ratio, link, gamma)
+    complement = reference.similarity_loss(rows, *ratio, "complement", 1.0)
+    return scores.linked(1 - complement, link, gamma)
+
+
+def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Tensor:
+    """The loss beside the score, of the rows of the whole batch."""
+    factors, pos_weight = formula.pointwise, formula.pos_weight
+    weight = None
+    if request.classes is not None and request.classes.weight is not None:
+        weight = request.classes.weight.to(rows[0].dtype)
+    if request.constant_sums():
+        rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
+    return reference.pointwise_loss(
+        rows,
+        request.elements.extra,
+        factors.log_pos if pos_weight is None else factors.log_pos * pos_weight,
+        factors.log_neg,
+        factors.focal,
+        factors.positives,
+        factors.negatives,
+        class_weight=weight,
+        keep_samples=request.elements.per_sample and request.words.reduction == "none",
+    )

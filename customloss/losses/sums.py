@@ -1,0 +1,163 @@
+"""The soft confusion sums themselves: every loss is made of them, and any score can be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from customloss._spec import checks
+from customloss._spec import options as spec
+from customloss._spec.arguments import Data
+from customloss._spec.options import Reading
+from customloss.losses import request
+from customloss.reference.sums import accumulator
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ConfusionSums(NamedTuple):
+    """Soft confusion sums, one number per group.
+
+    ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
+    """
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+
+
+class ExtendedSums(NamedTuple):
+    """The sums that were asked for, one number per group; None where they were not.
+
+    ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (softmax has none:
+    0), ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
+    ``focal = Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))]`` (softmax has no second term).
+    """
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+    log_loss_pos: Tensor | None = None
+    log_loss_neg: Tensor | None = None
+    p2: Tensor | None = None
+    t2: Tensor | None = None
+    tp2: Tensor | None = None
+    distance: Tensor | None = None
+    focal: Tensor | None = None
+    hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
+
+
+@overload
+def confusion_sums(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    log_loss: Literal[False] = False,
+    squares: Literal[False] = False,
+    distance: Literal[False] = False,
+    focal: Literal[False] = False,
+    hard: Literal[False] = False,
+    **options: Unpack[Reading],
+) -> ConfusionSums: ...
+
+
+@overload
+def confusion_sums(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    log_loss: bool = False,
+    squares: bool = False,
+    distance: bool = False,
+    focal: bool = False,
+    hard: bool = False,
+    focal_gamma: float = 2.0,
+    **options: Unpack[Reading],
+) -> ExtendedSums: ...
+
+
+def confusion_sums(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    activation: str = "sigmoid",
+    average: str = "macro",
+    samplewise: bool = False,
+    logit_scale: float = 1.0,
+    logit_offset: float = 0.0,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    log_loss: bool = False,
+    squares: bool = False,
+    distance: bool = False,
+    focal: bool = False,
+    hard: bool = False,
+    focal_gamma: float = 2.0,
+    dtype: torch.dtype | None = None,
+    check_target: bool = False,
+) -> ConfusionSums | ExtendedSums:
+    """The soft confusion sums of every group, differentiable: any score can be built on them.
+
+    The arguments are those of :func:`soft_f1_loss`; ``average="micro"`` pools the classes and any
+    other word keeps them apart.
+
+    Args:
+        log_loss, squares, distance, focal, hard: sums to add up in the same pass, see
+            :class:`ExtendedSums`. ``hard`` are those of the decisions: the metric of training.
+        focal_gamma: the γ of ``focal``, >= 0.
+        dtype: of the sums. By default float64 for float64 input, else float32; they are added
+            up in float64 either way.
+
+    Returns:
+        ``(tp, fp, fn, tn)``, each a scalar, ``[C]``, ``[N]`` (samplewise micro) or ``[N, C]``; an
+        :class:`ExtendedSums` of such if any further sum was asked for.
+
+    Example::
+
+        tp, fp, fn, tn = customloss.confusion_sums(logits, target)
+        loss = 1 - (2 * tp / (2 * tp + fp + fn)).mean()
+
+        sums = customloss.confusion_sums(logits, target, squares=True, hard=True)
+        loss = 1 - (2 * sums.tp / (sums.p2 + sums.t2)).mean()
+        accuracy = (sums.hard.tp + sums.hard.tn) / sum(sums.hard)
+    """
+    options = {
+        "activation": activation, "average": average, "samplewise": samplewise,
+        "logit_scale": logit_scale, "logit_offset": logit_offset, "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing, "focal_gamma": focal_gamma,
+    }  # fmt: skip
+    asked = {
+        "log_loss": log_loss, "squares": squares, "distance": distance, "focal": focal,
+        "hard": hard,
+    }  # fmt: skip
+    given = {**options, **asked}
+    data = Data(input, target, weight)
+    request.prepared(data, {"check_target": check_target, "ignore_index": ignore_index})
+    checks.sums_dtype(dtype)
+    try:
+        sums = torch.ops.customloss.confusion_sums(*data, **given)
+    except RuntimeError:
+        checks.option_types(given, spec.SUMS)
+        raise
+    sums = sums.to(dtype or accumulator(input))
+    if average == "micro" or input.dim() == 1:
+        sums = sums[:, :, 0]
+    if not samplewise:
+        sums = sums[:, 0]
+    rows = sums.unbind(0)
+    if not any(asked.values()):
+        return ConfusionSums(*rows)
+    names = [name for word, names in spec.ROWS.items() if asked[word] for name in names]
+    named: dict[str, Any] = dict(zip(names, rows[4:]))
+    if hard:
+        decisions = [named.pop(name) for name in spec.ROWS["hard"]]
+        named["hard"] = ConfusionSums(*decisions)
+    return ExtendedSums(*rows[:4], **named)

@@ -1,0 +1,62 @@
+"""The specification: every operator in plain PyTorch, written to be read, not to be fast.
+
+Lives here: ``sums.py``, what every element adds to the sums, and its gradients; ``losses.py``, how
+the sums become a loss. They judge the kernels, serve devices that have none, and are what
+``torch.func`` transforms and second derivatives differentiate.
+May import: nothing of the package.
+Start with ``sums.confusion``, then ``losses.sums_loss``.
+"""
+
+from customloss.reference.losses import (
+    average_groups,
+    pointwise_loss,
+    similarity_loss,
+    soft_f1,
+    sums_loss,
+    with_absent,
+)
+from customloss.reference.sums import (
+    EXTRA_ROWS,
+    LOG_FLOOR,
+    Extra,
+    Operands,
+    Probability,
+    accumulator,
+    confusion,
+    confusion_backward,
+    group_dims,
+    group_shape,
+    is_class_index,
+    log_losses,
+    operands,
+    power,
+    probability,
+    rows,
+    shares,
+)
+
+__all__ = [
+    "EXTRA_ROWS",
+    "LOG_FLOOR",
+    "Extra",
+    "Operands",
+    "Probability",
+    "accumulator",
+    "average_groups",
+    "confusion",
+    "confusion_backward",
+    "group_dims",
+    "group_shape",
+    "is_class_index",
+    "log_losses",
+    "operands",
+    "pointwise_loss",
+    "power",
+    "probability",
+    "rows",
+    "shares",
+    "similarity_loss",
+    "soft_f1",
+    "sums_loss",
+    "with_absent",
+]

@@ -1,0 +1,213 @@
+"""The second half of the specification: sums of the groups to similarities, losses and averages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from customloss.reference.sums import LOG_FLOOR, confusion, rows
+
+
+def similarity_loss(
+    sums: Tensor,
+    tp_weight: float,
+    fp_weight: float,
+    fn_weight: float,
+    smooth: float,
+    link: str,
+    gamma: float,
+) -> Tensor:
+    """The linked similarity ``S = (A tp + s) / (A tp + s + B fp + C fn)`` of every group.
+
+    Written with the misses ``B fp + C fn`` so that nothing cancels near a perfect score.
+    An empty group that is predicted empty (0 / 0) has similarity 1 and gradient 0.
+    """
+    tp, fp, fn = sums[:3]
+    hit = tp_weight * tp + smooth
+    miss = fp_weight * fp + fn_weight * fn
+    empty = (hit + miss) == 0
+    whole = torch.where(empty, torch.ones_like(hit), hit + miss)
+    if link == "log":
+        loss = torch.log1p(miss / hit.clamp_min(LOG_FLOOR))
+        return torch.where(empty, torch.zeros_like(loss), loss)
+    if link == "negative":
+        return torch.where(empty, -torch.ones_like(hit), -hit / whole)
+    # not 0 / 1, whose gradient is not 0
+    complement = torch.where(empty, torch.zeros_like(miss), miss / whole)
+    if link == "focal" and gamma != 1.0:
+        positive = complement != 0
+        base = torch.where(positive, complement, torch.ones_like(complement))
+        return torch.where(positive, base**gamma, torch.zeros_like(base))
+    return complement
+
+
+def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor]:
+    """The loss of groups without a positive target, and which groups count in a mean."""
+    tp, fp, fn, tn = sums[:4]
+    missing = (tp + fn) == 0
+    if absent == "skip":
+        return torch.where(missing, torch.zeros_like(loss), loss), ~missing
+    if absent == "penalize":
+        negatives = fp + tn
+        safe = torch.where(negatives == 0, torch.ones_like(negatives), negatives)
+        rate = torch.where(negatives == 0, torch.zeros_like(fp), fp / safe)
+        loss = torch.where(missing, rate, loss)
+    return loss, torch.ones_like(missing)
+
+
+def _mean(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted mean over the last dim and whether it is of something, else it is 0."""
+    total = weight.sum(-1)
+    # a group of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
+    hidden = (weight == 0) & ~torch.isfinite(loss)
+    numerator = torch.where(hidden, torch.zeros_like(loss), weight * loss).sum(-1)
+    safe = torch.where(total == 0, torch.ones_like(total), total)
+    return torch.where(total == 0, torch.zeros_like(numerator), numerator / safe), total != 0
+
+
+def average_groups(
+    loss: Tensor,
+    sums: Tensor,
+    counted: Tensor,
+    average: str,
+    samplewise: bool,
+    reduction: str,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """Losses ``[..., samples, classes]`` to what the caller asked for.
+
+    First over the classes of a sample (``"macro"`` and ``"micro"`` a mean, ``"weighted"`` by
+    support tp + fn, ``"none"`` not at all), then ``reduction`` over what is left. Means are
+    weighted by ``class_weight``, and so are losses that are kept or added up.
+    """
+    weight = counted.to(loss.dtype)
+    if class_weight is not None:
+        weight = weight * class_weight
+    if average == "weighted":
+        weight = weight * (sums[0] + sums[2])
+    left = 2
+    if average != "none":
+        loss, counted = _mean(loss, weight)
+        left = 1
+    elif class_weight is not None and reduction == "mean":
+        return _mean(loss.flatten(-2), weight.expand(loss.shape).flatten(-2))[0]
+    elif class_weight is not None:
+        loss = loss * class_weight
+    if reduction == "none":
+        return loss if samplewise else loss.squeeze(-left)
+    loss, counted = loss.flatten(-left), counted.flatten(-left)
+    return _mean(loss, counted.to(loss.dtype))[0] if reduction == "mean" else loss.sum(-1)
+
+
+def pointwise_loss(
+    sums: Sequence[Tensor],
+    extra: int,
+    log_pos: float | Tensor,
+    log_neg: float | Tensor,
+    focal: float,
+    positives: float,
+    negatives: float,
+    class_weight: Tensor | None = None,
+    keep_samples: bool = False,
+) -> Tensor:
+    """``Σ v (a LP + b LN + c F) / Σ v (m (tp + fn) + n (fp + tn))``: a cross-entropy, a focal loss.
+
+    LP, LN and F are the rows of the log-losses and of focal; a = ``log_pos``, b = ``log_neg``,
+    c = ``focal``, m = ``positives``, n = ``negatives``, v = ``class_weight``. The sums are over all
+    groups, or over those of each sample; over nothing that counts the loss is 0.
+    """
+    names = rows(extra)
+    parts = [
+        factor * sums[names.index(name)]
+        for name, factor in (("log_loss_pos", log_pos), ("log_loss_neg", log_neg), ("focal", focal))
+        if isinstance(factor, Tensor) or factor
+    ]
+    lost = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    lost = lost if len(parts) < 3 else lost + parts[2]
+    tp, fp, fn, tn = sums[:4]
+    counted = positives * (tp + fn)
+    if negatives:
+        counted = counted + negatives * (fp + tn)
+    if class_weight is not None:
+        lost, counted = lost * class_weight, counted * class_weight
+    over = (-1,) if keep_samples else (-2, -1)
+    lost, counted = lost.sum(over), counted.sum(over)
+    empty = counted == 0
+    return lost * counted.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
+
+
+def sums_loss(
+    sums: Tensor,
+    class_weight: Tensor | None,
+    extra: int,
+    samplewise: bool,
+    similarity: tuple[float, float, float, float, str, float],
+    averaging: tuple[str, str, str],
+    score_weight: float,
+    pointwise: tuple[float, float, float, float, float],
+) -> Tensor:
+    """``score_weight`` times the loss of a similarity, and a pointwise loss, of sums
+    ``[rows, ..., samples, classes]``.
+
+    ``similarity`` is all that :func:`similarity_loss` takes; ``averaging`` the words of ``absent``,
+    ``average`` and ``reduction``; ``pointwise`` the factors of :func:`pointwise_loss`, of which the
+    first three are 0 where there is none. ``class_weight`` is ``[2, classes]``: of the score, where
+    a class of weight 0 is as if it were not there, and of the pointwise loss.
+    """
+    absent, average, reduction = averaging
+    loss = sums.new_zeros(())
+    of_score, of_pointwise = (None, None) if class_weight is None else class_weight.unbind(0)
+    if score_weight:
+        scored = sums
+        if of_score is not None:
+            scored = torch.where(of_score == 0, torch.zeros_like(sums), sums)
+        loss = similarity_loss(scored, *similarity)
+        loss, counted = with_absent(loss, scored, absent)
+        loss = score_weight * average_groups(
+            loss, scored, counted, average, samplewise, reduction, of_score
+        )
+    elif reduction == "none":
+        groups = sums[0] if samplewise else sums[0, ..., 0, :]
+        loss = torch.zeros_like(groups if average == "none" else groups[..., 0])
+    if any(pointwise[:3]):
+        kept = samplewise and reduction == "none"
+        loss = loss + pointwise_loss(sums.unbind(0), extra, *pointwise, of_pointwise, kept)
+    return loss
+
+
+def soft_f1(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    beta: float = 1.0,
+    activation: str = "sigmoid",
+    average: str = "macro",
+    samplewise: bool = False,
+    reduction: str = "mean",
+    smooth: float = 0.0,
+    absent: str = "score",
+    link: str = "complement",
+    gamma: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_offset: float = 0.0,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The soft-Fβ loss ``1 - ((1+β²) tp + s) / ((1+β²) tp + β² fn + fp + s)``."""
+    per_class = average != "micro" and input.dim() > 1
+    if target.dim() < input.dim():  # class numbers
+        target = target.unsqueeze(1)
+    sums = confusion(
+        input, target, weight, activation, logit_scale, logit_offset, samplewise, per_class,
+        ignore_index, label_smoothing,
+    )  # fmt: skip
+    loss = similarity_loss(sums, 1 + beta**2, 1.0, beta**2, smooth, link, gamma)
+    loss, counted = with_absent(loss, sums, absent)
+    loss = average_groups(loss, sums, counted, average, samplewise, reduction)
+    # [N] inputs have no class dimension to keep
+    if average == "none" and reduction == "none" and input.dim() == 1:
+        return loss[..., 0]
+    return loss

@@ -1,0 +1,424 @@
+"""The first half of the specification: what every element adds to the sums, and its gradients.
+
+All functions take tensors that were already checked: ``input`` of shape ``[N]``, ``[N, C]`` or
+``[N, C, *spatial]``, ``target`` of the same shape or ``[N, 1, *spatial]`` (class numbers),
+``weight`` broadcastable to ``input`` or None. This module imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# -log(similarity) is evaluated with A tp + smooth no smaller than this.
+LOG_FLOOR = 1e-30
+
+
+class Extra(enum.IntFlag):
+    """Sums beside tp, fp, fn, tn: which ones to add up, and in this order behind those four."""
+
+    LOG_LOSS = 1  # Σ w t (-log p), Σ w (1-t) (-log q); softmax has no second
+    SQUARES = 2  # Σ w p², Σ w t², Σ w t p²
+    DISTANCE = 4  # Σ w |p - t|
+    FOCAL = 8  # Σ w [t q^γ (-log p) + (1-t) p^γ (-log q)]; softmax has no second term
+    HARD = 16  # tp, fp, fn, tn of the decision: p > 1/2, or the largest of a softmax
+
+
+EXTRA_ROWS = {
+    Extra.LOG_LOSS: ("log_loss_pos", "log_loss_neg"),
+    Extra.SQUARES: ("p2", "t2", "tp2"),
+    Extra.DISTANCE: ("distance",),
+    Extra.FOCAL: ("focal",),
+    Extra.HARD: ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
+}
+
+
+def rows(extra: int) -> tuple[str, ...]:
+    """The names of all sums, in order."""
+    more = (name for flag, names in EXTRA_ROWS.items() if extra & flag for name in names)
+    return ("tp", "fp", "fn", "tn", *more)
+
+
+class Probability(NamedTuple):
+    """``p``, its complement ``q = 1 - p`` without cancellation, and ``dp/dx`` (of a softmax the
+    derivative by the logit itself is ``p q``, and ``-p_c p_k`` by another)."""
+
+    p: Tensor
+    q: Tensor
+    slope: Tensor | float
+
+
+def accumulator(input: Tensor) -> torch.dtype:
+    """Half inputs are computed with in float32, everything else as it is."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """Sums are float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def probability(input: Tensor, activation: str, scale: float, offset: float) -> Probability:
+    """``sigmoid(z)``, ``softmax(z)`` over dim 1, z = ``scale * (input - offset)``; or ``input``
+    itself for ``activation="none"``."""
+    x = input.to(accumulator(input))
+    if activation == "none":
+        return Probability(x, 1 - x, 1.0)
+    z = scale * (x - offset)
+    if activation == "softmax":
+        e, top, rest, whole = _softmax_terms(z)
+        # next to 1 the complement is the sum of the others
+        p, q = e / whole, torch.where(top, rest, whole - e) / whole
+        return Probability(p, q, scale * (p * q))
+    # autograd of y = sigmoid(z) is y (1 - y), which is 0 in float32 from z = 16.7 on: of the two
+    # only the smaller is made that way
+    negative = z < 0
+    small = torch.sigmoid(torch.where(negative, z, -z))
+    big = 1 - small
+    p, q = torch.where(negative, small, big), torch.where(negative, big, small)
+    return Probability(p, q, scale * (small * big))
+
+
+def _softmax_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """exp(z - max), the place of the (first) maximum, the sum of the others, the whole sum."""
+    top = _decision(z, "softmax")
+    e = torch.exp(z - z.detach().amax(1, keepdim=True))
+    zero = torch.zeros_like(e)
+    rest = torch.where(top, zero, e).sum(1, keepdim=True)
+    return e, top, rest, rest + torch.where(top, e, zero).sum(1, keepdim=True)
+
+
+def _decision(values: Tensor, activation: str) -> Tensor:
+    """Which elements are predicted positive, given z of a softmax, or else p."""
+    if activation != "softmax":
+        return values > 0.5
+    return _class_numbers(values) == values.detach().argmax(1, keepdim=True)
+
+
+def _deciding(x: Tensor, p: Tensor, activation: str, scale: float, offset: float) -> Tensor:
+    """What :func:`_decision` is made on: z of a softmax, or else p."""
+    return scale * (x.to(p.dtype) - offset) if activation == "softmax" else p
+
+
+def _class_numbers(input: Tensor) -> Tensor:
+    """0 .. C-1 along dim 1."""
+    numbers = torch.arange(input.shape[1], device=input.device)
+    return numbers.reshape(-1, *(1 for _ in input.shape[2:]))
+
+
+def log_losses(
+    input: Tensor, activation: str, scale: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """``-log p`` and ``-log q`` of every element, from logits where there are any.
+
+    Of probabilities the logarithms are floored at log 1e-30. A softmax has no ``-log q``: 0.
+    """
+    x = input.to(accumulator(input))
+    if activation == "none":
+        return -x.clamp_min(LOG_FLOOR).log(), -(1 - x).clamp_min(LOG_FLOOR).log()
+    z = scale * (x - offset)
+    if activation == "sigmoid":
+        logsigmoid = torch.nn.functional.logsigmoid
+        return -logsigmoid(z), -logsigmoid(-z)
+    shifted = z - z.detach().amax(1, keepdim=True)
+    _, top, rest, _ = _softmax_terms(z)
+    highest = torch.where(top, shifted, torch.zeros_like(shifted)).sum(1, keepdim=True)  # 0
+    return torch.log1p(rest + torch.expm1(highest)) - shifted, torch.zeros_like(z)
+
+
+class Operands(NamedTuple):
+    """What the sums are made of; all but ``target`` and ``weight`` as they came."""
+
+    input: Tensor  # zeros in the holes, unless another class needs it
+    target: Tensor  # of the input's shape; smoothed
+    weight: Tensor | None  # 0 where nothing counts
+    holes: Tensor | None  # where nothing may leak from
+
+
+def operands(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    activation: str,
+    ignore_index: int | None,
+    label_smoothing: float,
+) -> Operands:
+    """Class indices become one-hot, ignored ones weight 0, and holes are filled.
+
+    A hole is what is ignored, or has weight 0 and would give no finite number.
+    """
+    dtype = accumulator(input)
+    counts = None  # where the target says something
+    if not (target.is_floating_point() or target.dtype == torch.bool):
+        target = target.long()  # a narrow dtype takes -100 or 300 for the number it wraps to
+    if ignore_index is not None:
+        counts = target != ignore_index
+    if is_class_index(input, target):
+        known = (target >= 0) & (target < input.shape[1])
+        counts = known if counts is None else counts & known
+        t = (target == _class_numbers(input)).to(dtype)
+        outcomes = input.shape[1]
+    else:
+        t = target.to(dtype)
+        outcomes = input.shape[1] if activation == "softmax" else 2
+    if label_smoothing:
+        t = t * (1 - label_smoothing) + label_smoothing / outcomes
+    holes = blanks = None if counts is None else ~counts.expand(input.shape)
+    w = None if weight is None else weight.to(dtype)
+    if w is not None:
+        unweighted = (w == 0).expand(input.shape)
+        usable = input.isfinite() if activation == "none" else ~input.isnan()
+        unread = unweighted
+        if activation == "softmax":
+            # a logit counts for all classes of its pixel
+            usable = (usable & (input != torch.inf)).all(1, keepdim=True)
+            usable = usable & (input != -torch.inf).any(1, keepdim=True)
+            unread = unweighted.all(1, keepdim=True)
+        spoiled = (unread & ~usable).expand(input.shape)
+        blanks = spoiled if blanks is None else blanks | spoiled
+        holes = blanks | (unweighted & ~t.isfinite())
+    if holes is None:
+        return Operands(input, t, w, None)
+    return Operands(_filled(input, blanks), _filled(t, holes), w, holes)
+
+
+def is_class_index(input: Tensor, target: Tensor) -> bool:
+    """Whether the target holds class numbers: dim 1 of size 1, where the input has classes."""
+    return input.dim() > 1 and target.shape[1] == 1 and input.shape[1] > 1
+
+
+def _filled(values: Tensor, holes: Tensor | None) -> Tensor:
+    """``values`` with zeros in the holes."""
+    return values if holes is None else torch.where(holes, torch.zeros_like(values), values)
+
+
+def group_dims(input: Tensor, per_sample: bool, per_class: bool) -> list[int]:
+    """The dimensions that are summed over."""
+    kept = ([0] if per_sample else []) + ([1] if per_class else [])
+    return [dim for dim in range(input.dim()) if dim not in kept]
+
+
+def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, int]:
+    """Samples and classes that are told apart: the shape of one sum."""
+    classes = input.shape[1] if per_class and input.dim() > 1 else 1
+    return (input.shape[0] if per_sample else 1), classes
+
+
+def _times(t: Tensor, log: Tensor) -> Tensor:
+    """``t log``, 0 where ``t`` is 0 however large the logarithm."""
+    return t * torch.where((t == 0) & log.isinf(), torch.zeros_like(log), log)
+
+
+def _far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
+    """``p - t``, with all digits next to a hard target."""
+    return (1 - t) * p - t * q
+
+
+def shares(
+    input: Tensor,
+    t: Tensor,
+    activation: str,
+    scale: float,
+    offset: float,
+    extra: int = 0,
+    focal_gamma: float = 2.0,
+) -> Tensor:
+    """What every element adds to each of the sums at weight 1: ``[rows, *input.shape]``."""
+    p, q, _ = probability(input, activation, scale, offset)
+    found = [t * p, (1 - t) * p, t * q, (1 - t) * q]
+    if extra & (Extra.LOG_LOSS | Extra.FOCAL):
+        positive, negative = log_losses(input, activation, scale, offset)
+        if extra & Extra.LOG_LOSS:
+            found += [_times(t, positive), _times(1 - t, negative)]
+    if extra & Extra.SQUARES:
+        found += [p * p, t * t, t * p * p]
+    if extra & Extra.DISTANCE:
+        found += [_far(p, q, t).abs()]
+    if extra & Extra.FOCAL:
+        missed = _times(t, positive) * power(q, focal_gamma)
+        found += [missed + _times(1 - t, negative) * power(p, focal_gamma)]
+    if extra & Extra.HARD:
+        decided = _decision(_deciding(input, p, activation, scale, offset), activation).to(t.dtype)
+        found += [t * decided, (1 - t) * decided, t * (1 - decided), (1 - t) * (1 - decided)]
+    return torch.stack(torch.broadcast_tensors(*found))
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """``base ** exponent``, exponent >= 0; at base 0 it is 0 (or 1), with gradient 0."""
+    if exponent == 0:
+        return torch.ones_like(base)
+    zero = base <= 0
+    safe = torch.where(zero, torch.ones_like(base), base)
+    return torch.where(zero, torch.zeros_like(base), safe**exponent)
+
+
+def confusion(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    activation: str,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    extra: int = 0,
+    focal_gamma: float = 2.0,
+) -> Tensor:
+    """The soft confusion sums ``[rows, samples, classes]``: tp, fp, fn, tn, and those of ``extra``.
+
+    ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
+    A target with one class where the input has several holds class numbers: t = [target = c],
+    and what lies outside of 0..C-1, or is ``ignore_index``, does not count. Smoothing makes t
+    ``(1-ε) t + ε/K``, K = C of class numbers and softmax, else 2.
+    """
+    x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
+    terms = _filled(shares(x, t, activation, scale, offset, extra, focal_gamma), holes)
+    if w is not None:
+        terms = terms * w
+    dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
+    sums = terms.sum(dims) if dims else terms
+    return sums.reshape(-1, *group_shape(input, per_sample, per_class))
+
+
+def _spread(groups: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
+    """``[rows, samples, classes]`` so that it broadcasts against ``[rows, *input.shape]``."""
+    shape = [1] * input.dim()
+    if per_sample:
+        shape[0] = groups.shape[1]
+    if per_class and input.dim() > 1:
+        shape[1] = groups.shape[2]
+    return groups.reshape(-1, *shape)
+
+
+def confusion_backward(
+    grad_sums: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    wrt: str,
+    activation: str,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    extra: int = 0,
+    focal_gamma: float = 2.0,
+) -> Tensor:
+    """The gradient by ``wrt`` given the gradient by the sums, in the shape of ``input``.
+
+    ``dL/dx = w dp/dx (t (g_tp - g_fn) + (1-t) (g_fp - g_tn))``
+    ``dL/dt = w (p (g_tp - g_fp) + (1-p) (g_fn - g_tn))``
+    ``dL/dw = t (p g_tp + (1-p) g_fn) + (1-t) (p g_fp + (1-p) g_tn)``
+
+    and the terms of the extra sums. Of a softmax, with u = dL/dp and h = -dL/d(log p), both of them
+    times w,
+
+    ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
+    """
+    x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
+    spread = _spread(grad_sums.to(t.dtype), input, per_sample, per_class)
+    g = dict(zip(rows(extra), spread.unbind(0)))
+    how = (activation, scale, offset, extra, focal_gamma)
+    if wrt == "weight":
+        terms = shares(x, t, *how).unbind(0)
+        total = torch.stack([term * by for term, by in zip(terms, g.values())]).sum(0)
+        return _filled(total, holes)
+    if wrt == "target":
+        total, like = (1 - label_smoothing) * _by_target(x, t, g, *how), target
+    elif activation == "softmax":
+        return _filled(_by_logit(x, t, w, g, *how), holes).to(input.dtype)
+    else:
+        p, q, slope = probability(x, activation, scale, offset)
+        u, h, k = _slopes(x, t, g, *how)
+        if activation == "sigmoid":
+            total = slope * u - scale * (q * h - p * k)
+        else:
+            total = u - h / p.clamp_min(LOG_FLOOR) + k / q.clamp_min(LOG_FLOOR)
+        like = input
+    total = _filled(total, holes)
+    return (total if w is None else w * total).to(like.dtype)
+
+
+def _by_target(
+    x: Tensor,
+    t: Tensor,
+    g: dict[str, Tensor],
+    activation: str,
+    scale: float,
+    offset: float,
+    extra: int,
+    gamma: float,
+) -> Tensor:
+    """dL/dt at weight 1."""
+    p, q, _ = probability(x, activation, scale, offset)
+    total = p * (g["tp"] - g["fp"]) + q * (g["fn"] - g["tn"])
+    if extra & (Extra.LOG_LOSS | Extra.FOCAL):
+        positive, negative = log_losses(x, activation, scale, offset)
+        if extra & Extra.LOG_LOSS:
+            total = total + g["log_loss_pos"] * positive - g["log_loss_neg"] * negative
+        if extra & Extra.FOCAL:
+            missed, alarm = positive * power(q, gamma), negative * power(p, gamma)
+            total = total + g["focal"] * (missed - alarm)
+    if extra & Extra.SQUARES:
+        total = total + 2 * t * g["t2"] + p * p * g["tp2"]
+    if extra & Extra.DISTANCE:
+        total = total - g["distance"] * torch.sign(_far(p, q, t))
+    if extra & Extra.HARD:
+        decided = _decision(_deciding(x, p, activation, scale, offset), activation)
+        hit, miss = g["hard_tp"] - g["hard_fp"], g["hard_fn"] - g["hard_tn"]
+        total = total + torch.where(decided, hit, miss)
+    return total
+
+
+def _slopes(
+    x: Tensor,
+    t: Tensor,
+    g: dict[str, Tensor],
+    activation: str,
+    scale: float,
+    offset: float,
+    extra: int,
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1."""
+    p, q, _ = probability(x, activation, scale, offset)
+    u = t * (g["tp"] - g["fn"]) + (1 - t) * (g["fp"] - g["tn"])
+    if extra & Extra.SQUARES:
+        u = u + 2 * p * (g["p2"] + t * g["tp2"])
+    if extra & Extra.DISTANCE:
+        u = u + g["distance"] * torch.sign(_far(p, q, t))
+    h = k = torch.zeros_like(u)
+    if extra & Extra.LOG_LOSS:
+        h, k = g["log_loss_pos"] * t, g["log_loss_neg"] * (1 - t)
+    if extra & Extra.FOCAL:
+        positive, negative = log_losses(x, activation, scale, offset)
+        more = gamma * p * _times(t, positive) * power(q, gamma - 1)
+        h = h + g["focal"] * (t * power(q, gamma) + more)
+        more = gamma * q * _times(1 - t, negative) * power(p, gamma - 1)
+        k = k + g["focal"] * ((1 - t) * power(p, gamma) + more)
+    return u, h, k
+
+
+def _by_logit(
+    x: Tensor, t: Tensor, w: Tensor | None, g: dict[str, Tensor], activation: str, scale: float,
+    offset: float, extra: int, gamma: float,
+) -> Tensor:  # fmt: skip
+    """dL/dx of a softmax."""
+    p, q, _ = probability(x, activation, scale, offset)
+    u, h, _ = _slopes(x, t, g, activation, scale, offset, extra, gamma)
+    if w is not None:
+        u, h = w * u, w * h
+    # taken from the largest, nothing cancels next to p = 1
+    top = _decision(_deciding(x, p, activation, scale, offset), activation)
+    u = u - _filled(u, ~top).sum(1, keepdim=True)
+    total = p * (u - (p * u).sum(1, keepdim=True))
+    if extra & (Extra.LOG_LOSS | Extra.FOCAL):
+        total = total + p * (h.sum(1, keepdim=True) - h) - q * h
+    return scale * total
