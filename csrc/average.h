@@ -1,8 +1,10 @@
-// From the sums of every group to the loss and its gradient by those sums, on the host.
+// From the sums of every group to the loss and its gradient by those sums, on the host.  The device
+// twins are cuda/finish.cuh and cuda/score.cuh.
 //
-// Two levels: over the classes of a sample (`average`), then over what is left (`reduction`).
-// Groups that `absent` skips count in neither, nor in a denominator; a mean over nothing is 0.
-// A compound loss adds to that a pointwise loss of all groups, or of those of each sample.
+// There are two levels: `average` is over the classes of a sample, `reduction` over what that
+// leaves.  A group that `absent` skips enters neither the numerator nor the denominator of a mean;
+// a mean over nothing is 0.  A compound loss adds a pointwise loss, of all groups or of each
+// sample's groups.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +22,8 @@ struct Scoring {
 
 class GroupAverage {
  public:
-  // sums: [4, samples, classes], replaced by dL/dsums.  class_weight: [classes], what a class
-  // counts in the average over those of a sample; null if all count the same.
+  // sums: [4, samples, classes], replaced by dL/dsums.  class_weight: [classes], the weight of each
+  // class in the average over the classes of a sample; null if all weigh the same.
   GroupAverage(const Scoring& scoring, int64_t samples, int64_t classes, double* sums,
                const double* class_weight = nullptr)
       : scoring_(scoring),
@@ -30,7 +32,7 @@ class GroupAverage {
         sums_(sums),
         class_weight_(class_weight) {}
 
-  // `scale` times the loss, of as many values as are left, and its gradient.
+  // Writes `scale` times the loss, as many values as the reduction leaves, and its gradient.
   void run(double* loss, double scale = 1.0) const {
     const bool per_class = scoring_.average == Average::kNone;
     const int64_t rows = per_class ? samples_ * classes_ : samples_;
@@ -98,11 +100,11 @@ class GroupAverage {
   const double* const class_weight_;
 };
 
-// score_weight times the average of the groups, and a pointwise loss.
+// A compound loss: score_weight times the average of the groups, plus a pointwise loss.
 class CompoundLoss {
  public:
-  // sums: [rows, samples, classes]; grads: [rows, samples, classes], written.  class_weight:
-  // [2, classes], of the average and of the pointwise loss; null if all classes count the same.
+  // run() reads sums and writes grads, both [rows, samples, classes].  class_weight: [2, classes],
+  // for the average and for the pointwise loss; null if all classes weigh the same.
   CompoundLoss(const Scoring& scoring, const Pointwise& pointwise, int64_t rows, int64_t samples,
                int64_t classes, const double* class_weight)
       : scoring_(scoring),
@@ -131,14 +133,14 @@ class CompoundLoss {
   }
 
  private:
-  // The pointwise loss of some groups; its gradient is added.
+  // Returns the pointwise loss of `width` groups from `first` on; puts its gradient into `grads`.
   double add_pointwise(int64_t first, int64_t width, const double* sums, double* grads) const {
     const int64_t groups = samples_ * classes_;
     Lost all{0.0, 0.0};
     for (int64_t group = first; group < first + width; ++group) {
-      const Lost own = group_lost(pointwise_, sums, groups, group, class_weight(group));
-      all.lost += own.lost;
-      all.counted += own.counted;
+      const Lost one = group_lost(pointwise_, sums, groups, group, class_weight(group));
+      all.lost += one.lost;
+      all.counted += one.counted;
     }
     for (int64_t group = first; group < first + width; ++group) {
       add_pointwise_grad(pointwise_, all, class_weight(group), grads, groups, group);

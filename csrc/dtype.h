@@ -3,7 +3,7 @@
 
 namespace customloss {
 
-// Integers first, then floats.
+// Integers first, then floats: a dtype >= kFloat16 is floating.
 enum class Dtype : int {
   kBool,
   kUInt8,

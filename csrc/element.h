@@ -1,5 +1,6 @@
-// The maths of one element, shared by every kernel: its probability, its share of
-// the soft confusion sums, and the derivative of that share.
+// The maths of one element, shared by every kernel: its probability, its share of the soft
+// confusion sums, and the derivative of that share.  Softmax, class numbers and further sums are in
+// pixel.h.
 //
 //   p = activation(x)   q = 1 - p, evaluated without cancellation
 //   tp = w t p   fp = w (1-t) p   fn = w t q   tn = w (1-t) q
@@ -37,8 +38,8 @@ CUSTOMLOSS_HD To bit_cast(From from) {
 }
 
 // e^-a for a >= 0, branch-free so that loops over it vectorise.  Relative error below 2e-7 on the
-// host, 2e-7 + 8e-8 a on the device, where the product is rounded.  Exactly 0 once e^-a would be
-// subnormal; NaN stays NaN.
+// host, and below 2e-7 + 8e-8 a on the device, where the product with log2(e) is rounded.  Exactly
+// 0 once e^-a would be subnormal; NaN stays NaN.
 CUSTOMLOSS_HD float exp_minus(float a) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -46,7 +47,7 @@ CUSTOMLOSS_HD float exp_minus(float a) {
   return result;
 #else
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const float clamped = 88.0f < a ? 88.0f : a;  // 88 makes the exponent field 0, and so the result
+  const float clamped = 88.0f < a ? 88.0f : a;  // at 88 the exponent field and the result are 0
   const float rounded = clamped * -1.44269504f + kRound;
   const float n = rounded - kRound;
   const float r = (-n * 0x1.62e4p-1f - clamped) - n * 0x1.7f7d1cp-20f;  // Cody-Waite
@@ -64,7 +65,7 @@ CUSTOMLOSS_HD float exp_minus(float a) {
 
 CUSTOMLOSS_HD double exp_minus(double a) {
   constexpr double kRound = 0x1.8p52;
-  const double clamped = 709.0 < a ? 709.0 : a;  // exponent field 0 again
+  const double clamped = 709.0 < a ? 709.0 : a;  // at 709 the exponent field and the result are 0
   const double rounded = clamped * -1.4426950408889634 + kRound;
   const double n = rounded - kRound;
   const double r = (-n * 0x1.62e42fefa38p-1 - clamped) - n * 0x1.ef35793c7673p-45;
@@ -101,19 +102,19 @@ CUSTOMLOSS_HD double reciprocal(double a) { return 1.0 / a; }
 template <class T>
 CUSTOMLOSS_HD T magnitude(T a) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(T) == 4) return fabsf(a);  // part of the operand of what follows
+  if constexpr (sizeof(T) == 4) return fabsf(a);  // free: the next instruction takes |a| as it is
 #endif
   return a < T(0) ? -a : a;
 }
 
-// p and its complement, and dp/dx.
+// p, q = 1 - p, and the slope dp/dx.
 template <class T>
 struct Probability {
   T p, q, slope;
 };
 
-// p = sigmoid(scale (x - offset)) or p = x.  sigmoid(-x) is computed, never 1 - p, which is 0
-// in float32 from x >= 16.7 on.
+// p = sigmoid(z) with z = scale (x - offset), or p = x.  The q of a sigmoid is computed as
+// sigmoid(-z), never as 1 - p, which is 0 in float32 for z >= 16.7.
 template <Activation kActivation, class T>
 CUSTOMLOSS_HD Probability<T> probability(T x, T scale, T offset) {
   if constexpr (kActivation == Activation::kNone) {
@@ -128,14 +129,14 @@ CUSTOMLOSS_HD Probability<T> probability(T x, T scale, T offset) {
   }
 }
 
-// One element's share of the four sums; the loss is a function of nothing else.
+// One element's share of the four sums.
 template <class T>
 struct Share {
   T tp, fp, fn, tn;
 };
 
-// A hard target or a condition, as what the compiler handles best: a bool on the device, all
-// bits or none on the host, where loops over comparisons often do not vectorise.
+// A hard target or a condition, in the form that the compiler handles best: a bool on the device;
+// all bits or none on the host, where loops over comparisons often do not vectorise.
 #if defined(__CUDA_ARCH__)
 template <class T>
 using Flag = bool;
@@ -184,17 +185,18 @@ CUSTOMLOSS_HD T weigh(T value, T w) {
   }
 }
 
+// For the gradient by the weight: weight 0 removes only an infinity or a NaN.
 template <bool kWeighted, class T>
 CUSTOMLOSS_HD T finite_or_removed(T value, T w) {
   if constexpr (kWeighted) {
-    const T kept = select(nonzero(w), value, T(0));
-    return value - value == T(0) ? value : kept;
+    const T masked = select(nonzero(w), value, T(0));
+    return value - value == T(0) ? value : masked;
   } else {
     return value;
   }
 }
 
-// Hard targets select: cheaper than a product, and the same value.
+// A hard target selects, which is cheaper than a product and gives the same value.
 template <bool kWeighted, class T>
 CUSTOMLOSS_HD Share<T> share(T p, T q, Flag<T> t, T w) {
   const T wp = weigh<kWeighted>(p, w);
@@ -212,7 +214,8 @@ CUSTOMLOSS_HD Share<T> share(T p, T q, T t, T w) {
 // The gradient of one group's loss by its four sums, arranged for one operand:
 //   input    w dp/dx [ t a + (1-t) b ]        a = g_tp - g_fn   b = g_fp - g_tn
 //   target   w [ p a + q b ]                  a = g_tp - g_fp   b = g_fn - g_tn
-//   weight   t (p a + q b) + (1-t) (p c + q d), and 0 where weight 0 removed what is not finite
+//   weight   t (p a + q b) + (1-t) (p c + q d), or 0 if that is not finite and w = 0
+//            a = g_tp   b = g_fn   c = g_fp   d = g_tn
 template <class T>
 struct Coefficient {
   T a, b, c, d;

@@ -1,4 +1,4 @@
-// How a tensor of any rank and any strides becomes the few loops a kernel runs.
+// How a tensor of any rank and any strides becomes the few loops that a kernel runs.
 //
 // Every dimension of `input` plays one of two roles: it tells groups apart (the class dimension
 // when scores are per class, the sample dimension when they are per sample), or it is summed
@@ -17,7 +17,7 @@ namespace customloss {
 
 constexpr int kMaxReduced = 12;
 
-// The operands of one pass.  kOut is the gradient; forward ignores it.
+// The operands of one pass.  kOutOperand is the gradient; a forward pass has none.
 enum Operand : int { kInputOperand = 0, kTargetOperand, kWeightOperand, kOutOperand, kOperands };
 
 struct Axis {
@@ -39,8 +39,8 @@ struct Layout {
   }
 };
 
-// Sizes and strides of one operand as its tensor has them; `rank` may be below the input's
-// (aligned right, as broadcasting does).  A null operand has rank -1.
+// Sizes and strides of one operand as its tensor has them.  `rank` may be below the input's; the
+// last dimensions are then the common ones, as in broadcasting.  An absent operand has rank -1.
 struct Strided {
   const int64_t* sizes = nullptr;
   const int64_t* strides = nullptr;

@@ -1,13 +1,15 @@
-// The maths of elements whose class matters: softmax, class numbers as targets, and the sums beside
+// The maths beyond element.h: the softmax of a pixel, class numbers as targets, and the sums beside
 // tp, fp, fn, tn.  A pixel is one place, with a logit for every class.
 //
 //   softmax       p_c = e_c / (1 + rest), e_c = exp(z_c - max z), rest = the sum of e without one
-//                 largest; q_c = rest / (1 + rest) of a largest, (1 + rest - e_c) / (1 + rest) else
+//                 largest; q_c = rest / (1 + rest) for a largest class and
+//                 (1 + rest - e_c) / (1 + rest) for any other
 //   class number  t_c = [target = c];  smoothed  t = (1-e) t + e/K
 //   backward      with u = dL/dp, h = -dL/d(log p), k = -dL/d(log q), all of them times w
 //     sigmoid     dL/dx = p q u - q h + p k
 //     softmax     dL/dx_k = p_k (u_k - sum p_c u_c) + p_k sum over c != k of h_c - q_k h_k
-//                 u is taken from that of a largest class: nothing cancels next to p = 1
+//                 the u of a largest class (the shift) is first subtracted from every u: the result
+//                 is the same, and nothing cancels next to p = 1
 //
 // Compiled for the host and for the device.
 #pragma once
@@ -18,10 +20,10 @@ namespace customloss {
 
 // Sums beside the first four; their rows follow in this order.  Mirrored by reference.Extra.
 enum Extra : unsigned {
-  kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); a softmax has no second: 0
+  kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); the second is 0 for a softmax
   kSquares = 2,   // w p^2, w t^2, w t p^2
   kDistance = 4,  // w |p - t|
-  kFocal = 8,     // w [t q^gamma (-log p) + (1-t) p^gamma (-log q)]; a softmax has no second
+  kFocal = 8,     // w [t q^gamma (-log p) + (1-t) p^gamma (-log q)]; a softmax: the first term
   kHard = 16,     // tp, fp, fn, tn of the decision: p > 1/2, or the first largest of a softmax
 };
 constexpr unsigned kEveryExtra = 31;
@@ -32,7 +34,7 @@ CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
          (extra & kFocal ? 1 : 0) + (extra & kHard ? 4 : 0);
 }
 
-// The first row of one extra among the sums of `extra`.
+// The first row of the extra `one` (a single bit) among the sums of `extra`.
 CUSTOMLOSS_HD constexpr int row_of(unsigned extra, unsigned one) {
   return rows_of(extra & (one - 1));
 }
@@ -67,16 +69,16 @@ CUSTOMLOSS_HD double log_tail(double f) {
   poly = poly * s2 + 1.0 / 7.0;
   poly = poly * s2 + 1.0 / 5.0;
   poly = poly * s2 + 1.0 / 3.0;
-  return s * (2.0 * s2 * poly - f);  // 2 s - f is -s f
+  return s * (2.0 * s2 * poly - f);  // as 2 s - f = -s f
 }
 
-// log 2, and what the first leaves of it: few digits, so that n times it is exact.
+// log 2 in two parts: kLog2 has so few digits that n times it is exact, kLog2Rest is the rest.
 template <class T>
 constexpr T kLog2 = sizeof(T) == 4 ? T(0x1.62e4p-1) : T(0x1.62e42fefa38p-1);
 template <class T>
 constexpr T kLog2Rest = sizeof(T) == 4 ? T(0x1.7f7d1cp-20) : T(0x1.ef35793c7673p-45);
 
-// log y for y > 0, branch-free.  Relative error below 2e-7; of a subnormal float, about -88.
+// log y for y > 0, branch-free.  Relative error below 2e-7; a subnormal float gives about -88.
 CUSTOMLOSS_HD float log_of(float y) {
 #if defined(__CUDA_ARCH__)
   return logf(y);
@@ -101,7 +103,7 @@ CUSTOMLOSS_HD double log_of(double y) {
 #endif
 }
 
-// log(1 + u) for u >= 0, with the digits of a small u; `inverse` is 1 / (1 + u).
+// log(1 + u) for u >= 0, accurate for a small u too; `inverse` is 1 / (1 + u).
 template <class T>
 CUSTOMLOSS_HD T log1p_of(T u, T inverse) {
   const T y = T(1) + u;
@@ -113,7 +115,7 @@ CUSTOMLOSS_HD T log1p_of(T u) {
   return log1p_of(u, T(1) / (T(1) + u));
 }
 
-// The same for u in [0, 1], in fewer steps.
+// log(1 + u) for u in [0, 1], in fewer steps.
 template <class T>
 CUSTOMLOSS_HD T log1p_of_unit(T u, T inverse) {
 #if defined(__CUDA_ARCH__)
@@ -130,7 +132,7 @@ CUSTOMLOSS_HD T log1p_of_unit(T u, T inverse) {
   return poly * u;
 #else
   static_cast<void>(inverse);
-  const Flag<T> far(u > T(1) / T(3));  // 1 + u = 2 (1 + f) there, and 1 + f elsewhere
+  const Flag<T> far(u > T(1) / T(3));  // 1 + u is 2 (1 + f) if far, else 1 + f
   const T f = select(far, u * T(0.5) - T(0.5), u);
   const T log = select(far, kLog2Rest<T>, T(0)) + log_tail(f) + f;
   return select(far, kLog2<T>, T(0)) + log;
@@ -143,7 +145,7 @@ CUSTOMLOSS_HD T power_of(T base, T exponent) {
   const Flag<T> known = nonzero(base), flat = !nonzero(exponent);
   const T log = -log_of(select(known, base, T(1)));
   const T result = exp_minus(exponent * (log < T(0) ? T(0) : log));
-  return select(known, result, select(flat, T(1), T(0))) + (base - base);  // a NaN stays
+  return select(known, result, select(flat, T(1), T(0))) + (base - base);  // NaN stays NaN
 }
 
 // A factor of 0 removes even an infinite value.
@@ -158,7 +160,7 @@ CUSTOMLOSS_HD T sign_of(T value) {
   return (value > T(0) ? T(1) : T(0)) - (value < T(0) ? T(1) : T(0));
 }
 
-// What the floor of a logarithm of probabilities is: as reference.LOG_FLOOR.
+// Probabilities are raised to this floor before a logarithm is taken, as by reference.LOG_FLOOR.
 template <class T>
 constexpr T kProbabilityFloor = T(1e-30);
 template <class T>
@@ -183,13 +185,13 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
   static_assert(kActivation != Activation::kSoftmax, "a softmax needs its pixel");
   constexpr bool kLogs = (kExtra & (kLogLoss | kFocal)) != 0;
   if constexpr (kActivation == Activation::kNone) {
-    Outcome<T> found(x, T(1) - x);
+    Outcome<T> result(x, T(1) - x);
     if constexpr (kLogs) {
-      found.positive = (found.p - found.p) - log_of(floored(found.p));  // a NaN stays
-      found.negative = (found.q - found.q) - log_of(floored(found.q));
+      result.positive = (result.p - result.p) - log_of(floored(result.p));  // NaN stays NaN
+      result.negative = (result.q - result.q) - log_of(floored(result.q));
     }
-    found.decided = found.p > T(0.5) ? T(1) : T(0);
-    return found;
+    result.decided = result.p > T(0.5) ? T(1) : T(0);
+    return result;
   } else {
     const T z = scale * (x - offset);
     const bool below = z < T(0);
@@ -197,18 +199,18 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
     const T e = exp_minus(size);
     const T big = reciprocal(T(1) + e);
     const T small = e * big;
-    Outcome<T> found(below ? small : big, below ? big : small);
+    Outcome<T> result(below ? small : big, below ? big : small);
     if constexpr (kLogs) {
       const T log = log1p_of_unit(e, big);
-      found.positive = below ? log + size : log;
-      found.negative = below ? log : log + size;
+      result.positive = below ? log + size : log;
+      result.negative = below ? log : log + size;
     }
-    found.decided = found.p > T(0.5) ? T(1) : T(0);
-    return found;
+    result.decided = result.p > T(0.5) ? T(1) : T(0);
+    return result;
   }
 }
 
-// p^gamma and q^gamma: of a sigmoid by the logarithms at hand.
+// p^gamma and q^gamma.  A sigmoid's logarithms are at hand and serve for the power.
 template <Activation kActivation, class T>
 CUSTOMLOSS_HD T hit_power(const Outcome<T>& o, T gamma) {
   if constexpr (kActivation == Activation::kSigmoid) return exp_minus(times(gamma, o.positive));
@@ -220,7 +222,7 @@ CUSTOMLOSS_HD T miss_power(const Outcome<T>& o, T gamma) {
   return power_of(o.q, gamma);
 }
 
-// Of these extras an element's shares are linear in t and u: w t and w u give w times the shares.
+// Whether the shares of an element are linear in t and u: passing w t and w u then weighs them.
 CUSTOMLOSS_HD constexpr bool linear(unsigned extra) {
   return (extra & (kSquares | kDistance)) == 0;
 }
@@ -233,7 +235,7 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T u, T gamma, T (&to)[rows_o
   to[1] = u * o.p;
   to[2] = t * o.q;
   to[3] = u * o.q;
-  // 0 log 0 is 0
+  // 0 log 0 counts as 0.
   [[maybe_unused]] const T missed = times(t, o.positive);
   [[maybe_unused]] const T alarm = kSoftmax ? T(0) : times(u, o.negative);
   if constexpr ((kExtra & kLogLoss) != 0) {
@@ -248,7 +250,7 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T u, T gamma, T (&to)[rows_o
     to[kRow + 2] = t * (o.p * o.p);
   }
   if constexpr ((kExtra & kDistance) != 0) {
-    const T far = to[1] - to[2];  // p - t without cancellation
+    const T far = to[1] - to[2];  // p - t, without cancellation
     to[row_of(kExtra, kDistance)] = far < T(0) ? -far : far;
   }
   if constexpr ((kExtra & kFocal) != 0) {
@@ -274,7 +276,9 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kEx
 template <class T>
 struct Slopes {
   T u, h, k;
-  T qh, pk;  // of a sigmoid, what is left out of h and k: q and p times it
+  // The focal terms of a sigmoid that have 1 / q in h and 1 / p in k are left out there.  These are
+  // the same terms in q h and p k, where the divisions cancel.
+  T qh, pk;
 
   CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0), qh(0), pk(0) {}
 };
@@ -284,42 +288,42 @@ template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
   const T u = T(1) - t;
-  Slopes<T> found(t * (g[0] - g[2]) + u * (g[1] - g[3]));
+  Slopes<T> result(t * (g[0] - g[2]) + u * (g[1] - g[3]));
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
-    found.u += T(2) * o.p * (g[kRow] + t * g[kRow + 2]);
+    result.u += T(2) * o.p * (g[kRow] + t * g[kRow + 2]);
   }
   if constexpr ((kExtra & kDistance) != 0) {
-    found.u += g[row_of(kExtra, kDistance)] * sign_of(u * o.p - t * o.q);
+    result.u += g[row_of(kExtra, kDistance)] * sign_of(u * o.p - t * o.q);
   }
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
-    found.h = g[kRow] * t;
-    if constexpr (!kSoftmax) found.k = g[kRow + 1] * u;
+    result.h = g[kRow] * t;
+    if constexpr (!kSoftmax) result.k = g[kRow + 1] * u;
   }
   if constexpr ((kExtra & kFocal) != 0) {
     const T by = g[row_of(kExtra, kFocal)];
-    // p (-log p) and q (-log q) vanish where their logarithm has no bound
+    // p (-log p) and q (-log q) go to 0 where the logarithm grows without bound.
     const T missed = times(t * o.p, o.positive);
     const T power = miss_power<kActivation>(o, gamma);
-    found.h += by * (t * power);
+    result.h += by * (t * power);
     if constexpr (kActivation == Activation::kSigmoid) {
-      found.qh = by * (gamma * missed * power);
+      result.qh = by * (gamma * missed * power);
     } else {
-      found.h += by * (gamma * missed * (power / floored(o.q)));
+      result.h += by * (gamma * missed * (power / floored(o.q)));
     }
     if constexpr (!kSoftmax) {
       const T alarm = times(u * o.q, o.negative);
       const T other = hit_power<kActivation>(o, gamma);
-      found.k += by * (u * other);
+      result.k += by * (u * other);
       if constexpr (kActivation == Activation::kSigmoid) {
-        found.pk = by * (gamma * alarm * other);
+        result.pk = by * (gamma * alarm * other);
       } else {
-        found.k += by * (gamma * alarm * (other / floored(o.p)));
+        result.k += by * (gamma * alarm * (other / floored(o.p)));
       }
     }
   }
-  return found;
+  return result;
 }
 
 // dL/dx of an element of a sigmoid or of probabilities, at weight 1.
@@ -329,10 +333,10 @@ CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale)
   if constexpr (kActivation == Activation::kNone) {
     return kLogs ? s.u - s.h / floored(o.p) + s.k / floored(o.q) : s.u;
   } else {
-    T found = (o.p * o.q) * s.u;
-    if constexpr (kLogs) found += o.p * s.k - o.q * s.h;
-    if constexpr ((kExtra & kFocal) != 0) found += s.pk - s.qh;
-    return scale * found;
+    T dx = (o.p * o.q) * s.u;
+    if constexpr (kLogs) dx += o.p * s.k - o.q * s.h;
+    if constexpr ((kExtra & kFocal) != 0) dx += s.pk - s.qh;
+    return scale * dx;
   }
 }
 
@@ -340,39 +344,39 @@ CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale)
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  T found = o.p * (g[0] - g[1]) + o.q * (g[2] - g[3]);
+  T dt = o.p * (g[0] - g[1]) + o.q * (g[2] - g[3]);
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
-    found += times(g[kRow], o.positive);
-    if constexpr (!kSoftmax) found -= times(g[kRow + 1], o.negative);
+    dt += times(g[kRow], o.positive);
+    if constexpr (!kSoftmax) dt -= times(g[kRow + 1], o.negative);
   }
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
-    found += T(2) * t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
+    dt += T(2) * t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
   }
   if constexpr ((kExtra & kDistance) != 0) {
-    found -= g[row_of(kExtra, kDistance)] * sign_of((T(1) - t) * o.p - t * o.q);
+    dt -= g[row_of(kExtra, kDistance)] * sign_of((T(1) - t) * o.p - t * o.q);
   }
   if constexpr ((kExtra & kFocal) != 0) {
     T by = o.positive * miss_power<kActivation>(o, gamma);
     if constexpr (!kSoftmax) by -= o.negative * hit_power<kActivation>(o, gamma);
-    found += times(g[row_of(kExtra, kFocal)], by);
+    dt += times(g[row_of(kExtra, kFocal)], by);
   }
   if constexpr ((kExtra & kHard) != 0) {
     constexpr int kRow = row_of(kExtra, kHard);
-    found += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
+    dt += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
   }
-  return found;
+  return dt;
 }
 
-// dL/dw of an element: the shares, weighed by the gradient by the sums.
+// dL/dw of an element: the sum of its shares times the gradient by the sums.
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD T weight_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
-  T own[rows_of(kExtra)];
-  shares<kActivation, kExtra>(o, t, gamma, own);
-  T found = T(0);
-  for (int row = 0; row < rows_of(kExtra); ++row) found += times(g[row], own[row]);
-  return found;
+  T share[rows_of(kExtra)];
+  shares<kActivation, kExtra>(o, t, gamma, share);
+  T dw = T(0);
+  for (int row = 0; row < rows_of(kExtra); ++row) dw += times(g[row], share[row]);
+  return dw;
 }
 
 }  // namespace

@@ -1,12 +1,15 @@
-// Closed forms of the built-in losses: the loss of one group from its four sums, its gradient
-// by each of them, and the average over groups.  Everything is float64: a handful of numbers.
+// Closed forms of the built-in losses: the loss of one group from its four sums, its gradient by
+// each of them, and its share of an average over groups or of a pointwise loss.  average.h and the
+// kernels of cuda/finish.cuh and cuda/score.cuh loop over the groups.  Everything is float64, as
+// there are only a few numbers.
 //
 //   similarity  S = (A tp + s) / (A tp + s + B fp + C fn)
 //   complement  1 - S = (B fp + C fn) / (A tp + s + B fp + C fn)     no cancellation near 0
 //   log         -log S = log1p((B fp + C fn) / (A tp + s))
 //   focal       (1 - S)^gamma
 //   negative    -S
-//   pointwise   (a LP + b LN + c F) / (u (tp + fn) + v (fp + tn)), each a sum over all groups
+//   pointwise   (a LP + b LN + c F) / (u (tp + fn) + v (fp + tn)), each a sum over all groups;
+//               LP and LN are the sums of the log-loss, F that of the focal term (pixel.h)
 //
 // (A, B, C) = (1 + beta^2, 1, beta^2) is F-beta, (2, 1, 1) Dice, (1, 1, 1) Jaccard and
 // (1, fp_weight, fn_weight) Tversky.  Compiled for the host and for the device.
@@ -19,7 +22,7 @@
 
 namespace customloss {
 
-// Mirrored by customloss/_ops.py.
+// Mirrored by customloss/_words.py.
 enum class Link : int64_t { kComplement = 0, kLog = 1, kFocal = 2, kNegative = 3 };
 enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2 };
 enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2 };  // over classes
@@ -44,9 +47,9 @@ struct GroupLoss {
   bool counted;
 };
 
-// A loss beside the score, of sums that no group keeps to itself: a cross-entropy, a focal loss.
+// A loss beside the score, as one ratio of sums over many groups: a cross-entropy, a focal loss.
 struct Pointwise {
-  double score_weight;             // of the score that it stands beside
+  double score_weight;             // factor of the score beside it
   double log_pos, log_neg, focal;  // a, b, c: 0 where the row does not exist or does not count
   double positives, negatives;     // u, v
   int log_row, focal_row;          // LP is row log_row, LN the next, F is row focal_row
@@ -54,7 +57,7 @@ struct Pointwise {
   CUSTOMLOSS_HD bool present() const { return log_pos != 0.0 || log_neg != 0.0 || focal != 0.0; }
 };
 
-// What a group, or several, add to a pointwise loss; it is their ratio.
+// Numerator and denominator of a pointwise loss: of one group, or summed over several.
 struct Lost {
   double lost, counted;
 
@@ -63,12 +66,12 @@ struct Lost {
 
 namespace {
 
-// Floor of A tp + s under a logarithm: the loss stays below 70 + log(fp + fn), and
-// gradients stay inside float32, when no positive has any probability left.
+// Floor of A tp + s under a logarithm.  Even when no positive has any probability left, the loss
+// stays below 70 + log(fp + fn) and the gradients stay inside the range of float32.
 constexpr double kLogFloor = 1e-30;
 
 // The linked similarity and its gradient.  0 / 0 (an empty group that is predicted empty)
-// is a similarity of 1 with gradient 0.
+// counts as a similarity of 1 with gradient 0.
 CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
   const double hit = score.tp_weight * sums.tp + score.smooth;
   const double miss = score.fp_weight * sums.fp + score.fn_weight * sums.fn;
@@ -93,7 +96,7 @@ CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
   if (score.link == Link::kNegative) loss.value = -(hit / whole);
   if (score.link == Link::kFocal) {
     loss.value = pow(complement, score.gamma);
-    // a perfect group has slope 0: gamma < 1 would make it infinite
+    // A perfect group gets slope 0 (1 if gamma is 1): for gamma < 1 the formula is infinite there.
     slope = complement > 0.0 || complement != complement
                 ? score.gamma * pow(complement, score.gamma - 1.0)
                 : (score.gamma == 1.0 ? 1.0 : 0.0);
@@ -104,10 +107,10 @@ CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
   return loss;
 }
 
-// A group without a positive target, and what the caller wants of it.
+// The loss of a group.  If the group has no positive target, `absent` says what to make of it.
 CUSTOMLOSS_HD GroupLoss group_loss(const Score& score, const Sums& sums) {
   GroupLoss loss = similarity_loss(score, sums);
-  const bool broken = sums.fp != sums.fp;  // a NaN is not an absent class: it must be seen
+  const bool broken = sums.fp != sums.fp;  // a NaN is no absent class and has to reach the loss
   if (score.absent == Absent::kScore || loss.support != 0.0 || broken) return loss;
   loss.value = 0.0;
   loss.grad = {0.0, 0.0, 0.0, 0.0};
@@ -124,14 +127,14 @@ CUSTOMLOSS_HD GroupLoss group_loss(const Score& score, const Sums& sums) {
   return loss;
 }
 
-// What a group counts in the average over the classes of its sample.
+// The weight of a group in the average over the classes of its sample.
 CUSTOMLOSS_HD double group_weight(Average average, const GroupLoss& loss, double class_weight) {
   if (!loss.counted || class_weight == 0.0) return 0.0;
   return class_weight * (average == Average::kWeighted ? loss.support : 1.0);
 }
 
-// d(average)/d(sums) of one group, given the average over its classes and the total weight.
-// With support weights the support itself, tp + fn, moves the average too.
+// d(average)/d(sums) of one group, given the average over its sample's classes and their total
+// weight.  Where the support tp + fn is the weight, its change moves the average too.
 CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double class_weight,
                                  double mean, double total_weight, double outer) {
   if (total_weight == 0.0 || class_weight == 0.0 || !loss.counted) return {0.0, 0.0, 0.0, 0.0};
@@ -145,7 +148,7 @@ CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double 
   return grad;
 }
 
-// What a group of the sums [rows, groups] adds to a pointwise loss.
+// What one group of the sums [rows, groups] adds to the two sums of a pointwise loss.
 CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, int64_t groups,
                               int64_t group, double class_weight) {
   const double* own = sums + group;
@@ -158,8 +161,8 @@ CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, in
   return {class_weight * lost, class_weight * counted};
 }
 
-// d(pointwise)/d(sums) of one group, given the ratio of all: added to the first four rows of the
-// gradient, and written to those of the numerator.
+// d(pointwise)/d(sums) of one group, given the two sums over all groups.  The gradient by the
+// denominator is added to the first four rows; the rows of the numerator are overwritten.
 CUSTOMLOSS_HD void add_pointwise_grad(const Pointwise& pointwise, const Lost& all,
                                       double class_weight, double* grads, int64_t groups,
                                       int64_t group) {

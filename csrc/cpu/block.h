@@ -1,6 +1,7 @@
-// What one instruction set has to offer: loops over a block of at most kBlock elements.
-// T is the type computed in, float or double.  Blocks live in the first-level cache; a caller
-// stages whatever is not already a contiguous T (halves, integers, strided views) into one.
+// The functions that each instruction set provides: loops over a block of at most kBlock elements.
+// T is the type computed in, float or double.  A block fits the first-level cache.  Operands that
+// are not already contiguous T (halves, integers, strided views) are staged into it by the caller,
+// walk.h.  tile.h has the functions for pixels.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +12,11 @@
 
 namespace customloss::cpu {
 
-// Elements per block: also how many float32 terms are added before a flush to float64.
+// Elements per block, and the most float32 terms that are added before a flush to float64.
 constexpr int64_t kBlock = 1024;
-// Columns are carried on to a second row of float32 sums every kCarryAdds additions, and these are
-// flushed to float64: equal terms all round the same way, so no sum may have many of them.
+// Sums of columns are added to a second row of float32 sums after every kCarryAdds additions, and
+// these are flushed to float64 after at most kColumnAdds.  Equal terms round in the same direction,
+// so a float32 sum must have few terms for its error to stay small.
 constexpr int64_t kCarryAdds = 32;
 constexpr int64_t kColumnAdds = 30 * kCarryAdds;
 constexpr int kColumnArrays = 8;
@@ -29,9 +31,9 @@ struct Block {
   int64_t size;
   Activation activation;
   T scale, offset;
-  // bool targets, no weight, sigmoid(x) as it is: the case that has loops of its own
+  // bool targets, no weight, sigmoid with scale 1 and offset 0: a case with loops of its own
   bool plain;
-  const uint16_t* bf16 = nullptr;  // instead of `input` where the kernels take it as it is
+  const uint16_t* bf16 = nullptr;  // instead of `input`, for a sum() that reads bfloat16
 };
 
 // Coefficients of a block: one for all elements, or one per element (`per_element`).
@@ -41,11 +43,12 @@ struct Coefficients {
   bool per_element;
 };
 
-// How the columns of sum_columns() came about: `rows` rows side by side, adds[row] times each.
+// What sum_columns() has summed: `rows` rows of `columns` columns side by side, and into each of
+// them adds[row] rows of the matrix.
 struct Fold {
   int64_t rows, columns;
   const int32_t* adds;
-  bool plain;  // the blocks were
+  bool plain;  // Block::plain of all blocks that were added
 };
 
 template <class T>
@@ -56,13 +59,14 @@ struct BlockKernels {
   void (*unstage)(Dtype dtype, const T* from, int64_t size, void* to, int64_t stride);
   // sums[0..3] += tp, fp, fn, tn of the block
   void (*sum)(const Block<T>& block, double* sums);
-  // Column by column into `sums`, kColumnArrays arrays of `pitch` elements whose meaning is the
-  // set's own, zero at first; carried every kCarryAdds times, and after at most kColumnAdds times
-  // flushed to tp, fp, fn, tn, four arrays of `to_pitch`.
+  // Adds a block to the sums of its columns.  `sums` is kColumnArrays arrays of `pitch` elements,
+  // zero at first; what they mean is up to the instruction set.  The caller calls carry_columns()
+  // every kCarryAdds blocks and, after at most kColumnAdds blocks, flush_columns(), which adds to
+  // tp, fp, fn and tn, four arrays of `to_pitch`.
   void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
   void (*carry_columns)(const Fold& fold, T* sums, int64_t pitch);
   void (*flush_columns)(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch);
-  // Whether sum() reads bfloat16 by itself, given a bool target, no weight and a plain sigmoid.
+  // Whether sum() reads a plain block's bfloat16 by itself (Block::bf16).
   bool sums_bf16;
   // out[i] = the gradient by `wrt`
   void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);

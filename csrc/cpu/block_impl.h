@@ -1,6 +1,6 @@
-// The loops of block.h, in plain branch-free C++ that the compiler vectorises for whatever
-// instruction set is switched on where this file is included (isa_*.cpp).
-// No include guard on purpose; everything is in an anonymous namespace (one copy per set).
+// The loops of block.h in plain branch-free C++, which the compiler vectorises for the instruction
+// set that is switched on where this file is included (isa_*.cpp).  There is no include guard, on
+// purpose; everything is in an anonymous namespace, one copy per instruction set.
 
 namespace customloss::cpu {
 namespace {
@@ -46,7 +46,7 @@ inline To store(T value) {
       return {static_cast<uint16_t>(single != single ? 0x7fc0u : rounded)};
     } else {
       const uint32_t magnitude = bits & 0x7fffffffu;
-      // subnormal halves: adding 0.5 lets the adder round at 2^-24
+      // Subnormal halves: adding 0.5 makes the addition itself round at 2^-24.
       const uint32_t small = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
       const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
       uint32_t half = magnitude < 0x38800000u ? small : normal;
@@ -143,7 +143,7 @@ struct Known {
   inline auto target_at(int64_t i) const {
     if constexpr (kHard) {
       using Bits = typename Flag<T>::Bits;
-      const uint8_t one = target[i] < 1 ? target[i] : 1;  // whatever else a bool may hold
+      const uint8_t one = target[i] < 1 ? target[i] : 1;  // a bool may hold other bytes than 0, 1
       return Flag<T>(static_cast<Bits>(Bits(0) - Bits(one)));
     } else {
       return target[i];
@@ -159,7 +159,7 @@ struct Known {
   }
 };
 
-// Calls body(Known<...>(block)) for the block at hand.
+// Calls body(Known<...>(block)) with the template arguments that fit the block.
 template <class T, bool kHard, bool kWeighted, class Body>
 inline void with_activation(const Block<T>& block, const Body& body) {
   if (block.activation == Activation::kNone) {
@@ -182,7 +182,8 @@ inline void with_known(const Block<T>& block, const Body& body) {
   }
 }
 
-// Few float32 additions per lane even on the narrowest set: equal terms all round the same way.
+// Elements of a float32 sum: at most 64 per lane even on the narrowest set.  Equal terms round in
+// the same direction, so the error grows with the number of additions.
 #if defined(__AVX2__)
 constexpr int64_t kSingleRun = 512;
 #else
@@ -253,7 +254,7 @@ void carry_columns(const Fold& fold, T* sums, int64_t pitch) {
   }
 }
 
-// The rows of a fold are added by halves: float64 inputs keep their last digits.
+// The rows of a fold are added pairwise, so that float64 inputs keep their last digits.
 template <class T>
 void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch) {
   carry_columns(fold, sums, pitch);
@@ -262,9 +263,9 @@ void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t
     const T* own = sums + (4 + s) * pitch;
     for (int64_t i = 0; i < fold.rows * fold.columns; ++i) wide[i] = static_cast<double>(own[i]);
     for (int64_t rows = fold.rows; rows > 1; rows = (rows + 1) / 2) {
-      const int64_t kept = (rows + 1) / 2 * fold.columns, rest = rows * fold.columns - kept;
+      const int64_t half = (rows + 1) / 2 * fold.columns, rest = rows * fold.columns - half;
 #pragma omp simd
-      for (int64_t i = 0; i < rest; ++i) wide[i] += wide[kept + i];
+      for (int64_t i = 0; i < rest; ++i) wide[i] += wide[half + i];
     }
     for (int64_t c = 0; c < fold.columns; ++c) to[s * to_pitch + c] += wide[c];
   }

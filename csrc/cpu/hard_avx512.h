@@ -1,10 +1,11 @@
-// The headline loop by hand: unweighted sigmoid sums of bool targets in float32, where what the
-// compiler makes of the plain loops reaches half of what the memory delivers.
-// Included by isa_avx512.cpp alone.
+// The headline loop by hand: the sums of plain blocks (block.h), unweighted sigmoids with bool
+// targets, in float32.  What the compiler makes of the plain loops reaches half of the speed of the
+// memory.  Included by isa_avx512.cpp alone.
 //
-// With m = sigmoid(-|x|) <= 1/2 and d = m where x < 0, -m where not, per class of target
+// Let m = sigmoid(-|x|) <= 1/2, and d = m where x < 0, -m elsewhere.  Over the elements with target
+// 1, and likewise over those with target 0,
 //   sum of p = #(x >= 0) + sum of d        sum of 1-p = #(x < 0) - sum of d
-// and neither side cancels: both are at least half of the terms that enter with a minus.
+// Neither cancels, as each count is at least twice what is subtracted from it.
 // So two masked additions and three popcounts serve all four sums.
 #pragma once
 
@@ -15,7 +16,7 @@
 namespace customloss::cpu {
 namespace {
 
-// 2^(j/32), bit for bit, j = 0..31.
+// The bits of 2^(j/32) for j = 0..31.
 constexpr uint32_t kExp2Bits[32] = {
     0x3f800000, 0x3f82cd87, 0x3f85aac3, 0x3f88980f, 0x3f8b95c2, 0x3f8ea43a, 0x3f91c3d3, 0x3f94f4f0,
     0x3f9837f0, 0x3f9b8d3a, 0x3f9ef532, 0x3fa27043, 0x3fa5fed7, 0x3fa9a15b, 0x3fad583f, 0x3fb123f6,
@@ -23,7 +24,7 @@ constexpr uint32_t kExp2Bits[32] = {
     0x3fd744fd, 0x3fdbfbb8, 0x3fe0ccdf, 0x3fe5b907, 0x3feac0c7, 0x3fefe4ba, 0x3ff5257d, 0x3ffa83b3,
 };
 
-// The same minus j << 18: adding n << 18 to entry n % 32 gives 2^(n/32).
+// The same less j << 18, so that adding n << 18 to entry n % 32 gives 2^(n/32).
 struct Exp2Table {
   alignas(64) uint32_t bits[32] = {};
   constexpr Exp2Table() {
@@ -35,8 +36,9 @@ constexpr Exp2Table kExp2;
 #define CUSTOMLOSS_EACH(statement) \
   _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
 
-// e^-c of kVectors registers, c >= 0, step by step so that their chains interleave.
-// e^-c = 2^(n/32) e^r with |r| <= log(2)/64: a table of 32 in two registers and a parabola.
+// e^-c of kVectors registers, c >= 0.  Each step is done for all of them, so that their dependency
+// chains overlap.  e^-c = 2^(n/32) e^r with |r| <= log(2)/64: 2^(n/32) by a table of 32 entries in
+// two registers, e^r by a parabola.
 template <int kVectors>
 inline void negative_exp(const __m512 (&c)[kVectors], __m512 (&e)[kVectors]) {
   const __m512 round = _mm512_set1_ps(0x1.8p23f), one = _mm512_set1_ps(1.0f);
@@ -44,7 +46,8 @@ inline void negative_exp(const __m512 (&c)[kVectors], __m512 (&e)[kVectors]) {
   __m512 n[kVectors], r[kVectors];
   __m512i bits[kVectors];
   __mmask16 normal[kVectors];
-  // below, e^-c is subnormal: exactly 0, as in element.h.  Not >=, so that a NaN goes on
+  // Beyond this bound e^-c is subnormal and becomes exactly 0, as in element.h.  The comparison is
+  // "not >=" so that a NaN stays.
   CUSTOMLOSS_EACH(normal[u] = _mm512_cmp_ps_mask(c[u], _mm512_set1_ps(87.68312f), _CMP_NGE_UQ))
   CUSTOMLOSS_EACH(n[u] = _mm512_fmadd_ps(c[u], _mm512_set1_ps(-46.1662413f), round))
   CUSTOMLOSS_EACH(bits[u] = _mm512_castps_si512(n[u]); n[u] = _mm512_sub_ps(n[u], round))
@@ -73,16 +76,16 @@ inline void signed_misses(const __m512 (&x)[kVectors], __m512 (&d)[kVectors]) {
 
 inline __mmask16 negative(__m512 x) { return _mm512_movepi32_mask(_mm512_castps_si512(x)); }
 
-// Sums of d and counts by class of target and sign of x.
+// The sums of d for targets 1 and 0, and the counts of targets and signs.
 struct HardSums {
   __m512 positives, negatives;
   int64_t size, target = 0, below = 0, target_below = 0;
 
-  // spelled out: an implicit constructor would miss this file's instruction set
+  // Spelled out, because an implicit constructor would lack this file's instruction set.
   explicit HardSums(int64_t n)
       : positives(_mm512_setzero_ps()), negatives(_mm512_setzero_ps()), size(n) {}
 
-  // `m[u]` are the positives of lane group u, `valid` all of its elements.
+  // The bits of m[u] are the lanes of x[u] whose target is 1, those of `valid` all that exist.
   template <int kVectors>
   inline void add(const __m512 (&x)[kVectors], const __mmask16 (&m)[kVectors], __mmask16 valid) {
     __m512 d[kVectors];
@@ -111,7 +114,7 @@ inline __mmask16 first(int64_t lanes) {
   return lanes < 16 ? static_cast<__mmask16>((1u << lanes) - 1u) : 0xffff;
 }
 
-// Masked loads only where they must be: the prefetcher does not follow them.
+// Masked loads are for tails only: the hardware prefetcher does not follow them.
 inline __mmask16 nonzero_bytes(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm_test_epi8_mask(bytes, bytes);
@@ -125,7 +128,7 @@ inline __m512 widen_bf16(__m256i halves) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// 64 elements a step; what is left goes one masked register at a time.
+// 64 elements at a step; the rest one masked register at a time.
 void sum_hard_avx512(const Block<float>& block, double* sums) {
   constexpr int kVectors = 4;
   HardSums total(block.size);
@@ -153,8 +156,8 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
   total.flush(sums);
 }
 
-// Per column: sums of d by class of target, and three counts of 10 bits in one integer
-// (targets, x < 0, both), so at most 1023 additions between flushes.
+// Every column has the sums of d for targets 1 and 0, and one integer with three counts of 10 bits
+// (targets 1, x < 0, both), so at most 1023 additions between flushes.
 constexpr int kCountBits = 10;
 static_assert(kColumnAdds < (1 << kCountBits));
 

@@ -1,4 +1,4 @@
-// Chooses the instruction set once, at the first call.
+// Chooses among the instruction sets of isa_*.cpp, once, at the first call.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// The block loops for AVX2, switched on for this file alone.
+// The loops of block.h and tile.h for AVX2, which is switched on for this file alone.
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cstdint>
 #include <cstring>

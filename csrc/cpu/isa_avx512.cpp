@@ -1,4 +1,4 @@
-// The block loops for AVX512, switched on for this file alone.
+// The loops of block.h and tile.h for AVX-512, which is switched on for this file alone.
 #if defined(__x86_64__) || defined(_M_X64)
 #include <algorithm>
 #include <cstdint>
@@ -12,7 +12,7 @@
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2"))), \
     apply_to = function)
 #else
-// false positives of GCC's own intrinsics (bug 105593)
+// GCC warns falsely of its own intrinsics (bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target( \

@@ -1,4 +1,4 @@
-// The block loops for whatever the compiler's default target is.
+// The loops of block.h and tile.h for the compiler's default target.
 #include <type_traits>
 #include <utility>
 

@@ -1,4 +1,4 @@
-// A loss that was computed in float64, as the tensor that is returned.
+// Writes a loss that was computed in float64 into the tensor that is returned.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,8 @@
-// Fresh memory is the cost of a backward pass on the CPU: the kernel zeroes and maps a gradient
-// page by page as it is first written.  Asking for 2 MiB pages makes that 512 times rarer.
-// CUSTOMLOSS_HUGE_PAGES=0 does not ask: on a virtual machine whose host takes free huge pages
-// back, a first write may now and then wait for the host to return one.
+// Huge pages for fresh gradients.  Fresh memory is the main cost of a backward pass on the CPU: the
+// operating system zeroes and maps it page by page as it is first written.  With pages of 2 MiB
+// instead of 4 KiB that happens 512 times less often.  CUSTOMLOSS_HUGE_PAGES=0 turns this off, for
+// virtual machines whose host takes free huge pages back: there a first write may now and then wait
+// until the host returns one.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@
 
 namespace customloss::cpu {
 
-// Advice for memory that is about to be written from end to end; never an error.
+// Asks for huge pages for memory that is about to be written from end to end.  Never fails.
 inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   static const bool wanted = [] {

@@ -25,7 +25,7 @@ struct Cut {
     constexpr int64_t kTile = 65536, kUnit = 65536, kMostNumbers = int64_t{1} << 21;
     const int64_t classes = std::max<int64_t>(1, layout.cls.size);
     tile = std::clamp<int64_t>(kTile / classes / 16 * 16, 16, 512);
-    // partial sums of all units stay small beside the input
+    // at most so many units that their partial sums stay small beside the input
     const int64_t most = std::clamp<int64_t>(kMostNumbers / (rows * classes), 64, 4096);
     const int64_t least = std::max(ceil_div(kUnit, classes), ceil_div(layout.reduced_size, most));
     unit = ceil_div(least, tile) * tile;
@@ -66,16 +66,16 @@ class PixelStager {
              operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
              operands.offset == 0.0 && (options.extra & ~plain_extras) == 0 &&
              layout.cls.size <= kernels_.most_classes;
-    // few loops read class numbers as they are; smoothed, they say something of every class, whose
-    // logarithms are then all needed
+    // Few loops read class numbers as they are; the others need them spread out, class by class.
+    // Smoothed class numbers need the logarithm of every class.
     const bool few =
         (options.extra & ~unsigned{kLogLoss}) == 0 &&
         (backward ? *wrt == Wrt::kInput : options.extra == 0 || options.label_smoothing == 0.0);
     dense_ = !options.labels || !(plain_ || few);
-    // nothing is removed, and nothing written over
+    // logits are read where they lie if none is removed or written over
     readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&
                            !options.labels && !options.ignores);
-    pitch_ = cut.tile + 16;  // rows a page apart would share their cache lines
+    pitch_ = cut.tile + 16;  // rows a page apart would compete for the same cache lines
     const int64_t plane = layout.cls.size * pitch_;
     const int64_t planes = 3 + (dense_ ? 1 : 0) + (by_class_ ? 1 : 0) + (backward ? 1 : 0);
     T* free = Scratch<T>().take(planes * plane + (kPixelRows + 1) * pitch_ + 2 * pitch_);
@@ -103,7 +103,7 @@ class PixelStager {
     if (options.labels) tile_.labels = labels_;
   }
 
-  // The next `pixels` of a cursor.
+  // Fills the tile with the next `pixels` of a cursor.
   const Tile<T>& stage(Cursor cursor, int64_t pixels) {
     tile_.pixels = pixels;
     tile_.lies = tile_.x;
@@ -123,7 +123,8 @@ class PixelStager {
     plain_ ? kernels_.plain_sums(tile, weighted_, to, to_pitch) : kernels_.sums(tile, to, to_pitch);
   }
 
-  // Where the gradient of a tile is computed: in place where it lies class by class.
+  // Where the gradient of a tile is computed: in place if the output has the pixels of a class side
+  // by side, else in a buffer that write() copies.
   T* out(const Cursor& cursor, int64_t pixels, int64_t* pitch) const {
     const Layout& layout = operands_.layout;
     const bool in_place = operands_.memory[kOutOperand].dtype == kDtypeOf<T> &&
@@ -152,7 +153,7 @@ class PixelStager {
   bool lies_ready(const Cursor& cursor, int64_t pixels) {
     const Layout& layout = operands_.layout;
     const Memory& input = operands_.memory[kInputOperand];
-    // many planes of one size share their cache lines: these are better copied side by side
+    // Planes of one size may compete for the same cache lines: many are better copied into x.
     constexpr int64_t kManyPlanes = 16;
     if (input.dtype != kDtypeOf<T> || layout.inner().stride[kInputOperand] != 1 ||
         cursor.run() < pixels || layout.cls.size > kManyPlanes) {
@@ -198,7 +199,7 @@ class PixelStager {
   T* out_ = nullptr;
 };
 
-// Calls body(tile cursor, pixels) for the tiles of one unit of a sample.
+// Calls body(cursor, pixels) for every tile of a unit, with the cursor at its first pixel.
 template <class Body>
 void for_tiles(const Layout& layout, const Cut& cut, int64_t unit, const Body& body) {
   Place origin;
@@ -228,18 +229,18 @@ void sums_of(const Operands& operands, const PixelOptions& options, bool per_cla
   std::unique_ptr<double[]> partials(new double[samples * cut.units * numbers]());
   for_units(samples * cut.units, samples * classes * layout.reduced_size, [&](int64_t unit) {
     PixelStager<T> stager(operands, options, cut, nullptr);
-    double* const own = &partials[unit * numbers];
+    double* const partial = &partials[unit * numbers];
     for_tiles(layout, cut, unit, [&](const Cursor& cursor, int64_t pixels) {
-      stager.add_sums(stager.stage(cursor, pixels), own, classes);
+      stager.add_sums(stager.stage(cursor, pixels), partial, classes);
     });
   });
-  const int64_t kept = per_class ? classes : 1;
-  std::fill_n(sums, rows * samples * kept, 0.0);
+  const int64_t width = per_class ? classes : 1;
+  std::fill_n(sums, rows * samples * width, 0.0);
   for (int64_t unit = 0; unit < samples * cut.units; ++unit) {
-    const double* const own = &partials[unit * numbers];
+    const double* const partial = &partials[unit * numbers];
     for (int64_t row = 0; row < rows; ++row) {
-      double* const to = sums + (row * samples + unit / cut.units) * kept;
-      for (int64_t c = 0; c < classes; ++c) to[per_class ? c : 0] += own[row * classes + c];
+      double* const to = sums + (row * samples + unit / cut.units) * width;
+      for (int64_t c = 0; c < classes; ++c) to[per_class ? c : 0] += partial[row * classes + c];
     }
   }
 }
@@ -253,7 +254,8 @@ void gather(const PixelGrads& grads, int rows, int64_t sample, int64_t classes, 
     }
   }
   if (grads.wrt != Wrt::kInput) return;
-  // differences alone count: what all four have in common cancels before it is rounded
+  // Only differences matter here.  They are taken before rounding to T, so that what all four have
+  // in common cancels exactly.
   for (int64_t c = 0; c < classes; ++c) {
     by[c] = static_cast<T>(grads.at(0, sample, c) - grads.at(2, sample, c));
     by[classes + c] = static_cast<T>(grads.at(1, sample, c) - grads.at(3, sample, c));
@@ -264,7 +266,7 @@ void gather(const PixelGrads& grads, int rows, int64_t sample, int64_t classes, 
 template <class T>
 void gradient_of(const Operands& operands, PixelOptions options, const PixelGrads& grads) {
   const Layout& layout = operands.layout;
-  // decisions do not move with the input; their rows are the last
+  // Decisions do not change with the input, so their rows, the last ones, are dropped.
   if (grads.wrt == Wrt::kInput) options.extra &= ~unsigned{kHard};
   const int rows = rows_of(options.extra);
   const Cut cut(layout, rows);

@@ -7,12 +7,12 @@ namespace customloss::cpu {
 
 struct Operands;
 
-// What a pass needs to know beside the operands.
+// The options of a pass that the operands do not tell.
 struct PixelOptions {
   bool labels;  // the target holds class numbers
   bool ignores;
   int64_t ignored;
-  double label_smoothing, smoothing;  // e, and e / K
+  double label_smoothing, smoothing;  // e and e / K
   unsigned extra;
   double focal_gamma;
 
@@ -35,12 +35,12 @@ struct PixelGrads {
   bool per_class;
 
   double at(int64_t row, int64_t sample, int64_t cls) const {
-    const int64_t kept = per_class ? classes : 1, own = per_class ? cls : 0;
-    return outer.at(sample, own) * coefficients[(row * samples + sample) * kept + own];
+    const int64_t width = per_class ? classes : 1, column = per_class ? cls : 0;
+    return outer.at(sample, column) * coefficients[(row * samples + sample) * width + column];
   }
 };
 
-// sums: [rows, samples, classes], or pooled over the classes.
+// sums: [rows, samples, classes], or [rows, samples] where the classes are one group.
 void pixel_sums(const Operands& operands, const PixelOptions& options, bool per_class,
                 double* sums);
 

@@ -1,13 +1,15 @@
-// The softmax sums of class numbers by hand: what the compiler makes of the plain loops takes three
-// times as long as the memory does.  Included by isa_avx512.cpp alone.
+// The softmax sums of class numbers by hand (plain_sums of tile.h): what the compiler makes of the
+// plain loops takes three times as long as reading the memory.  Included by isa_avx512.cpp alone.
 //
-// With d = p where p <= 1/2 and d = p - 1 = -q where it is larger, per class and kind of target
+// Let d = p where p <= 1/2, and d = p - 1 = -q where it is larger.  For every class, over the
+// pixels of that class and likewise over the others,
 //   sum of p = #(p > 1/2) + sum of d        sum of q = #(p <= 1/2) - sum of d
-// and neither side cancels.  At most one class of a pixel has p > 1/2: the first of the largest,
-// whose q is the rest of the sum of exponentials.  So two masked additions and three popcounts
-// serve all four sums, as in hard_avx512.h.  Weights are no counts: w p and w q are added instead.
-// A smoothed class number is on or off, so what it makes of the sums is known from those of the
-// true class and those of the others: only the log-losses of the others are further sums.
+// and neither cancels.  At most one class of a pixel has p > 1/2: the first of the largest, whose q
+// is the rest of the sum of exponentials over the whole.  So two masked additions and three
+// popcounts serve all four sums, as in hard_avx512.h.  With weights, which cannot be counted, w p
+// and w q are added instead.  A smoothed class number is t = on or off, so at the end its sums
+// follow from those over the pixels of the class and those over the others.  Only the log-loss then
+// needs a further sum, over the others.
 #pragma once
 
 #include "hard_avx512.h"
@@ -16,12 +18,12 @@
 namespace customloss::cpu {
 namespace {
 
-constexpr int64_t kMostClasses = 128;  // whose sums lie on the stack
+constexpr int64_t kMostClasses = 128;  // the sums of all classes lie on the stack
 
 #define CUSTOMLOSS_EACH(statement) \
   _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
 
-// Log-losses of no class, of the true class, or of the others too.
+// Which log-losses are summed: none, those of the true class, or those of every class.
 enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
 
 // Sums and counts of every class, over one tile.
@@ -35,7 +37,7 @@ class SoftmaxSums {
     }
   }
 
-  // kVectors registers of pixels from `at` on, of which `valid` exist.
+  // Adds kVectors registers of pixels from `at` on; the bits of `valid` are those that exist.
   template <int kVectors>
   inline __attribute__((always_inline)) void add(int64_t at, const __mmask16 (&valid)[kVectors]) {
     constexpr int kPixels = 16 * kVectors;
@@ -87,7 +89,7 @@ class SoftmaxSums {
     uint64_t alive = 0;
     CUSTOMLOSS_EACH(alive |= static_cast<uint64_t>(live[u]) << (16 * u))
     live_count_ += __builtin_popcountll(alive);
-    __mmask16 sure[kVectors];  // a NaN is not
+    __mmask16 sure[kVectors];  // the largest p is above 1/2; never for a NaN
     CUSTOMLOSS_EACH(sure[u] = _mm512_mask_cmp_ps_mask(live[u], rest[u], one, _CMP_LT_OQ))
     for (int64_t c = 0; c < tile_.classes; ++c) {
       const __m512i cls = _mm512_set1_epi32(static_cast<int32_t>(c));
@@ -175,7 +177,7 @@ class SoftmaxSums {
 
   static constexpr int kLogLane = kWeighted ? 4 : 2, kLanes = kLogLane + 2;
 
-  // Lane `at` of class c += value where it is the true class, and the next one where it is not.
+  // Adds `value` to lane `at` of class c where c is the true class, and to the next lane elsewhere.
   template <int kVectors>
   inline __attribute__((always_inline)) void add_to(int64_t c, int at,
                                                     const __mmask16 (&true_class)[kVectors],
@@ -193,8 +195,8 @@ class SoftmaxSums {
     return _mm512_reduce_add_ps(_mm512_load_ps(lanes_[c] + 16 * at));
   }
 
-  // What sums over the pixels of a true class and of others add to those of the targets and of
-  // the rest.
+  // Adds to the sums weighed by t (`targets`) and by 1 - t (`rest`), given the sums over the pixels
+  // of the class (`own`) and over those of other classes (`other`).
   void spread(double own, double other, double* targets, double* rest) const {
     const double on = tile_.on, off = tile_.off;
     const bool smoothed = off != 0.0;

@@ -1,5 +1,6 @@
-// What one instruction set has to offer where the classes of a pixel are read together: loops over
-// a tile of pixels, staged class by class (../pixel.h has the maths).
+// The functions that each instruction set provides for pixels, whose classes are read together:
+// loops over a tile of pixels, staged class by class.  ../pixel.h has the maths, block.h the
+// functions for single elements.
 #pragma once
 
 #include <cstdint>
@@ -20,13 +21,13 @@ enum PixelRow : int {
   kDot,      // sum of p (u - shift)
   kSlope,    // sum of h
   kTop,      // the first largest class
-  kLive,     // the weight of the pixel, 0 where nothing counts
+  kLive,     // weight of the pixel, or 1 with weights by class; 0 where nothing counts
   kPixelRows,
 };
 
-// Arrays of `classes` rows of `pitch` numbers, of which the first `pixels` are used; or of one row
-// for all classes (pitch 0).  `labels` is set where the target holds class numbers; where `soft` is
-// set too, they are spread out there.
+// Arrays have `classes` rows of `pitch` numbers, of which the first `pixels` are used.  `labels` is
+// set where the target holds class numbers; if `soft` is set too, it holds them as a row of 0 and 1
+// for each class.
 template <class T>
 struct Tile {
   int64_t classes, pixels, pitch;
@@ -36,13 +37,14 @@ struct Tile {
   T* x;                   // logits; overwritten
   const int32_t* labels;  // class numbers, -1 where nothing counts
   T* soft;
-  T* weight;  // by class, or null where kLive says it all
+  T* weight;  // a weight per class and pixel, or null where kLive is the weight of all classes
   T on, off;  // a class number is t = on or off; a soft t becomes t (on - off) + off
   bool ignores;
-  T ignored;         // a soft target that does not count
+  T ignored;         // the value of a soft target that does not count
   T* rows;           // [kPixelRows, pitch]
-  T *spare, *other;  // as x
-  // where the logits lie: in x, or in memory, for plain_sums() and where nothing is removed
+  T *spare, *other;  // scratch, of the shape of x
+  // Where the logits are read: in x, or in the tensor itself for plain_sums() and where nothing is
+  // removed.
   const T* lies;
   int64_t lies_pitch;
 };
@@ -55,20 +57,20 @@ struct PixelKernels {
   // the other way, rounded to nearest even
   void (*unstage)(Dtype dtype, const T* from, int64_t pitch, int64_t classes, int64_t pixels,
                   void* to, int64_t class_stride, int64_t pixel_stride);
-  // class numbers, -1 for those outside of 0 .. classes-1 and for `ignored`
+  // to[i] = the class number, or -1 if it is outside of 0 .. classes-1 or equal to `ignored`
   void (*stage_labels)(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
                        int64_t classes, bool ignores, int64_t ignored, int32_t* to);
-  // what the labels and ignored targets say of kLive, `weight` and `soft`; `weighted`: the first
-  // two hold weights already
+  // Completes kLive, `weight` and `soft` from the labels and the ignored targets.  If `weighted`,
+  // `weight` (or kLive, if `weight` is null) already holds the weights.
   void (*settle)(const Tile<T>& tile, bool weighted);
-  // to[row * to_pitch + c] += the sums of the tile, rows as in `extra`
+  // to[row * to_pitch + c] += the sums of the tile, with the rows of `extra`
   void (*sums)(const Tile<T>& tile, double* to, int64_t to_pitch);
-  // The same of a softmax of class numbers with its logits as they are and no sums beside the
-  // log-loss and, unless `weighted` by kLive, the decisions; settle() has nothing to do. Null where
-  // there are no loops for it, or beyond most_classes.
+  // The same for a softmax of class numbers with scale 1 and offset 0, whose only extra sums are
+  // the log-loss and, unless `weighted` by kLive, the decisions.  It needs no settle().  Null where
+  // the instruction set has no such loops; they take at most most_classes classes.
   void (*plain_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
   int64_t most_classes;
-  // out[c * out_pitch + i] = the gradient by `wrt`; by: [rows, classes]
+  // out[c * out_pitch + i] = the gradient by `wrt`; by: the gradient by the sums, [rows, classes]
   void (*gradient)(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch);
 };
 

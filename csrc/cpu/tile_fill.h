@@ -1,11 +1,11 @@
-// Between memory of any strides and the rows of a tile, one class each.  Included by isa_*.cpp
-// behind block_impl.h, whose conversions it uses. No include guard on purpose; everything is in an
-// anonymous namespace (one copy per set).
+// Copies between memory of any strides and the rows of a tile (tile.h), of which each holds one
+// class.  Included by isa_*.cpp after block_impl.h, whose conversions it uses.  There is no include
+// guard, on purpose; everything is in an anonymous namespace, one copy per instruction set.
 
 namespace customloss::cpu {
 namespace {
 
-// A bool as it lies in memory: a smallest of bytes vectorises where a comparison of them does not.
+// A bool as it lies in memory.  load() takes a minimum, which vectorises; a comparison does not.
 struct Truth {
   uint8_t byte;
 };
@@ -24,7 +24,7 @@ void stage_pixels_as(const void* from, int64_t class_stride, int64_t pixel_strid
     }
     return;
   }
-  // classes lie next to each other: a few lines of memory at a time
+  // The classes of a pixel lie next to each other: take a few pixels at a time.
   constexpr int64_t kLines = 16;
   int64_t i = 0;
   for (; i + kLines <= pixels; i += kLines) {
@@ -116,8 +116,9 @@ inline void stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t 
   }
 }
 
-// kLive and the weights become 0 where nothing counts, and class numbers are spread out where their
-// loops want it. `weighted`: these rows hold weights, else they are 1 wherever something counts.
+// kLive and the weights become 0 where nothing counts.  Class numbers are spread out into `soft` if
+// the tile has it.  If `weighted`, `weight` (or kLive without it) holds weights already; else it
+// becomes 1 wherever something counts.
 template <class T>
 void settle(const Tile<T>& tile, bool weighted) {
   const int64_t pixels = tile.pixels;

@@ -1,28 +1,30 @@
-// The loops of tile.h, in plain branch-free C++ that the compiler vectorises along the pixels of a
-// tile.  Included by isa_*.cpp behind tile_fill.h.
-// No include guard on purpose; everything is in an anonymous namespace (one copy per set).
+// The loops of tile.h over a filled tile, in plain branch-free C++ that the compiler vectorises
+// along the pixels.  Included by isa_*.cpp after tile_fill.h.  There is no include guard, on
+// purpose; everything is in an anonymous namespace, one copy per instruction set.
 
 namespace customloss::cpu {
 namespace {
 
 // ---- a tile whose kind is known -------------------------------------------------------------
 
-// What a loop adds to the sums of one element: a number for every row of its extras.
+// What one element adds to the sums, a number for every row.
 template <class T, int kSums>
 struct Shares {
   T row[kSums];
 };
 
+// A tile whose activation, extra sums and kind of target are known at compile time; kL: the target
+// is read as class numbers.
 template <class T, Activation kA, unsigned kE, bool kL>
 struct Pixels {
   static constexpr Activation kActivation = kA;
   static constexpr unsigned kExtra = kE;
   static constexpr bool kLabels = kL;
   static constexpr bool kSoftmax = kA == Activation::kSoftmax;
-  // -log p of the true class alone, or of every class
+  // whether -log p is needed of the true class alone, or of every class
   static constexpr bool kTrueLog = kSoftmax && kE == kLogLoss && kL;
   static constexpr bool kEveryLog = kSoftmax && (kE & (kLogLoss | kFocal)) != 0 && !kTrueLog;
-  // whether a gradient has h and k
+  // whether the gradient has terms in h and k (pixel.h)
   static constexpr bool kSloped = (kE & (kLogLoss | kFocal)) != 0;
   static constexpr int kSums = rows_of(kE);
 
@@ -30,7 +32,7 @@ struct Pixels {
 
   inline T* row(PixelRow which) const { return tile.rows + which * tile.pitch; }
   inline T* x(int64_t c) const { return tile.x + c * tile.pitch; }
-  // the logits; of a softmax they become e in place
+  // the logits, which exponentials() replaces by e for a softmax
   inline const T* values(int64_t c) const {
     return kSoftmax ? x(c) : tile.lies + c * tile.lies_pitch;
   }
@@ -41,7 +43,7 @@ struct Pixels {
   }
 };
 
-// One class of a tile, its rows at hand.
+// One class of a tile, with pointers to the rows that it needs.
 template <class P, class T>
 struct OneClass {
   const T* __restrict x;
@@ -52,7 +54,7 @@ struct OneClass {
   const T* __restrict inverse;
   const T* __restrict missed;
   const T* __restrict top;
-  const T* log;  // softmax_gradient writes over it
+  const T* log;  // not __restrict: softmax_gradient() writes over it
   const int32_t cls;
   const T on, off, scale, offset;
 
@@ -82,18 +84,18 @@ struct OneClass {
   CUSTOMLOSS_HD Outcome<T> outcome_at(int64_t i) const {
     if constexpr (P::kSoftmax) {
       const T e = x[i];
-      Outcome<T> found(e * inverse[i], (e == T(1) ? rest[i] : whole[i] - e) * inverse[i]);
-      if constexpr (P::kTrueLog) found.positive = missed[i];
-      if constexpr (P::kEveryLog) found.positive = missed[i] + log[i];
+      Outcome<T> result(e * inverse[i], (e == T(1) ? rest[i] : whole[i] - e) * inverse[i]);
+      if constexpr (P::kTrueLog) result.positive = missed[i];
+      if constexpr (P::kEveryLog) result.positive = missed[i] + log[i];
       if constexpr ((P::kExtra & kHard) != 0) {
-        found.decided = top[i] == static_cast<T>(cls) ? T(1) : T(0);
+        result.decided = top[i] == static_cast<T>(cls) ? T(1) : T(0);
       }
-      return found;
+      return result;
     } else {
       return outcome<P::kActivation, P::kExtra>(x[i], scale, offset);
     }
   }
-  // Functions of their own: an aggregate passed on inside a simd loop would stay in memory.
+  // These are functions because an aggregate that a simd loop passes on itself stays in memory.
   CUSTOMLOSS_HD Shares<T, P::kSums> shares_at(int64_t i, T w, T gamma) const {
     constexpr bool kLogs = (P::kExtra & ~unsigned{kLogLoss}) == 0;
     Shares<T, P::kSums> own;
@@ -124,7 +126,7 @@ struct OneClass {
   }
 };
 
-// e of every element in place of x, and the rows that complete a softmax; kLogs: logarithms too.
+// Replaces x by e and fills the rows that a softmax needs; kLogs: those of its logarithms too.
 template <class P, bool kLogs, class T>
 void exponentials(const P of) {
   const int64_t pixels = of.tile.pixels;
@@ -168,13 +170,13 @@ void exponentials(const P of) {
   for (int64_t i = 0; i < pixels; ++i) {
     rest[i] += ties[i];
     whole[i] = T(1) + rest[i];
-    ties[i] = T(1) / whole[i];  // kInverse from here on
+    ties[i] = T(1) / whole[i];  // the row is kInverse from here on
     if constexpr (kLogs && (P::kTrueLog || P::kEveryLog)) missed[i] += log1p_of(rest[i], ties[i]);
   }
 }
 
-// Whatever is removed holds numbers from here on.  `keep`: a gradient by the weight is asked for,
-// which weight 0 does not remove.
+// Puts zeros where an element is removed, whose value may be a NaN, and scales the logits of a
+// softmax.  `keep`: for a gradient by the weight, which weight 0 does not remove.
 template <class P, class T>
 void clean(const P of, bool keep) {
   const Tile<T>& tile = of.tile;
@@ -204,7 +206,7 @@ void clean(const P of, bool keep) {
   }
 }
 
-// Calls body(Pixels<...>{tile}) for the tile at hand, whose sums are those of kExtra.
+// Calls body(Pixels<...>{tile}) with the activation of the tile; its sums are those of kExtra.
 template <class T, unsigned kExtra, bool kLabels, class Body>
 inline void with_activation(const Tile<T>& tile, const Body& body) {
   switch (tile.activation) {
@@ -220,7 +222,8 @@ inline void with_target(const Tile<T>& tile, const Body& body) {
                        : with_activation<T, kExtra, false>(tile, body);
 }
 
-// Logits in float32 with what losses ask for have loops of their own; the rest share one.
+// A combination of extras gets loops of its own only for float32 logits; everything else shares the
+// loops of kEveryExtra.
 template <class T, unsigned kExtra, class Body>
 inline void with_logits(const Tile<T>& tile, const Body& body) {
   if constexpr (sizeof(T) == 4) {
@@ -233,7 +236,7 @@ inline void with_logits(const Tile<T>& tile, const Body& body) {
   with_activation<T, kEveryExtra, false>(tile, body);
 }
 
-// Row `kRow` of kEveryExtra among the rows of `extra`, or -1.
+// The row of `extra` that corresponds to row `every_row` of kEveryExtra, or -1 if there is none.
 inline int row_among(unsigned extra, int every_row) {
   for (unsigned one = 1; one <= kEveryExtra; one *= 2) {
     const int first = row_of(kEveryExtra, one), count = rows_of(one) - 4;
@@ -245,7 +248,8 @@ inline int row_among(unsigned extra, int every_row) {
 
 // ---- forward ------------------------------------------------------------------------------
 
-// On the narrowest set some of these loops stay scalar: one lane then has all of the additions.
+// Pixels of a float32 sum.  On the narrowest instruction set some of these loops stay scalar, so
+// that one lane has all of the additions: hence 64.
 #if defined(__AVX2__)
 template <class T>
 constexpr int64_t kTileRun = kRun<T>;
@@ -255,8 +259,8 @@ constexpr int64_t kTileRun = 64;
 #endif
 
 // to[row * to_pitch] += the sums of one class over a run of pixels, for every row of the tile.
-// The sums have names, as arrays do not stay in registers; an int that is not added to costs
-// nothing.
+// Each sum is a variable, because an array does not stay in registers.  Those beyond kSums are ints
+// that nothing is added to, which cost nothing.
 template <class P, class T>
 void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, int64_t first,
               int64_t last, double* to, int64_t to_pitch) {
@@ -304,7 +308,7 @@ void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, 
   }
 }
 
-// Not inlined: all kinds of tiles in one function would share its registers.
+// Not inlined: if all kinds of tiles were one function, they would compete for its registers.
 template <class P, class T>
 __attribute__((noinline)) void tile_sums(const P of, double* to, int64_t to_pitch) {
   clean<P, T>(of, false);
@@ -350,8 +354,8 @@ struct ClassGrads {
   }
 };
 
-// u and h of one class at every pixel: times the weight, into rows of their own; u of a largest
-// class into `shift`, h added to `slope`.
+// Writes u and h of one class, times the weight, to the rows `u` and `h`.  The u of a largest class
+// also goes to `shift`, and h is added to `slope`.
 template <class P, class T>
 void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g,
                   const T* __restrict weight, T* __restrict u, T* h) {
@@ -373,7 +377,7 @@ void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g
   }
 }
 
-// dL/dx of a softmax: u of every class, then what all of them have in common, then each.
+// dL/dx of a softmax: first u of every class, then the sums over classes, then each gradient.
 template <class P, class T>
 void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
   const int64_t pixels = of.tile.pixels, classes = of.tile.classes;
@@ -382,7 +386,7 @@ void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
   T* __restrict slope = of.row(kSlope);
   for (int64_t i = 0; i < pixels; ++i) shift[i] = dot[i] = slope[i] = T(0);
   for (int64_t c = 0; c < classes; ++c) {
-    // the logarithms in `spare` are read one last time
+    // h takes the place of the logarithms in `spare`, which are read here for the last time.
     class_slopes<P, T>(of, OneClass<P, T>(of, c), ClassGrads<P, T>(of, by, c), of.weight(c),
                        of.other(c), of.spare(c));
   }
@@ -416,7 +420,7 @@ void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
   }
 }
 
-// Gradients that need no other class.
+// Gradients that need no other class: all but that of a softmax by its input.
 template <Wrt kWrt, class P, class T>
 void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
   const int64_t pixels = of.tile.pixels;
@@ -433,12 +437,12 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
       } else if constexpr (kWrt == Wrt::kTarget) {
         to[i] = times(weight[i], spread * one.target_gradient_at(i, gamma, g.by));
       } else {
-        const T found = one.weight_gradient_at(i, gamma, g.by);
-        const bool removed = weight[i] == T(0) && !(found - found == T(0));
+        const T dw = one.weight_gradient_at(i, gamma, g.by);
+        const bool removed = weight[i] == T(0) && !(dw - dw == T(0));
         const bool counts = of.tile.labels != nullptr
                                 ? of.tile.labels[i] >= 0
                                 : !(of.tile.ignores && one.soft[i] == of.tile.ignored);
-        to[i] = counts && !removed ? found : T(0);
+        to[i] = counts && !removed ? dw : T(0);
       }
     }
   }

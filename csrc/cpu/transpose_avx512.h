@@ -1,6 +1,6 @@
-// Between memory where classes lie next to each other ([N, C] rows, channels_last) and the rows of
-// a tile, by permutations of whole registers.  Included by isa_avx512.cpp alone.
-//   up to kFewClasses   16 pixels are C registers; a class takes one permutation of each
+// Copies between memory where classes lie next to each other ([N, C] rows, channels_last) and the
+// rows of a tile, by permutations of whole registers.  Included by isa_avx512.cpp alone.
+//   up to kFewClasses   16 pixels are C registers; a class takes one permutation of each of them
 //   beyond              16 pixels x 16 classes are transposed in four steps
 #pragma once
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kFewClasses = 8;
 
-// 16 numbers from memory as float, and back; `which` masks what is not there.
+// 16 numbers from memory as float, and back; the bits of `which` are those that exist.
 template <class From>
 inline __m512 load16(const From* from, __mmask16 which) {
   if constexpr (sizeof(From) == 4) {
@@ -42,54 +42,54 @@ inline void store16(To* to, __mmask16 which, __m512 value) {
   }
 }
 
-// Where the elements of 16 pixels of few classes lie: element k of register j of one order is
-// element `lane[i][k]` of register i of the other, if `which[i][j]` has bit k.
+// How 16 pixels of few classes are reordered: element k of register i of the result is element
+// `lane[i][k]` of that register j of the source for which `which[i][j]` has bit k.
 struct Shuffle {
   alignas(64) int32_t lane[kFewClasses][16];
   __mmask16 which[kFewClasses][kFewClasses];
 
   // memory -> classes: register `c` takes its pixel k from element k C + c
   static Shuffle gather(int classes) {
-    Shuffle found{};
+    Shuffle result{};
     for (int c = 0; c < classes; ++c) {
       for (int k = 0; k < 16; ++k) {
         const int element = k * classes + c;
-        found.lane[c][k] = element % 16;
-        found.which[c][element / 16] |= static_cast<__mmask16>(1 << k);
+        result.lane[c][k] = element % 16;
+        result.which[c][element / 16] |= static_cast<__mmask16>(1 << k);
       }
     }
-    return found;
+    return result;
   }
   // classes -> memory: element 16 j + k is pixel (16 j + k) / C of class (16 j + k) % C
   static Shuffle scatter(int classes) {
-    Shuffle found{};
+    Shuffle result{};
     for (int j = 0; j < classes; ++j) {
       for (int k = 0; k < 16; ++k) {
         const int element = 16 * j + k;
-        found.lane[j][k] = element / classes;
-        found.which[j][element % classes] |= static_cast<__mmask16>(1 << k);
+        result.lane[j][k] = element / classes;
+        result.which[j][element % classes] |= static_cast<__mmask16>(1 << k);
       }
     }
-    return found;
+    return result;
   }
 };
 
-// to[i] of kCount registers from as many.
+// Reorders kCount registers.
 template <int kCount>
-inline void shuffle(const Shuffle& how, const __m512 (&from)[kCount], __m512 (&to)[kCount]) {
+inline void shuffle(const Shuffle& order, const __m512 (&from)[kCount], __m512 (&to)[kCount]) {
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
-    const __m512i lane = _mm512_load_si512(how.lane[i]);
-    __m512 own = _mm512_setzero_ps();
+    const __m512i lane = _mm512_load_si512(order.lane[i]);
+    __m512 result = _mm512_setzero_ps();
 #pragma GCC unroll 8
     for (int j = 0; j < kCount; ++j) {
-      own = _mm512_mask_permutexvar_ps(own, how.which[i][j], lane, from[j]);
+      result = _mm512_mask_permutexvar_ps(result, order.which[i][j], lane, from[j]);
     }
-    to[i] = own;
+    to[i] = result;
   }
 }
 
-// Rows of 16 registers become columns.
+// Turns the rows of a 16 x 16 matrix, one per register, into columns.
 inline void transpose(__m512 (&r)[16]) {
   __m512 t[16];
 #pragma GCC unroll 8
@@ -134,18 +134,18 @@ inline void with_count(int64_t classes, const Body& body) {
   }
 }
 
-// Pixels [0, pixels - pixels % 16) of stage_pixels(), classes next to each other; returns how many.
+// Stages all pixels but the last pixels % 16, if classes lie next to each other; returns how many.
 template <class From>
 int64_t gather_pixels(const From* from, int64_t pixel_stride, int64_t classes, int64_t pixels,
                       float* to, int64_t pitch) {
   const int64_t whole = pixels / 16 * 16;
   if (classes <= kFewClasses && pixel_stride == classes) {
     with_count(classes, [&](auto count) {
-      const Shuffle how = Shuffle::gather(count);
+      const Shuffle order = Shuffle::gather(count);
       for (int64_t i = 0; i < whole; i += 16) {
         __m512 in[count()], out[count()];
         for (int j = 0; j < count; ++j) in[j] = load16(from + i * count + 16 * j, 0xffff);
-        shuffle(how, in, out);
+        shuffle(order, in, out);
         for (int c = 0; c < count; ++c) _mm512_storeu_ps(to + c * pitch + i, out[c]);
       }
     });
@@ -165,18 +165,18 @@ int64_t gather_pixels(const From* from, int64_t pixel_stride, int64_t classes, i
   return whole;
 }
 
-// The other way.
+// The same in the other direction.
 template <class To>
 int64_t scatter_pixels(const float* from, int64_t pitch, int64_t classes, int64_t pixels, To* to,
                        int64_t pixel_stride) {
   const int64_t whole = pixels / 16 * 16;
   if (classes <= kFewClasses && pixel_stride == classes) {
     with_count(classes, [&](auto count) {
-      const Shuffle how = Shuffle::scatter(count);
+      const Shuffle order = Shuffle::scatter(count);
       for (int64_t i = 0; i < whole; i += 16) {
         __m512 in[count()], out[count()];
         for (int c = 0; c < count; ++c) in[c] = _mm512_loadu_ps(from + c * pitch + i);
-        shuffle(how, in, out);
+        shuffle(order, in, out);
         for (int j = 0; j < count; ++j) store16(to + i * count + 16 * j, 0xffff, out[j]);
       }
     });
@@ -198,7 +198,7 @@ int64_t scatter_pixels(const float* from, int64_t pitch, int64_t classes, int64_
   return whole;
 }
 
-// Calls body<From>() where the dtype is one that load16() and store16() know.
+// Calls body<From>() if load16() and store16() know the dtype; returns whether they do.
 template <class Body>
 inline bool with_float(Dtype dtype, const Body& body) {
   switch (dtype) {

@@ -1,5 +1,6 @@
-// Walks a layout in blocks: hands the instruction set's loops contiguous T, u8 and out pointers,
-// staging through small buffers only the operands that are not that already.
+// Walks a layout in blocks for confusion.cpp, and by cursor for pixels.cpp.  The loops of block.h
+// get contiguous pointers: straight into the tensor where an operand is contiguous and of the type
+// computed in, else into a small buffer that it is copied to.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,7 @@
 
 namespace customloss::cpu {
 
-// An operand's memory: where it starts and what it holds.  A null `data` is an absent weight.
+// An operand's memory: where it starts and its dtype.  A null `data` is an absent weight.
 struct Memory {
   char* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
@@ -28,7 +29,7 @@ struct Operands {
   double scale, offset;
 };
 
-// Offsets of every operand at one place.
+// One place of the layout: the offset of every operand.
 struct Place {
   int64_t offset[kOperands] = {0, 0, 0, 0};
 
@@ -73,7 +74,7 @@ class Cursor {
   int64_t index_[kMaxReduced];
 };
 
-// `rows` steps of `row` times `columns` steps of `column`, from `place` on.
+// A rectangle of the layout: from `place` on, `rows` steps of `row` times `columns` of `column`.
 struct Patch {
   Place place;
   Axis row, column;
@@ -102,10 +103,10 @@ class Stager {
         bf16_(kernels_.sums_bf16 && plain_ &&
               operands.memory[kInputOperand].dtype == Dtype::kBFloat16) {}
 
-  // Whether every block is (see Block::plain).
+  // Whether every block is plain (Block::plain).
   bool plain() const { return plain_; }
 
-  // The block that holds one patch, without a copy where it lies ready.
+  // The block that holds one patch.  Operands that lie ready are not copied.
   Block<T> block(const Patch& patch) {
     Block<T> block = empty_block(patch.rows * patch.columns);
     if (hard_) {
@@ -118,7 +119,7 @@ class Stager {
     return block;
   }
 
-  // The same for sum(), which may read bfloat16 by itself.
+  // The same for sum(), some of which read bfloat16 without staging.
   Block<T> sum_block(const Patch& patch) {
     const Memory& input = operands_.memory[kInputOperand];
     if (!bf16_ || !patch.dense(kInputOperand)) return block(patch);
@@ -128,7 +129,7 @@ class Stager {
     return block;
   }
 
-  // The block that gathers the next runs of a cursor, for axes too short to be blocks.
+  // The block that gathers the next runs of a cursor, for axes too short to fill a block.
   Block<T> gather(Cursor* cursor, int64_t limit) {
     const Axis& inner = operands_.layout.inner();
     int64_t size = 0;
@@ -153,7 +154,7 @@ class Stager {
     return block;
   }
 
-  // Where the gradient of a patch is computed: in place, or in a buffer for write().
+  // Where the gradient of a patch is computed: in place, or in a buffer that write() copies.
   T* out(const Patch& patch) {
     return lies_ready(patch, kOutOperand) ? ready(patch, kOutOperand) : out_;
   }

@@ -1,5 +1,5 @@
 // From partial sums to sums, and on to the loss and its gradient by the sums: the device twin of
-// average.h, over as many blocks as there are slices of groups.
+// GroupAverage in average.h, with one block per slice of groups (rows.cuh).
 #pragma once
 
 #include "rows.cuh"
@@ -17,10 +17,10 @@ struct Combination {
 
 struct Finish : Rows {
   Combination combination;
-  bool known;     // every group weighs the same: coefficients need no other block's result
+  bool known;     // all groups weigh the same, so coefficients need no other block's result
   bool at_once;   // the last block writes the coefficients too
   double* means;  // [rows, 2]    average over a row's groups, and their weight
-  double* outer;  // [1]          what a row counts in the loss
+  double* outer;  // [1]          the weight of a row in the loss
   unsigned* ticket;
 };
 
@@ -116,7 +116,7 @@ __device__ void finish_group(const Finish& f, int64_t group, double outer) {
   write_coefficients(f, group, group_loss(f.scoring.score, sums), mean, outer);
 }
 
-// Total and count of the rows of a slice, or of a slice of a row; a collective.
+// Total and count over the rows of a slice, or over the groups of a segment; a collective.
 __device__ void slice_stats(const Finish& f, const Slice& slice,
                             const double (&values)[2][kThreads], double (&total)[2]) {
   total[0] = total[1] = 0.0;
@@ -138,7 +138,7 @@ __device__ void slice_stats(const Finish& f, const Slice& slice,
   sum_block(total);
 }
 
-// The loss from the stats of all slices, by one block; returns what a row counts in it.
+// The loss from the stats of all slices, by one block; returns the weight of a row in it.
 __device__ double finish_loss(const Finish& f) {
   double total[2] = {0.0, 0.0};
   if (f.segments == 1) {
@@ -160,7 +160,7 @@ __device__ double finish_loss(const Finish& f) {
   return outer;
 }
 
-// Whether this block is the last to come here.  Its earlier writes are seen by the last block.
+// Whether this block is the last to come here.  The last one sees what all blocks wrote before.
 __device__ __forceinline__ bool last_block(unsigned* ticket) {
   __shared__ bool last;
   __threadfence();
@@ -171,7 +171,7 @@ __device__ __forceinline__ bool last_block(unsigned* ticket) {
   return last;
 }
 
-// Sums -> losses of groups -> their averages -> the loss and the gradient by the sums.
+// From sums to losses of groups, their averages, the loss, and its gradient by the sums.
 //   maths   score.h, group by group; the averages of average.h, added in a fixed order
 //   launch  one block per slice; the last one to finish adds the slices up
 //   bytes   reads 32 per unit and group, writes 32 per group
@@ -215,7 +215,7 @@ __global__ __launch_bounds__(kThreads) void finish_sums(const __grid_constant__ 
   }
 }
 
-// The gradient by the sums where it hangs on all groups and these are many.
+// The gradient by the sums, if it depends on all groups and these are too many for one block.
 //   launch  one thread per group
 //   bytes   reads and writes 32 per group
 __global__ __launch_bounds__(kThreads) void finish_coefficients(const __grid_constant__ Finish f) {

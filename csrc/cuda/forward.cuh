@@ -1,4 +1,5 @@
-// The soft confusion sums of every group, as partial sums of fixed pieces of the tensor.
+// The soft confusion sums of every group, as partial sums of fixed pieces of the tensor, which
+// finish.cuh adds up.
 #pragma once
 
 #include "walk.cuh"
@@ -9,7 +10,7 @@ namespace {
 // float32 additions of a thread before they go to float64.
 constexpr int kMostAdds = 256;
 
-// Blocks that a multiprocessor must be able to hold: what a thread may have of its registers.
+// Blocks that a multiprocessor must be able to hold, which bounds the registers of a thread.
 template <class Io, bool kWeighted>
 constexpr int kPlanarBlocks =
     std::is_same_v<typename Io::T, double> || !Io::kContiguous ? 2 : (kWeighted ? 3 : 4);
@@ -19,7 +20,7 @@ constexpr int kColumnBlocks = 2;
 struct Partials {
   double* sums;
   int64_t sum_stride;  // between tp, fp, fn and tn
-  unsigned* ticket;    // null where no block of the next launch has to know that it is the last
+  unsigned* ticket;    // null where no block of the next launch asks whether it is the last
 };
 
 // Calls body(i, probability, target, weight) for the elements of a packet.
@@ -98,7 +99,7 @@ __global__ __launch_bounds__(kThreads, kPlanarBlocks<Io, kWeighted>) void planar
     const double sum = sum_by_warps(sums);
     const int s = threadIdx.x / kWarp;
     if (threadIdx.x % kWarp == 0 && s < 4) {
-      partials.sums[s * partials.sum_stride + block_index()] = sum;  // a block is a unit
+      partials.sums[s * partials.sum_stride + block_index()] = sum;  // a block is one unit here
     }
     return;
   }
@@ -123,8 +124,8 @@ struct ColumnSums {
 };
 
 // Adds the columns of a block's threads class by class and writes the band's partial sums.
-//   entries of class c lie at buffer[e * pitch + c], e = 0, 1, ...: the rows of the block, and
-//   the folds of a row; the sums of class c go to first + c * stride
+//   Entry e of class c lies at buffer[e * pitch + c].  A class has cut.fold entries for each of the
+//   rows that the block takes at a time.  Its sums go to first + c * stride.
 template <class Io, int kRows, class Sums>
 __device__ void write_columns(const Columns& cut, const Band& band, const Sums& columns,
                               const Partials& partials, int64_t first, int64_t stride) {

@@ -1,4 +1,4 @@
-// Elements in memory -> numbers in registers.
+// Loads elements from memory as numbers in registers, and stores gradients.  Two loaders:
 //
 //   Direct<In, Target>  both contiguous along the run: kWidth elements (16 bytes of input) at a
 //                       time, with vector loads where the addresses allow it
@@ -27,7 +27,7 @@ struct Pass {
   int bytes[kOperands];  // of one element
   Activation activation;
   double scale, offset;
-  float scale32, offset32;  // the same, where arithmetic takes them as they are: no registers
+  float scale32, offset32;  // the same in float32: arithmetic reads them without a register
 };
 
 template <class T>
@@ -61,7 +61,7 @@ namespace {
 template <class In>
 using Compute = std::conditional_t<std::is_same_v<In, double>, double, float>;
 
-// Neighbouring elements, packed as they lie in memory: unpacked only where they are used.
+// Neighbouring elements, packed as they lie in memory and unpacked only where they are used.
 template <class E, int kWidth>
 struct alignas(sizeof(E) * kWidth < 16 ? sizeof(E) * kWidth : 16) Vec {
   static constexpr int kBytes = sizeof(E) * kWidth;
@@ -84,7 +84,7 @@ struct alignas(sizeof(E) * kWidth < 16 ? sizeof(E) * kWidth : 16) Vec {
   }
   __device__ __forceinline__ E at(int i) const { return customloss::bit_cast<E>(bits(i)); }
 
-  // Adds an element to a vector of zeros.
+  // Sets an element that is zero so far.
   __device__ __forceinline__ void put(int i, E value) {
     const Bits own = customloss::bit_cast<Bits>(value);
     if constexpr (kPerWord == 0) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ T widen(From value) {
   if constexpr (std::is_same_v<From, Half> || std::is_same_v<From, BFloat16>) {
     return static_cast<T>(static_cast<float>(value));
   } else if constexpr (std::is_same_v<From, uint8_t> && std::is_same_v<T, float>) {
-    // 2^23 + value, less 2^23: a conversion would share the pipe of the exponentials
+    // 2^23 + value, less 2^23: a conversion would compete with the exponentials for their pipe.
     return customloss::bit_cast<float>(0x4b000000u | value) - 8388608.0f;
   } else {
     return static_cast<T>(value);

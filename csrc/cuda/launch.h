@@ -1,6 +1,6 @@
-// Starting a kernel: the one thing that nvcc and a host compiler say differently.  Under a host
-// compiler the include path must hold cuda_emulation.h, which runs kernels on the CPU; only the
-// tests have one (tests/cuda_emulation).
+// Streams and kernel launches, the only code that nvcc and a host compiler need in two versions.
+// With a host compiler the include path must hold cuda_emulation.h, which runs kernels on the CPU;
+// only the tests have one (tests/cuda_emulation).
 #pragma once
 
 #include "../common.h"
@@ -32,14 +32,14 @@ class Stream {
   cudaStream_t handle_ = nullptr;
 };
 
-// One-dimensional grids only: y and z end at 65535.
+// Grids have one dimension only, as y and z end at 65535.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t grid, int block, size_t smem,
             const Stream& stream, const Arguments&... arguments) {
   STD_TORCH_CHECK(grid <= std::numeric_limits<int32_t>::max(),
                   "customloss: the tensor needs more blocks than a grid has");
   std::tuple<Parameters...> values(arguments...);
-  // not <<< >>>: clang-format breaks it in a header, and this reports its own error
+  // Not <<< >>>, which clang-format breaks in a header.  This call also returns its own error.
   STD_CUDA_CHECK(std::apply(
       [&](auto&... value) {
         void* addresses[] = {&value...};

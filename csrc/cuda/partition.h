@@ -1,5 +1,5 @@
-// How work is cut for the device, decided on the host by shape, strides and alignment alone:
-// never by the device, so that the same bits come out everywhere.
+// How work is cut for the device, decided on the host by shape, strides and alignment alone.  The
+// properties of the device play no part, so that the same bits come out everywhere.
 //
 //   planar    a team of 1 to 256 threads takes a chunk of one group; small groups share a block
 //   columns   a block takes a band of rows times a tile of neighbouring classes; each thread owns
@@ -30,7 +30,7 @@ inline int64_t power_of_two(int64_t a, int64_t most) {
 // first and the last of which may stick out.
 struct Planar {
   int64_t run, runs;                 // elements of a run, runs of a group
-  int64_t vectors_per_run, vectors;  // the latter of a group
+  int64_t vectors_per_run, vectors;  // of a run, of a group
   int64_t chunk, units;              // vectors of a unit, units of a group
   int64_t groups, classes;
   int64_t step[kOperands];  // bytes to the next vector of a thread
@@ -55,7 +55,8 @@ struct Columns {
   int64_t blocks() const { return samples * bands * tiles; }
 };
 
-// Neighbouring classes to neighbouring threads, except where samples have too few rows for that.
+// Whether neighbouring threads take neighbouring classes: if these lie together in memory, unless
+// samples have too few rows for that.
 inline bool by_columns(const Layout& layout) {
   return layout.interleaved() && (layout.sample.size == 1 || layout.reduced_size >= 64);
 }
@@ -92,7 +93,7 @@ inline Planar plan_planar(const Layout& layout, int width, bool aligned) {
   return cut;
 }
 
-// Rows of a dense matrix that make one row of whole vectors.
+// How many rows of a dense matrix together make whole vectors.
 inline int64_t fold_of(int64_t classes, int width) {
   return width / std::gcd<int64_t>(classes, width);
 }

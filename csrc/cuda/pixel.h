@@ -1,4 +1,5 @@
-// The passes in which the classes of a pixel are read together, as the operators call them.
+// The passes of pixel.cu, in which the classes of a pixel are read together, as the operators of
+// confusion.cu call them.
 #pragma once
 
 #include "pixel_plan.h"
@@ -8,12 +9,12 @@ namespace customloss::cuda {
 // Doubles that a forward pass needs beside the sums.
 int64_t pixel_workspace(const PixelWork& work);
 
-// Partial sums[rows][sample][class][unit] at the start of `workspace`; the sums themselves in
-// `sums` where a group is one part.  Clears `ticket`, if there is one.
+// Writes partial sums [rows][sample][class][unit] to the start of `workspace`, or the sums
+// themselves to `sums` where a group has one partial sum.  Clears `ticket`, if there is one.
 void pixel_partial_sums(const PixelWork& work, double* workspace, double* sums, unsigned* ticket,
                         const Stream& stream);
 
-// As the operators `confusion` and `confusion_backward`.
+// The operators `confusion` and `confusion_backward` of such passes.
 Tensor pixel_confusion(const Elements& elements, const Stream& stream);
 Tensor pixel_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
                       const Elements& elements, Wrt wrt, const Stream& stream);

@@ -1,5 +1,5 @@
-// Any number of classes, strides, dtypes, targets and sums: a pass over the pixels, where there is
-// a softmax, and then one over the elements.
+// Any number of classes, any strides, dtypes, targets and sums: for a softmax a pass over the
+// pixels, and then one over the elements.
 #pragma once
 
 #include "pixel_io.cuh"
@@ -13,14 +13,14 @@ enum PixelStat : int {
   kRest,     // sum of e without the first largest
   kTop,      // the first largest class
   kState,    // one of PixelState
-  kShift,    // u of that class, weighed
+  kShift,    // w u of the first largest class
   kDot,      // sum of p (w u - shift)
   kHeight,   // sum of w h
 };
 enum PixelState : int {
   kNothing,  // neither sums nor gradients
   kCounts,
-  kUnweighted,  // every weight is 0, but there is a gradient by it
+  kUnweighted,  // every weight is 0: only the gradient by the weight remains
 };
 
 template <class T>
@@ -33,7 +33,7 @@ struct PixelStats {
   }
 };
 
-// The numbers of a pass in the type it computes in.
+// The numbers of a pass in the type that it computes in.
 template <class T>
 struct AnyNumbers {
   T scale, offset, sign, size, on, off, gamma, ignored;
@@ -53,7 +53,7 @@ struct AnyNumbers {
 template <class T>
 struct AnyElement {
   T x, t, w;
-  bool known;  // its target says something
+  bool known;  // its target counts: neither ignored nor outside of the classes
 
   __device__ __forceinline__ AnyElement(const PixelPass& px, const AnyNumbers<T>& with,
                                         const Spot& spot, int cls) {
@@ -83,19 +83,20 @@ __device__ __forceinline__ bool is_finite(T value) {
 template <unsigned kExtra>
 __device__ __forceinline__ int asked_row(unsigned extra, int row) {
   if (row < 4) return row;
-  int found = -1;
+  int place = -1;
 #pragma unroll
   for (unsigned flag = 1; flag <= kEveryExtra; flag *= 2) {
     const int first = row_of(kExtra, flag);
     const bool inside = (kExtra & flag) != 0 && row >= first && row < first + rows_of(flag) - 4;
-    if (inside && (extra & flag)) found = row_of(extra, flag) + row - first;
+    if (inside && (extra & flag)) place = row_of(extra, flag) + row - first;
   }
-  return found;
+  return place;
 }
 
-// The gradient by the sums of a class, in the order of the rows of kExtra; 0 for those not asked.
-// An input or a target needs only differences of the first four, which may have much in common:
-// they are taken before anything is rounded, and stand for one of the two.
+// The gradient by the sums of a class, in the order of the rows of kExtra; 0 for sums that were not
+// asked for.  A gradient by the input or the target needs only differences of the first four, which
+// may have much in common.  So they are taken before anything is rounded; a difference stands in
+// the place of its first term, and 0 in that of the second.
 template <unsigned kExtra, class T>
 __device__ __forceinline__ void load_grads(const PixelPass& px, const PixelGrads& grads,
                                            int64_t sample, int cls, Wrt wrt,
@@ -125,14 +126,14 @@ __device__ __forceinline__ Outcome<T> choice(const AnyNumbers<T>& with, T x, T l
                                              bool top) {
   const T below = with.size * (largest - with.sign * x);
   const T e = exp_minus(below), whole = T(1) + rest, inverse = reciprocal(whole);
-  Outcome<T> found(T(0), T(0));
-  found.p = e * inverse;
-  // of several largest, each is the first among the others
-  found.q = (below == T(0) ? rest : whole - e) * inverse;
-  found.positive = log1p_of(rest) + below;
-  found.negative = T(0);
-  found.decided = top;
-  return found;
+  Outcome<T> result(T(0), T(0));
+  result.p = e * inverse;
+  // for each of several largest classes, `rest` is the sum of the others
+  result.q = (below == T(0) ? rest : whole - e) * inverse;
+  result.positive = log1p_of(rest) + below;
+  result.negative = T(0);
+  result.decided = top;
+  return result;
 }
 
 // ---- teams of neighbouring threads, through shared memory; collectives of the block -----------
@@ -187,7 +188,7 @@ __device__ __forceinline__ void team_sum(double (&numbers)[kNumbers], int lanes)
   }
 }
 
-// Adds short runs in T, and those in double.
+// Adds numbers in short runs of type T, and the runs in double.
 template <class T>
 struct RunSum {
   static constexpr int kMostAdds = 128;
@@ -210,8 +211,8 @@ struct RunSum {
 // The softmax of every pixel, and what its classes' gradients have in common.
 //   maths   largest z, sum of the other exponentials; shift, dot and sum of h (pixel.h)
 //   launch  `lanes` threads per pixel: neighbouring classes of a row, or all classes in turn
-//   bytes   reads logits two times (four for a gradient, and the rest with them); writes
-//           kPixelStats numbers per pixel
+//   bytes   reads logits twice, targets and weights once, and all of them once more for a gradient;
+//           writes 4 numbers per pixel, or kPixelStats for a gradient
 template <class T, bool kGradient, unsigned kExtra>
 __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__ PixelPass px,
                                                          const int lanes, const PixelStats<T> stats,
@@ -288,9 +289,9 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
 #pragma unroll 1
     for (int c = lane; c < last; c += lanes) {
       const AnyElement<T> own(px, with, spot_of(c), c);
-      const Slopes<T> found = slopes_at(c, own, &outcome);
-      dot.add(outcome.p * (times(own.w, found.u) - shift));
-      height.add(times(own.w, found.h));
+      const Slopes<T> slope = slopes_at(c, own, &outcome);
+      dot.add(outcome.p * (times(own.w, slope.u) - shift));
+      height.add(times(own.w, slope.h));
     }
     double totals[2] = {dot.total(), height.total()};
     team_sum(totals, lanes);
@@ -304,7 +305,8 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
 
 // ---- over the elements -------------------------------------------------------------------------
 
-// A thread's class and pixels: in rows neighbouring threads have neighbouring classes, else pixels.
+// A thread's class and pixels.  Neighbouring threads have neighbouring classes if these lie
+// together in memory, else neighbouring pixels.
 struct AnyThread {
   int64_t sample, unit, first, last;
   int cls, spot, class_lane;
@@ -330,21 +332,21 @@ struct AnyThread {
   }
 };
 
-// The outcome of an element, and whether and how it counts.
+// Computes the outcome of an element; returns its PixelState, kNothing without an outcome.
 template <Activation kActivation, unsigned kExtra, class T>
 __device__ __forceinline__ int any_outcome(const AnyNumbers<T>& with, const PixelStats<T>& stats,
                                            int64_t pixel, int cls, const AnyElement<T>& own,
-                                           Outcome<T>* found) {
+                                           Outcome<T>* result) {
   if constexpr (kActivation == Activation::kSoftmax) {
     const int state = static_cast<int>(*stats.at(kState, pixel));
     if (state != kNothing) {
-      *found = choice(with, own.x, *stats.at(kLargest, pixel), *stats.at(kRest, pixel),
-                      static_cast<T>(cls) == *stats.at(kTop, pixel));
+      *result = choice(with, own.x, *stats.at(kLargest, pixel), *stats.at(kRest, pixel),
+                       static_cast<T>(cls) == *stats.at(kTop, pixel));
     }
     return state;
   } else {
     if (!own.known) return kNothing;
-    *found = outcome<kActivation, kExtra>(own.x, with.scale, with.offset);
+    *result = outcome<kActivation, kExtra>(own.x, with.scale, with.offset);
     if (own.w != T(0)) return kCounts;
     const bool usable =
         is_finite(own.t) && (kActivation == Activation::kNone ? is_finite(own.x) : own.x == own.x);
@@ -353,7 +355,7 @@ __device__ __forceinline__ int any_outcome(const AnyNumbers<T>& with, const Pixe
 }
 
 // Partial sums of any elements.
-//   maths   shares of pixel.h, weighed
+//   maths   shares of pixel.h, times the weight
 //   launch  one block per unit of a sample and tile of classes; a thread has one class
 //   bytes   reads all operands once, and 16 per element of a softmax; writes 8 per row, class, unit
 template <class T, Activation kActivation, unsigned kExtra>
@@ -375,12 +377,12 @@ __global__ __launch_bounds__(kThreads, 2) void any_sums(const __grid_constant__ 
 #pragma unroll 1
     for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
       const AnyElement<T> element(px, with, pixel_spot(px, start, at), thread.cls);
-      Outcome<T> found(T(0), T(0));
+      Outcome<T> outcome(T(0), T(0));
       const int state = any_outcome<kActivation, kExtra>(
-          with, stats, thread.sample * px.pixels + at, thread.cls, element, &found);
+          with, stats, thread.sample * px.pixels + at, thread.cls, element, &outcome);
       if (state == kCounts && element.w != T(0)) {
         T share[kRows];
-        shares<kActivation, kExtra>(found, element.t, with.gamma, share);
+        shares<kActivation, kExtra>(outcome, element.t, with.gamma, share);
 #pragma unroll
         for (int row = 0; row < kRows; ++row) own[row] += element.w * share[row];
       }
@@ -441,28 +443,29 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
     const Spot spot = pixel_spot(px, start, at);
     const int64_t pixel = thread.sample * px.pixels + at;
     const AnyElement<T> own(px, with, spot, thread.cls);
-    Outcome<T> found(T(0), T(0));
-    const int state = any_outcome<kActivation, kExtra>(with, stats, pixel, thread.cls, own, &found);
+    Outcome<T> outcome(T(0), T(0));
+    const int state =
+        any_outcome<kActivation, kExtra>(with, stats, pixel, thread.cls, own, &outcome);
     T out = T(0);
     if (wrt == Wrt::kWeight) {
       if (state != kNothing) {
-        out = weight_gradient<kActivation, kExtra>(found, own.t, with.gamma, g);
+        out = weight_gradient<kActivation, kExtra>(outcome, own.t, with.gamma, g);
       }
     } else if (state == kCounts && wrt == Wrt::kTarget) {
-      const T by_t = target_gradient<kActivation, kExtra>(found, own.t, with.gamma, g);
+      const T by_t = target_gradient<kActivation, kExtra>(outcome, own.t, with.gamma, g);
       out = times(own.w, (with.on - with.off) * by_t);
     } else if (state == kCounts) {
-      const Slopes<T> slope = slopes<kActivation, kExtra>(found, own.t, with.gamma, g);
+      const Slopes<T> slope = slopes<kActivation, kExtra>(outcome, own.t, with.gamma, g);
       if constexpr (kActivation == Activation::kSoftmax) {
         const T u = times(own.w, slope.u) - *stats.at(kShift, pixel);
-        out = found.p * (u - *stats.at(kDot, pixel));
+        out = outcome.p * (u - *stats.at(kDot, pixel));
         if constexpr ((kExtra & (kLogLoss | kFocal)) != 0) {
           const T h = times(own.w, slope.h);
-          out += found.p * (*stats.at(kHeight, pixel) - h) - found.q * h;
+          out += outcome.p * (*stats.at(kHeight, pixel) - h) - outcome.q * h;
         }
         out *= with.scale;
       } else {
-        out = times(own.w, input_gradient<kActivation, kExtra>(found, slope, with.scale));
+        out = times(own.w, input_gradient<kActivation, kExtra>(outcome, slope, with.scale));
       }
     }
     store_any(px, spot, out);

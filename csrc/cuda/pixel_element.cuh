@@ -1,5 +1,5 @@
-// Sigmoids and probabilities with dense targets of which some may not count, smoothed, with a log
-// loss or a focal term: elements that need no pixel, whole vectors at a time.
+// Sigmoids and probabilities with dense targets, which may be smoothed or partly ignored, and with
+// a log-loss or a focal term: elements that need no pixel, read in whole vectors.
 //
 //   planes    as planar_sums: a team of threads per unit of a class
 //   columns   as column_sums: neighbouring classes to neighbouring threads
@@ -13,8 +13,8 @@ namespace {
 // Blocks that a multiprocessor must be able to hold.
 constexpr int kElementBlocks = 2;
 
-// Contiguous operands, of which the target's and the weight's dtypes are known at run time only:
-// loaded by size, all of them before anything waits, and told apart a vector at a time.
+// Contiguous operands; the dtypes of target and weight are known only at run time.  All of them are
+// loaded by size before anything waits, and the dtypes are told apart later, once per vector.
 template <class In_, int kWidth_>
 struct Sized {
   using In = In_;
@@ -26,8 +26,8 @@ struct Sized {
 
   struct Packet {
     Vec<In, kWidth> x;
-    Vec<uint32_t, kWidth> t, w;  // the first bytes of these; of int64, numbers in float32
-    bool broadcast;              // all weights are the first
+    Vec<uint32_t, kWidth> t, w;  // elements fill the first bytes; int64 becomes float32
+    bool broadcast;              // the first weight is that of all elements
   };
 
   static __device__ __forceinline__ void load(const Pass& pass, const Spot& spot, Packet* packet) {
@@ -103,7 +103,7 @@ struct Sized {
  private:
   using Words = Vec<uint32_t, kWidth>;
 
-  // int64 is made smaller at once: the registers matter more than the wait.
+  // int64 is converted at once: the registers that it would take matter more than the wait.
   static __device__ __forceinline__ uint32_t narrow(uint64_t target) {
     return bit_cast<uint32_t>(static_cast<float>(static_cast<int64_t>(target)));
   }
@@ -136,8 +136,8 @@ struct Sized {
   }
 };
 
-// Calls body(i, outcome, target, weight, activation) for the first kCount elements of a packet;
-// those that do not count have weight 0 and are zeros otherwise.
+// Calls body(i, outcome, target, weight, activation) for the first kCount elements of a packet.
+// Elements that do not count are passed as zeros with weight 0.
 template <unsigned kExtra, int kCount, class Io, class Body>
 __device__ __forceinline__ void for_sized(const PixelPass& px, const typename Io::Packet& packet,
                                           const Body& body) {
@@ -163,7 +163,7 @@ __device__ __forceinline__ void for_sized(const PixelPass& px, const typename Io
   float w[kCount];
   Io::weights(px.pass, packet, w);
   const auto ready = [&](int i, float* x) {
-    const bool counts = t[i] != px.ignored32 && w[i] != 0.0f;  // NaN where every value counts
+    const bool counts = t[i] != px.ignored32 && w[i] != 0.0f;  // NaN if none is ignored
     *x = counts ? *x : 0.0f;
     return counts ? w[i] : 0.0f;
   };
@@ -282,7 +282,7 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_sums(
                              });
   });
   const Band to(cut, block_index(), Io::kWidth);
-  // a class's bands lie together: its sums are pooled as those of every pass over pixels
+  // The bands of a class lie together, as units do in every pass over pixels: pool_sums adds them.
   write_columns<Io, rows_of(kExtra)>(
       cut, to, columns, partials, (to.sample * cut.classes + to.first_class) * cut.bands + to.band,
       cut.bands);
@@ -292,7 +292,7 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_sums(
 template <unsigned kExtra>
 __device__ __forceinline__ void element_slopes(const PixelGrads& grads, int64_t sample, int cls,
                                                float (&to)[rows_of(kExtra)]) {
-  // differences, before anything is rounded: the four may have much in common
+  // Differences are taken before anything is rounded, as the four may have much in common.
   to[0] = static_cast<float>(grads.at(0, sample, cls) - grads.at(2, sample, cls));
   to[1] = static_cast<float>(grads.at(1, sample, cls) - grads.at(3, sample, cls));
   to[2] = to[3] = 0.0f;
@@ -307,12 +307,12 @@ template <unsigned kExtra, class Activated>
 __device__ __forceinline__ float element_slope(const PixelPass& px, const Outcome<float>& o,
                                                float t, float w, const float (&g)[rows_of(kExtra)],
                                                Activated) {
-  const Slopes<float> found = slopes<Activated::value, kExtra>(o, t, px.gamma32, g);
-  return times(w, input_gradient<Activated::value, kExtra>(o, found, px.pass.scale32));
+  const Slopes<float> slope = slopes<Activated::value, kExtra>(o, t, px.gamma32, g);
+  return times(w, input_gradient<Activated::value, kExtra>(o, slope, px.pass.scale32));
 }
 
 // The gradient by the input of groups whose elements a team of threads shares.
-//   maths   input_gradient of pixel.h, weighed
+//   maths   input_gradient of pixel.h, times the weight
 //   launch  as element_sums, last block first
 //   bytes   reads input, target and weight once; writes the gradient once
 template <class In, unsigned kExtra>

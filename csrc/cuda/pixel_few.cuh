@@ -21,14 +21,14 @@ struct FewPixels {
     return kExact ? kClasses : px.classes;
   }
 
-  // Whether vectors of every class, or row after row, begin at vector boundaries.
+  // Whether the vectors of every class, or those of rows, begin at vector boundaries.
   static __device__ __forceinline__ bool even(const PixelPass& px, const char* from, int operand) {
     constexpr uintptr_t kBytes = alignof(Vec<In, kWidth>);
     const uintptr_t stride = px.rows ? 0 : px.pass.layout.cls.stride[operand] * sizeof(In);
     return ((reinterpret_cast<uintptr_t>(from) | stride) & (kBytes - 1)) == 0;
   }
 
-  // Rows: the same elements, pixel by pixel rather than class by class.
+  // Reorders a thread's elements between vectors of one class each and rows, pixel by pixel.
   using Vectors = Vec<In, kWidth>[kClasses];
   static __device__ __forceinline__ void turn(const Vectors& from, bool to_rows, Vectors& to) {
 #pragma unroll
@@ -120,8 +120,8 @@ struct FewPixels {
   __device__ __forceinline__ bool counts(int i) const { return label[i] >= 0 && weight[i] != 0.0f; }
 };
 
-// Calls body(spot, count) for the vectors of a thread in the unit of block `block()`, which is
-// asked for run by run: the loop over a run has no registers to spare.
+// Calls body(spot, count) for the vectors of a thread in the unit of block `block()`.  That is
+// called anew for every run, because the loop over a run has no register to keep it in.
 template <int kWidth, class Block, class Body>
 __device__ __forceinline__ void for_few(const PixelPass& px, const PixelCut& cut,
                                         const Block& block, const Body& body) {
@@ -151,7 +151,7 @@ __device__ __forceinline__ void for_few(const PixelPass& px, const PixelCut& cut
 }
 
 // Adds kRows numbers of every class over the block's threads: sums[row][class], in shared memory.
-// A collective, once in a kernel; no more than 24 KiB at a time.
+// A collective, called once in a kernel.  It takes at most 24 KiB for the numbers of the threads.
 template <int kRows, int kClasses>
 __device__ __forceinline__ const double* sum_classes(const float (&of_thread)[kRows][kClasses]) {
   constexpr int kAtOnce = kRows < 24 / kClasses ? kRows : 24 / kClasses;
@@ -182,9 +182,9 @@ __device__ __forceinline__ const double* sum_classes(const float (&of_thread)[kR
   return sums;
 }
 
-// Partial sums of few classes in planes.
-//   maths   of every class, over pixels w: of that class tp += p, fn += q, of another fp += p,
-//           tn += q; kLogLoss: of that class + (-log p)
+// Partial sums of few classes.
+//   maths   for every class: pixels of that class add w p to tp, w q to fn and, for kLogLoss,
+//           w (-log p); pixels of another class add w p to fp and w q to tn
 //   launch  one block per unit of a sample; a thread takes kWidth pixels at a time
 //   bytes   reads logits, class numbers and weights once; writes 8 per row, class and unit
 template <class In, int kClasses, unsigned kExtra>
@@ -236,7 +236,7 @@ __global__ __launch_bounds__(kThreads, 2) void few_sums(const __grid_constant__ 
   write_class<kExtra>(px, cut, partials, PixelUnit(px, cut, block_index()), cls, of_class);
 }
 
-// The gradient by the logits of few classes in planes.
+// The gradient by the logits of few classes.
 //   maths   scale w [ p (u - sum p u) + p (sum of other h) - q h ], u and h of pixel.h
 //   launch  as few_sums, last block first: what the forward pass read last is still in L2
 //   bytes   reads logits, class numbers and weights once; writes the gradient once

@@ -39,7 +39,7 @@ __device__ __forceinline__ Spot pixel_spot(const PixelPass& px, Spot spot, int64
 
 // ---- class numbers and weights -------------------------------------------------------------
 
-// The class number, or -1 where it says nothing.
+// The class number, or -1 if it is ignored or no class.
 template <class E>
 __device__ __forceinline__ int class_or_none(const PixelPass& px, E own) {
   using Bits = std::conditional_t<sizeof(E) == 8, uint64_t, uint32_t>;
@@ -112,7 +112,7 @@ __device__ __forceinline__ void weights_at(const PixelPass& px, const char* from
   }
 }
 
-// The same of its bits; 1 where there is no weight.
+// A weight from its bits; 1 where there are no weights.
 template <class In>
 __device__ __forceinline__ float weight_of(const PixelPass& px, uint64_t bits) {
   if (px.pass.data[kWeightOperand] == nullptr) return 1.0f;
@@ -146,8 +146,7 @@ struct PixelGrads {
   }
 };
 
-// What a class number makes of a class's gradient: u and h (pixel.h) where it is the true class
-// and where it is another.
+// u and h (pixel.h) of a class, at pixels of that class (on) and at pixels of another (off).
 struct ClassSlopes {
   float u_on, u_off, h_on, h_off;
 };
@@ -196,7 +195,8 @@ struct LaneTeam {
   }
 };
 
-// Threads `spots` apart.  Two buffers in turn: a barrier lies between a read and the next write.
+// Threads `spots` apart.  They use two buffers in turn, so that a barrier lies between reading one
+// and writing it again.
 template <int kMost>
 struct BlockTeam {
   float (*buffer)[kMost][kThreads];  // [2]
@@ -245,7 +245,8 @@ __device__ __forceinline__ void for_classes(int most, const Body& body) {
   }
 }
 
-// What turns logits into distances below the largest: sign x is largest where scale x is.
+// Turns logits into distances below the largest: sign * x is largest where scale * x is, and `size`
+// is the absolute value of scale.
 struct Slope {
   float sign, size;
   __device__ __forceinline__ explicit Slope(const Pass& pass)
@@ -257,8 +258,9 @@ struct Softmax {
   float missed;         // of this thread's classes: how far the true one is below the largest
 };
 
-// e in place of sign * x, of which classes that do not exist are -inf.  No e of a largest class is
-// in `rest`: all but one of them are counted, so that nothing small is lost beside a 1.
+// Replaces sign * x by e; for classes that do not exist x is -inf.  The e of largest classes are 1.
+// They are counted, not added to the others, so that nothing small is lost beside a 1; all but one
+// of them then count in `rest`.
 //   also(k, top) is called for every class of the thread
 template <int kStep, unsigned kExtra, int kClasses, int kSums, class Team, class Also>
 __device__ __forceinline__ Softmax softmax_of(float (&e)[kClasses], int most, float size,
@@ -268,7 +270,7 @@ __device__ __forceinline__ Softmax softmax_of(float (&e)[kClasses], int most, fl
   float largest = -INFINITY;
   for_classes<kClasses, kStep>(most, [&](int k) { largest = e[k] > largest ? e[k] : largest; });
   largest = team.largest(largest);
-  Softmax found{};
+  Softmax result{};
   for_classes<kClasses, kStep>(most, [&](int k) {
     const float below = size * (largest - e[k]);
     e[k] = exp_minus(below);
@@ -279,31 +281,33 @@ __device__ __forceinline__ Softmax softmax_of(float (&e)[kClasses], int most, fl
       sums[0] += e[k];
     }
     if constexpr (kExtra == kLogLoss) {
-      if (k == label_slot) found.missed = below;
+      if (k == label_slot) result.missed = below;
     }
     also(k, top);
   });
   team.sum(sums);
-  found.rest = sums[0] + (sums[1] - 1.0f);
-  found.inverse = reciprocal(1.0f + found.rest);
-  return found;
+  result.rest = sums[0] + (sums[1] - 1.0f);
+  result.inverse = reciprocal(1.0f + result.rest);
+  return result;
 }
 
-// p and q = 1 - p of a class: that of a largest is the sum of the others, and no other p is
-// above 1/2.  `unit` is 1, or a weight that is already in `inverse`.
+// p and q = 1 - p of a class.  The q of a largest class is the sum of the other p; any other p is
+// at most 1/2, so that 1 - p does not cancel.  `unit` is 1, or a weight that is already in
+// `inverse`.
 struct Shares {
   float p, q;
   __device__ __forceinline__ Shares(float e, float rest, float inverse, float unit)
       : p(e * inverse), q(e == 1.0f ? rest * inverse : unit - e * inverse) {}
 };
 
-// dL/dx of a class of weight 1 and scale 1: p (u - shift - dot) + p (sum of other h) - q h.
+// dL/dx of a class at weight 1 and scale 1: p (u - shift - dot) + p (sum of other h) - q h.  `u`
+// has the shift subtracted already.
 template <unsigned kExtra>
 __device__ __forceinline__ float choice_gradient(const Shares& own, float u, float h, float dot,
                                                  float slope) {
-  float found = own.p * (u - dot);
-  if constexpr (kExtra == kLogLoss) found += own.p * (slope - h) - own.q * h;
-  return found;
+  float dx = own.p * (u - dot);
+  if constexpr (kExtra == kLogLoss) dx += own.p * (slope - h) - own.q * h;
+  return dx;
 }
 
 // The four sums of a class and its log loss, from sums over pixels of that class and of others.
@@ -311,7 +315,7 @@ struct ClassSums {
   double tp, fp, fn, tn, missed;
 };
 
-// Writes the partial sums of a class; smoothing is linear in t.
+// Writes the partial sums of a class.  They are linear in t, so the smoothing is applied here.
 template <unsigned kExtra>
 __device__ __forceinline__ void write_class(const PixelPass& px, const PixelCut& cut,
                                             const Partials& partials, const PixelUnit& unit,

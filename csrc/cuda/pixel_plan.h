@@ -4,9 +4,10 @@
 //   few    softmax, class numbers, up to 8 classes in planes or 4 in rows: a thread owns pixels
 //          (pixel_few.cuh)
 //   tile   softmax, class numbers, up to 256 classes of any strides (pixel_tile.cuh)
-//   element  no softmax, a dense target, at most a log loss or a focal term: vectors of elements
+//   element  no softmax, a dense target, at most a log-loss or a focal term: vectors of elements
 //          that need no pixel (pixel_element.cuh)
-//   any    everything else: element by element, behind a pass over the pixels (pixel_any.cuh)
+//   any    everything else: element by element, for a softmax after a pass over the pixels
+//          (pixel_any.cuh)
 #pragma once
 
 #include <limits>
@@ -18,12 +19,12 @@ namespace customloss::cuda {
 // The operands of one pass, as the kernels of pixels receive them.
 struct PixelPass {
   Pass pass;
-  int64_t samples, pixels;  // the latter of a sample
+  int64_t samples, pixels;  // pixels of a sample
   int classes;
   bool labels, per_class;
   int ignored;            // the class number that does not count, or -1
-  bool ignores;           // a dense target has a value that does not count
-  double ignored_value;   // and this is it
+  bool ignores;           // whether a value of a dense target does not count
+  double ignored_value;   // that value
   double on, off, gamma;  // a class number is t = on or off; a dense t becomes t (on - off) + off
   float off32, span32, gamma32;  // off, on - off and gamma
   float ignored32;               // ignored_value, or NaN
@@ -32,14 +33,14 @@ struct PixelPass {
   bool wide;
 };
 
-// A unit is `steps` of the block's threads over the pixels of a sample.
+// How the pixels of a sample are cut into units, of which a block takes one.
 struct PixelCut {
   int64_t units;   // of a sample
   int64_t chunk;   // of a unit: vectors (few), tiles (tile), pixels (any)
-  int64_t pieces;  // of a sample, of the same kind
+  int64_t pieces;  // of a sample, counted as in `chunk`
   int64_t vectors_per_run;
   int64_t step[kOperands];  // bytes to the next vector of a thread (few)
-  int team, team_bits;      // threads of a pixel (tile), or a block's classes at a time (any)
+  int team, team_bits;      // threads of a pixel (tile), or classes of a block at a time (any)
   int most;                 // classes of a thread (tile)
   int spots, spots_bits;    // pixels of a block at a time
   int64_t class_tiles = 1;  // blocks to cover all classes (any)
@@ -71,7 +72,7 @@ struct PixelWork {
       default: return cut.units;
     }
   }
-  // Partial sums of one group: those of all classes where these are one.
+  // Partial sums of one group, which is a class of a sample or all of its classes.
   int64_t parts() const { return units() * (px.per_class ? 1 : px.classes); }
   int64_t groups() const { return px.samples * (px.per_class ? px.classes : 1); }
 };
@@ -81,17 +82,17 @@ constexpr int kPixelStats = 7;
 
 // The most classes of the kernels that keep a pixel on the chip.
 constexpr int kFewClasses = 8, kTileClasses = 256;
-// The most classes in rows of which a thread owns whole pixels: 2, 3 and 4 are kernels of their
+// The most classes in rows for which a thread owns whole pixels.  2, 3 and 4 have kernels of their
 // own.
 constexpr int kRowClasses = 4;
-// Classes of a thread there.
+// Classes of a thread in the kernels of tiles: two sizes for planes, and that for rows.
 constexpr int kTileSmall = 16, kTileLarge = 32, kTileRow = 8;
 
 inline int bits_of(int64_t power) { return std::countr_zero(static_cast<uint64_t>(power)); }
 
 constexpr int few_width(int classes, int bytes) { return (classes <= 4 ? 16 : 8) / bytes; }
 
-// Elements of a vector where each is by itself: what the registers hold.
+// Elements of a vector in the kernels of elements, as many as the registers hold.
 CUSTOMLOSS_HD constexpr int element_width(unsigned extra, int bytes) {
   return extra == kFocal ? 4 : 16 / bytes;
 }
@@ -111,7 +112,7 @@ inline PixelCut cut_few(const PixelPass& px, int width) {
   const Axis& inner = px.pass.layout.inner();
   cut.vectors_per_run = std::max<int64_t>(1, ceil_div(inner.size, width));
   cut.pieces = px.pixels == 0 ? 0 : px.pixels / inner.size * cut.vectors_per_run;
-  // float32 sums of a thread are those of its unit
+  // A thread adds its share of a unit in float32, so this bounds the unit.
   constexpr int kMostAdds = 256;
   PixelCut blocks{};
   blocks.pieces = ceil_div(cut.pieces, kThreads);
@@ -161,7 +162,7 @@ inline PixelCut cut_any(const PixelPass& px) {
   return cut;
 }
 
-// The dtypes of class numbers and weights that the kernels of a pixel on the chip read.
+// The dtypes of class numbers that the kernels of few and tile read.
 inline bool direct_labels(Dtype target) {
   return target == Dtype::kUInt8 || target == Dtype::kInt8 || target == Dtype::kInt16 ||
          target == Dtype::kInt32 || target == Dtype::kInt64;
@@ -206,7 +207,7 @@ inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
   return few && long_runs ? PixelKernel::kFew : PixelKernel::kTile;
 }
 
-// Whether vectors of elements serve it; plans them if so.
+// Whether the kernels of elements serve the pass; plans it if so.
 inline bool plan_elements(PixelWork* work, Wrt wrt) {
   PixelPass& px = work->px;
   if (work->activation == Activation::kSoftmax || px.labels || work->is_double ||
@@ -214,12 +215,12 @@ inline bool plan_elements(PixelWork* work, Wrt wrt) {
     return false;
   }
   const int width = element_width(px.extra, px.pass.bytes[kInputOperand]);
-  const Work found = plan(px.pass, true, width, kColumnWidth);
-  if (!found.direct) return false;
-  px.pass = found.pass;
-  work->planar = found.planar;
-  work->columns = found.columns;
-  work->kernel = found.by_columns ? PixelKernel::kElementColumns : PixelKernel::kElement;
+  const Work planned = plan(px.pass, true, width, kColumnWidth);
+  if (!planned.direct) return false;
+  px.pass = planned.pass;
+  work->planar = planned.planar;
+  work->columns = planned.columns;
+  work->kernel = planned.by_columns ? PixelKernel::kElementColumns : PixelKernel::kElement;
   return true;
 }
 

@@ -1,8 +1,9 @@
 // Up to 256 classes of any strides: a team of threads owns a pixel, with all its classes in
 // registers, and every exponential is computed once.
 //
-//   planes            a team is 1 to 8 threads `spots` apart: neighbouring threads, pixels
-//   classes in rows   a team is 2 to 32 lanes: neighbouring threads, classes
+//   planes            a team is 1 to 8 threads `spots` apart: neighbouring threads have
+//                     neighbouring pixels
+//   classes in rows   a team is 2 to 32 lanes: neighbouring threads have neighbouring classes
 #pragma once
 
 #include "pixel_io.cuh"
@@ -10,16 +11,16 @@
 namespace customloss::cuda {
 namespace {
 
-// What a thread has of one pixel: classes first, first + step, ...
+// What a thread has of one pixel: classes first, first + cut.team, ...
 template <class In, int kClasses>
 struct TilePixel {
   In x[kClasses];
   uint64_t target_bits, weight_bits;  // as they lie in memory: nothing waits for them yet
   bool exists;
-  int label;  // -1: nothing counts
+  int label;  // -1 if the pixel does not count
   float weight;
 
-  // Once the loads have to be there.
+  // Called where the loads have to be complete.
   __device__ __forceinline__ void decode(const PixelPass& px) {
     weight = exists ? weight_of<In>(px, weight_bits) : 0.0f;
     label = weight == 0.0f ? -1 : label_of(px, target_bits);
@@ -84,7 +85,7 @@ __device__ __forceinline__ void load_pixel(const PixelPass& px, const PixelCut& 
   }
 }
 
-// Logits for softmax_of; zeros where nothing counts.
+// Logits for softmax_of; zeros if the pixel does not count.
 template <class In, int kClasses>
 __device__ __forceinline__ void tile_logits(const PixelCut& cut,
                                             const TilePixel<In, kClasses>& pixel,
@@ -96,9 +97,10 @@ __device__ __forceinline__ void tile_logits(const PixelCut& cut,
 }
 
 // Partial sums of up to 256 classes.
-//   maths   as few_sums; between the phases a tile holds, of every p, the smaller of p and -q
-//   launch  one block per unit of a sample, tile by tile: a team per pixel computes its softmax,
-//           then a thread per class (and share of the pixels) adds; the next tile is on its way
+//   maths   as few_sums; from the first phase to the second a tile holds p, or -q where q < p
+//   launch  one block per unit of a sample, tile by tile: first a team per pixel computes its
+//           softmax, then a thread per class (and share of the pixels) adds, while the next tile is
+//           being loaded
 //   bytes   reads logits, class numbers and weights once; writes 8 per row, class and unit
 template <class In, int kClasses, bool kRows, unsigned kExtra>
 __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__ PixelPass px,
@@ -118,7 +120,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
   const int64_t first_tile = unit.unit * cut.chunk;
   int steps = static_cast<int>(min(cut.chunk, cut.pieces - first_tile));
   int64_t index = first_tile * cut.spots + thread.spot;
-  const int pitch = px.classes | 1;  // odd: neither pixels nor classes share a bank
+  const int pitch = px.classes | 1;  // odd, so that neither pixels nor classes share a bank
   // the second phase: `shares` threads per class
   const int shares = kThreads / px.classes;
   const int cls = threadIdx.x % px.classes, share = threadIdx.x / px.classes;
@@ -243,13 +245,13 @@ __global__ __launch_bounds__(kThreads, 2) void tile_gradient(const __grid_consta
           const ClassSlopes& own = mine[k << cut.team_bits];
           if (top) of_pixel[2] += k == slot ? own.u_on : own.u_off;
         });
-    // where several are largest, their mean
+    // of several largest classes, the mean
     const float shift = of_pixel[2] / of_pixel[1];
     float dots[kDots] = {};
     const ClassSlopes* own = slopes + thread.first;
     for_classes<kClasses, kSkip<kClasses>>(cut.most, [&](int k) {
       const float u = k == slot ? own->u_on : own->u_off;
-      // no class: e is 0, and its slopes are
+      // beyond the last class e and the slopes are 0
       dots[0] += e[k] * softmax.inverse * (u - shift);
       if constexpr (kExtra == kLogLoss) dots[1] += k == slot ? own->h_on : own->h_off;
       own += cut.team;
@@ -263,8 +265,8 @@ __global__ __launch_bounds__(kThreads, 2) void tile_gradient(const __grid_consta
       const Shares shares(e[k], softmax.rest, softmax.inverse, 1.0f);
       const float u = (k == slot ? own->u_on : own->u_off) - shift;
       const float h = k == slot ? own->h_on : own->h_off;
-      const float found = factor * choice_gradient<kExtra>(shares, u, h, dots[0], dots[kDots - 1]);
-      if (k < thread.count) *to = static_cast<In>(pixel.label < 0 ? 0.0f : found);
+      const float dx = factor * choice_gradient<kExtra>(shares, u, h, dots[0], dots[kDots - 1]);
+      if (k < thread.count) *to = static_cast<In>(pixel.label < 0 ? 0.0f : dx);
       to += step;
       own += cut.team;
     });

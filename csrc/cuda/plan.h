@@ -1,4 +1,5 @@
-// From the operands of an op to a pass over them: which loader, which cut.
+// From the operands of an operator to a pass over its elements: which loader (io.cuh) reads them,
+// and how the work is cut (partition.h).
 #pragma once
 
 #include "walk.cuh"
@@ -58,7 +59,8 @@ inline bool runs_aligned(const Pass& pass, int width) {
   return even;
 }
 
-// Makes `fold` rows of a dense matrix one; returns the columns of the last row.
+// Joins every `fold` rows of a dense matrix into one; returns the columns of the last, which may be
+// shorter.
 inline int64_t fold_rows(Layout* layout, int64_t fold) {
   Axis& row = layout->reduced[0];
   const int64_t classes = layout->cls.size, left = row.size % fold;
@@ -118,8 +120,8 @@ inline Pass pass_of(const Elements& elements, const Layout& layout, const Tensor
   return pass;
 }
 
-// `allow_direct`: whether the caller has a kernel for direct operands, of vectors of `width`
-// elements in a group, and `column_width` classes.
+// `allow_direct`: whether the caller has a kernel for direct operands.  Its vectors are of `width`
+// elements of a group, or of `column_width` classes.
 inline Work plan(const Pass& given, bool allow_direct, int width, int column_width) {
   Work work;
   work.pass = given;

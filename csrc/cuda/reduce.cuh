@@ -29,7 +29,7 @@ template <int kNumbers>
 __device__ __forceinline__ void sum_block(double (&values)[kNumbers]) {
   __shared__ double of_warp[kNumbers][kWarps];
   sum_lanes(values, kWarp);
-  __syncthreads();  // an earlier call may still be read
+  __syncthreads();  // the numbers of an earlier call may still be read
   if (threadIdx.x % kWarp == 0) {
 #pragma unroll
     for (int k = 0; k < kNumbers; ++k) of_warp[k][threadIdx.x / kWarp] = values[k];
@@ -43,8 +43,8 @@ __device__ __forceinline__ void sum_block(double (&values)[kNumbers]) {
   }
 }
 
-// Adds over the block: lane 0 of warp k gets the sum of values[k].  A fraction of the additions of
-// sum_block, which matters where float64 is slow.  Called once in a kernel.
+// Adds over the block: lane 0 of warp k gets the sum of values[k].  It takes a fraction of the
+// additions of sum_block, which matters where float64 is slow.  Called once in a kernel.
 template <int kNumbers>
 __device__ __forceinline__ double sum_by_warps(const double (&values)[kNumbers]) {
   static_assert(kNumbers <= kWarps);
@@ -70,8 +70,8 @@ __device__ __forceinline__ bool is_set(F flag) {
 #endif
 }
 
-// The four sums of one thread.  Hard targets add to two of them only: two predicated
-// additions where a select and an addition would be two instructions each.
+// The four sums of one thread.  A hard target adds to two of them only.  These are two predicated
+// additions; with selects each sum would take two instructions, a select and an addition.
 template <class T>
 struct Accumulator {
   T tp = T(0), fp = T(0), fn = T(0), tn = T(0);

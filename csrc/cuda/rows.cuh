@@ -1,6 +1,6 @@
-// Groups as the two averages see them.  A row is the groups that `average` turns into one number
-// (all classes of a sample); `reduction` is over rows.  A slice, the groups of one block, holds
-// whole rows, or a piece of one row: a segment.
+// How groups are averaged, for finish.cuh and score.cuh.  A row is the groups that `average` turns
+// into one number: all classes of a sample, or a single group without an average.  `reduction` is
+// over rows.  A slice is the groups of one block: whole rows, or a piece of one row, a segment.
 #pragma once
 
 #include "reduce.cuh"
@@ -12,8 +12,8 @@ struct Rows {
   int64_t rows, width;                       // groups = rows x width
   int64_t rows_per_slice, segments, slices;  // slices of whole rows, or segments of a row
   int row_lanes;                             // threads that add up a row
-  double*
-      stats;  // [slices, 2 or more]  total and count of a slice's rows, or of its piece of a row
+  // [slices, 2 or more]  total and count of a slice's rows, or of its segment
+  double* stats;
   void* loss;
   bool loss_is_double;
 };
@@ -57,13 +57,13 @@ __device__ __forceinline__ Mean mean_of(double total, double weight) {
   return {weight != 0.0 ? total / weight : total, weight};
 }
 
-// What a row counts in the loss, of `counted` that do.
+// The weight of a row in the loss, if `counted` rows count.
 __device__ __forceinline__ double row_share(Reduction reduction, double counted) {
   if (reduction != Reduction::kMean) return 1.0;
   return counted != 0.0 ? 1.0 / counted : 0.0;
 }
 
-// Adds the values of every row of a slice of whole rows; one thread calls body(row, sums).  A
+// For every row of a slice of whole rows, adds its values; one thread calls body(row, sums).  A
 // collective.
 template <int kNumbers, int kSlots, class Body>
 __device__ __forceinline__ void add_rows(const Rows& f, int rows,
@@ -83,7 +83,7 @@ __device__ __forceinline__ void add_rows(const Rows& f, int rows,
   }
 }
 
-// Adds the stats of every row's segments; one thread calls body(row, sums).  A collective.
+// For every row, adds the stats of its segments; one thread calls body(row, sums).  A collective.
 template <int kNumbers, class Body>
 __device__ __forceinline__ void add_segments(const Rows& f, const Body& body) {
   for (int64_t base = 0; base < f.rows; base += kWarps) {

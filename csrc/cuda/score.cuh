@@ -1,9 +1,9 @@
-// From sums to a loss and its gradient by them, where classes need not count alike and a pointwise
-// loss may stand beside the score: the device twin of CompoundLoss in average.h.
+// From sums to a loss and its gradient by them, where classes may have weights and a pointwise loss
+// may stand beside the score: the device twin of CompoundLoss in average.h.
 //
-// The groups of a single slice are the work of one block from beginning to end.  Of more slices a
-// first launch leaves four numbers each, which every block of the second adds up for itself: no
-// block waits for another, and nothing has to be cleared beforehand.
+// A single slice of groups (rows.cuh) is the work of one block from beginning to end.  With more of
+// them, a first launch leaves four numbers per slice, and every block of a second launch adds these
+// up for itself: no block waits for another, and nothing has to be cleared beforehand.
 #pragma once
 
 #include "rows.cuh"
@@ -24,8 +24,8 @@ struct Compound : Rows {
 
 namespace {
 
-// Of groups: their weighted losses, the weights, and what they add to the pointwise loss.  Of rows:
-// their averages, how many of them count, and the same.
+// Added over groups: weighted losses, weights, and the two sums of the pointwise loss.  Added over
+// rows: averages, how many of the rows count, and the same two sums.
 enum Number : int { kTotal, kWeight, kLost, kCounted, kNumbers };
 using Numbers = double[kNumbers];
 
@@ -41,7 +41,7 @@ struct CompoundGroup {
 
 struct CompoundSlice {
   int64_t row, first_class, first;  // the first row, class and group
-  int count, width;                 // width: where it holds whole rows, else 0
+  int count, width;                 // groups of the slice; of a row, or 0 if it is a segment
 
   __device__ __forceinline__ CompoundSlice(const Compound& f, int64_t index) {
     const bool whole = f.segments == 1;
@@ -114,17 +114,17 @@ __device__ __forceinline__ void write_total_loss(const Compound& f, const Number
   write_compound(f, 0, row_share(reduction, total[kWeight]) * total[kTotal], total);
 }
 
-// What the gradient of a group needs of other groups.
+// What the gradient of a group needs to know of other groups.
 struct Others {
   Mean mean;     // of its row
-  double outer;  // what the row counts in the loss
-  Lost all;      // that the pointwise loss is of
+  double outer;  // the weight of the row in the loss
+  Lost all;      // the two sums of its pointwise loss
 
   __device__ __forceinline__ Others(const Compound& f, const Numbers& row, const Numbers& total)
       : mean(mean_of(row[kTotal], row[kWeight])),
         outer(f.pointwise.score_weight * row_share(f.scoring.reduction, total[kWeight])) {
-    const bool kept = f.scoring.reduction == Reduction::kNone;
-    all = {kept ? row[kLost] : total[kLost], kept ? row[kCounted] : total[kCounted]};
+    const bool by_row = f.scoring.reduction == Reduction::kNone;
+    all = {by_row ? row[kLost] : total[kLost], by_row ? row[kCounted] : total[kCounted]};
   }
 };
 
@@ -149,7 +149,7 @@ __device__ __forceinline__ void write_gradient(const Compound& f, const Compound
 
 // ---- over the groups of a block --------------------------------------------------------------
 
-// The numbers of a whole row, kept for the gradients of its groups.
+// Keeps the numbers of a whole row for the gradients of its groups, and writes the loss of the row.
 __device__ __forceinline__ void keep_row(const Compound& f, const CompoundSlice& slice, int row,
                                          const Numbers& numbers,
                                          double (&values)[kNumbers][kSlots]) {
@@ -161,8 +161,8 @@ __device__ __forceinline__ void keep_row(const Compound& f, const CompoundSlice&
   write_row_loss(f, slice.row + row, numbers);
 }
 
-// What the rows of a slice add up to, or the piece of one; a collective.
-//   values  room for those of every group; afterwards a row's are at its first group
+// Adds the numbers of a slice, over its rows or over the groups of its segment; a collective.
+//   values  room for the numbers of every group; afterwards those of a row are at its first group
 __device__ __forceinline__ void slice_numbers(const Compound& f, const CompoundSlice& slice,
                                               double (&values)[kNumbers][kSlots], Numbers& total) {
   const bool single = f.rows_per_slice == 1;
@@ -192,10 +192,10 @@ __device__ __forceinline__ void slice_numbers(const Compound& f, const CompoundS
   __syncthreads();
 }
 
-// Everything, of the groups of one slice; else what its rows add up to.
+// Everything, if there is one slice; else only the numbers of each slice.
 //   maths   score.h, group by group; the averages of average.h, added in a fixed order
 //   launch  one block per slice
-//   bytes   reads 8 per sum, and writes as many if that is all
+//   bytes   reads 8 per sum; writes as many if there is one slice, else 32 per slice
 __global__ __launch_bounds__(kThreads) void score_sums(const __grid_constant__ Compound f) {
   __shared__ double values[kNumbers][kSlots];
   const CompoundSlice slice(f, blockIdx.x);

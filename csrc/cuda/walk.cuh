@@ -1,4 +1,5 @@
-// Where a thread reads: long straight stretches, in which it only adds a step to its addresses.
+// Which elements a thread reads, by the cuts of partition.h: long straight stretches, in which it
+// only adds a step to its addresses.
 #pragma once
 
 #include "reduce.cuh"
@@ -6,7 +7,7 @@
 namespace customloss::cuda {
 namespace {
 
-// Indices below 2^31 are divided as 32-bit numbers, a quarter of the instructions.
+// Indices below 2^31 are divided as 32-bit numbers, which takes a quarter of the instructions.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b, bool wide) {
   return wide ? a / b : static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
 }
@@ -42,8 +43,8 @@ __device__ __forceinline__ Spot run_spot(const Pass& pass, Spot spot, int64_t in
   return spot;
 }
 
-// The same number, of which the compiler no longer knows where it came from: what is computed from
-// it inside a loop stays there, rather than in registers that the loop needs.
+// Returns `number`, but hides from the compiler where it came from.  What a loop computes from it
+// is then computed inside the loop, not kept in registers that the loop needs.
 __device__ __forceinline__ int opaque(int number) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(number));
@@ -51,7 +52,7 @@ __device__ __forceinline__ int opaque(int number) {
   return number;
 }
 
-// blockIdx.x, read anew.
+// blockIdx.x, read anew and not kept in a register.
 __device__ __forceinline__ int64_t block_index() {
   return static_cast<uint32_t>(opaque(static_cast<int>(blockIdx.x)));
 }
@@ -78,8 +79,8 @@ struct Unit {
   }
 };
 
-// The vectors at the ends of a stretch may stick out of the run: calls body(spot) for those of
-// their elements that do not, and leaves the whole ones.
+// The first and the last vector of a stretch may stick out of the run.  Calls body(spot) for each
+// of their elements inside the run; `position` and `count` are then those of the whole vectors.
 template <class Io, class Body>
 __device__ __forceinline__ void cut_edges(const Pass& pass, const Planar& cut, const Spot& run,
                                           int64_t* position, int* count, const Body& body) {
@@ -87,7 +88,7 @@ __device__ __forceinline__ void cut_edges(const Pass& pass, const Planar& cut, c
     const uintptr_t address = reinterpret_cast<uintptr_t>(run.in[kInputOperand]);
     *position -= static_cast<int64_t>(address / sizeof(typename Io::In) % Io::kWidth);
     const int64_t stride = int64_t{cut.lanes} * Io::kWidth;
-    // runs are counted as if each began in the middle of a vector; the last may lie beyond
+    // Runs are counted as if each began in the middle of a vector, so the last may lie beyond.
     if (*count > 0 && *position + (*count - 1) * stride >= cut.run) --*count;
 #pragma unroll 1
     for (int side = 0; side < 2; ++side) {
@@ -106,8 +107,8 @@ __device__ __forceinline__ void cut_edges(const Pass& pass, const Planar& cut, c
   }
 }
 
-// Calls edge(spot) and stretch(spot, count) for the elements of a thread in its unit: one by one
-// at the ends of runs, `count` vectors `step` apart between them.
+// Goes through the elements of a thread in its unit.  Calls edge(spot) for single elements at the
+// ends of runs, and stretch(spot, count) for `count` vectors between them, cut.step apart.
 template <class Io, class Edge, class Body>
 __device__ __forceinline__ void for_stretches(const Pass& pass, const Planar& cut, const Unit& unit,
                                               const Edge& edge, const Body& stretch) {
@@ -195,7 +196,7 @@ __device__ __forceinline__ void for_tail(const Pass& pass, const Columns& cut, c
   }
 }
 
-// Calls body(packet, spot) for `count` vectors, kUnroll of them in flight.
+// Calls body(packet, spot) for `count` vectors, of which kUnroll are in flight at a time.
 template <class Io, bool kWeighted, class Body>
 __device__ __forceinline__ void for_packets(const Pass& pass, const int64_t (&step)[kOperands],
                                             Spot spot, int count, bool broadcast,
