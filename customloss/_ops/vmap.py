@@ -46,19 +46,19 @@ def _batch_first(data: Data, in_dims: Any, size: int) -> Data:
 def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Tensor:
     """``[rows, batch, samples, classes]`` in one pass: the vmapped dim tells groups apart as
     samples do. Where samples are told apart too, both are flattened, else they are summed."""
-    size = info.batch_size
+    size, keep_samples = info.batch_size, elements.per_sample
     data = _batch_first(data, in_dims, size)
-    samples = data.input.shape[1] if elements.per_sample else 1
+    samples = data.input.shape[1] if keep_samples else 1
 
     def folded(operand: Tensor) -> Tensor:
-        if elements.per_sample:
+        if keep_samples:
             return operand.expand(size, samples, *operand.shape[2:]).flatten(0, 1)
         return operand.transpose(1, 2) if operand.dim() > 2 else operand
 
     weight = None if data.weight is None else folded(data.weight)
+    data = Data(folded(data.input), folded(data.target), weight)
     elements = elements._replace(per_sample=True)
-    data = operands.tensors(Data(folded(data.input), folded(data.target), weight), elements)
-    sums = autograd.sums(data, elements)
+    sums = autograd.sums(operands.tensors(data, elements), elements)
     return sums.reshape(-1, size, samples, sums.shape[-1])
 
 
