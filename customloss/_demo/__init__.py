@@ -1,2 +1,6 @@
-"""The training demo: ``data`` makes the problems, ``train`` fits and scores them, ``report`` says
-what came out."""
+"""The training demo behind ``customloss demo``.
+
+Lives here: ``data`` makes the problems, ``train`` fits and scores them, ``report`` says what came out.
+May import: ``customloss``.
+Start with ``train.py``.
+"""
