@@ -35,29 +35,31 @@ def _gradients(
     ctx: Any, incoming: Incoming, data: Data
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that autograd asked for, one pass each."""
-    backward: Any = _ConfusionBackward.apply if torch.is_grad_enabled() else _confusion_backward
-    input, target, weight = (
-        backward(*incoming, *data, wrt, ctx.elements, ctx.primitives) if needed else None
-        for wrt, needed in zip((INPUT, TARGET, WEIGHT), ctx.needs_input_grad)
-    )
-    return input, target, weight
+    create_graph = torch.is_grad_enabled()
+    gradients: list[Tensor | None] = [None, None, None]
+    for wrt in _WRT:
+        if not ctx.needs_input_grad[wrt.wrt]:
+            continue
+        if create_graph:
+            by_operand = _ConfusionBackward.apply(
+                *incoming, *data, wrt, ctx.elements, ctx.primitives
+            )
+        else:
+            by_operand = _gradient(ctx.primitives, incoming, data, wrt, ctx.elements)
+        gradients[wrt.wrt] = by_operand
+    return gradients[INPUT], gradients[TARGET], gradients[WEIGHT]
 
 
-def _confusion_backward(
-    grad: Tensor | None,
-    coefficients: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    wrt: int,
-    elements: Elements,
-    primitives: Primitives,
+_WRT = (Wrt(INPUT), Wrt(TARGET), Wrt(WEIGHT))
+
+
+def _gradient(
+    primitives: Primitives, incoming: Incoming, data: Data, wrt: Wrt, elements: Elements
 ) -> Tensor:
-    result = primitives.confusion_backward(
-        Incoming(grad, coefficients), Data(input, target, weight), Wrt(wrt), elements
-    )
-    if wrt == WEIGHT and weight is not None:
-        result = result.sum_to_size(weight.shape).to(weight.dtype)
+    """The gradient by one operand, in its shape."""
+    result = primitives.confusion_backward(incoming, data, wrt, elements)
+    if wrt.wrt == WEIGHT and data.weight is not None:
+        result = result.sum_to_size(data.weight.shape).to(data.weight.dtype)
     return result
 
 
@@ -72,15 +74,14 @@ class _ConfusionBackward(torch.autograd.Function):
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        wrt: int,
+        wrt: Wrt,
         elements: Elements,
         primitives: Primitives,
     ) -> Tensor:
         ctx.save_for_backward(coefficients, input, target, weight)
-        ctx.wrt, ctx.elements = wrt, elements
-        return _confusion_backward(
-            grad, coefficients, input, target, weight, wrt, elements, primitives
-        )
+        ctx.wrt, ctx.elements = wrt.wrt, elements
+        incoming, data = Incoming(grad, coefficients), Data(input, target, weight)
+        return _gradient(primitives, incoming, data, wrt, elements)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

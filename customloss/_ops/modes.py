@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
     """Inside ``torch.func`` transforms or forward-mode AD."""
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:

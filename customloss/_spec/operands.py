@@ -69,7 +69,7 @@ def tensors(data: Data, elements: Elements, *, no_sample: bool = False) -> Data:
     empty = elements.per_sample and shape[0] == 0 and not no_sample
     if empty or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
-    return Data(input, target, weight)
+    return data if target is data.target else data._replace(target=target)
 
 
 def _class_index(input: Tensor, target: Tensor) -> Tensor:

@@ -50,10 +50,16 @@ class Request(NamedTuple):
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
 
 
+# the options that no operator knows, and one whose bools an operator would take for integers
+_BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {"ignore_index"}
+
+
 def prepared(data: Data, given: dict[str, Any]) -> tuple[ProcessGroup | None, Classes | None]:
     """Checks what no operator can, and takes out of the options what no operator knows."""
     operands.are_tensors(*data)
     is_dtensor.ready(data.input)
+    if not any(name in _BEYOND_OPERATORS for name in given):
+        return None, None
     if isinstance(given.get("ignore_index"), bool):
         raise TypeError(f"ignore_index: expected an integer or None, got {given['ignore_index']}")
     if given.pop("check_target", False):
