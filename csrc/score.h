@@ -19,7 +19,7 @@
 
 namespace customloss {
 
-// Mirrored by customloss/_ops.py.
+// Mirrored by customloss/_spec/words.py.
 enum class Link : int64_t { kComplement = 0, kLog = 1, kFocal = 2, kNegative = 3 };
 enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2 };
 enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2 };  // over classes
@@ -45,13 +45,17 @@ struct GroupLoss {
 };
 
 // A loss beside the score, of sums that no group keeps to itself: a cross-entropy, a focal loss.
-struct Pointwise {
+struct Factors {
   double score_weight;             // of the score that it stands beside
   double log_pos, log_neg, focal;  // a, b, c: 0 where the row does not exist or does not count
   double positives, negatives;     // u, v
-  int log_row, focal_row;          // LP is row log_row, LN the next, F is row focal_row
 
   CUSTOMLOSS_HD bool present() const { return log_pos != 0.0 || log_neg != 0.0 || focal != 0.0; }
+};
+
+// The same, and where its sums are.
+struct Pointwise : Factors {
+  int log_row, focal_row;  // LP is row log_row, LN the next, F is row focal_row
 };
 
 // What a group, or several, add to a pointwise loss; it is their ratio.

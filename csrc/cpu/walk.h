@@ -4,7 +4,8 @@
 
 #include <algorithm>
 
-#include "../common.h"
+#include "../layout.h"
+#include "../torch.h"
 #include "block.h"
 
 namespace customloss::cpu {

@@ -3,6 +3,7 @@
 // whole rows, or a piece of one row: a segment.
 #pragma once
 
+#include "../average.h"
 #include "reduce.cuh"
 
 namespace customloss::cuda {
