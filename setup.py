@@ -49,7 +49,7 @@ CXX_FLAGS = [
 ]  # fmt: skip
 # gcc 12 takes its own AVX-512 intrinsics for uninitialized
 WERROR = ["-Werror", "-Wno-error=uninitialized", "-Wno-error=maybe-uninitialized"]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", STABLE_ABI]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", "-Wreorder", STABLE_ABI]
 
 
 def sources(folder: str) -> list[str]:

@@ -21,10 +21,10 @@
 
 namespace customloss {
 
-// What turns `input` into a probability.  Mirrored by customloss/_words.py.
+// What turns `input` into a probability.  Mirrored by customloss/_spec/words.py.
 enum class Activation : int64_t { kSigmoid = 0, kNone = 1, kSoftmax = 2 };
 
-// Which operand a gradient is taken with respect to.  Mirrored by customloss/_words.py.
+// Which operand a gradient is taken with respect to.  Mirrored by customloss/_spec/words.py.
 enum class Wrt : int64_t { kInput = 0, kTarget = 1, kWeight = 2 };
 
 namespace {

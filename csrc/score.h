@@ -22,7 +22,7 @@
 
 namespace customloss {
 
-// Mirrored by customloss/_words.py.
+// Mirrored by customloss/_spec/words.py.
 enum class Link : int64_t { kComplement = 0, kLog = 1, kFocal = 2, kNegative = 3 };
 enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2 };
 enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2 };  // over classes
@@ -48,13 +48,17 @@ struct GroupLoss {
 };
 
 // A loss beside the score, as one ratio of sums over many groups: a cross-entropy, a focal loss.
-struct Pointwise {
+struct Factors {
   double score_weight;             // factor of the score beside it
   double log_pos, log_neg, focal;  // a, b, c: 0 where the row does not exist or does not count
   double positives, negatives;     // u, v
-  int log_row, focal_row;          // LP is row log_row, LN the next, F is row focal_row
 
   CUSTOMLOSS_HD bool present() const { return log_pos != 0.0 || log_neg != 0.0 || focal != 0.0; }
+};
+
+// These factors, and the rows of the sums that they are factors of.
+struct Pointwise : Factors {
+  int log_row, focal_row;  // LP is row log_row, LN the next, F is row focal_row
 };
 
 // Numerator and denominator of a pointwise loss: of one group, or summed over several.

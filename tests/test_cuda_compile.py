@@ -97,7 +97,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
             "-o", str(tmp_path_factory.mktemp("cuda") / f"{source.stem}.o"),
             "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000",
             "-isystem", str(include), "--threads", "2",
-            "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror",
+            "-Wreorder", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror",
             "-Xcompiler", "-Wno-unknown-pragmas", "-Xptxas", "-v",
             *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in targets),
         ]  # fmt: skip

@@ -11,8 +11,12 @@
 // Bytes moved: forward reads input and target once; backward reads both and writes the gradient.
 #include <cmath>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "../ceil_div.h"
+#include "../results.h"
 #include "loss.h"
 #include "pages.h"
 #include "pixels.h"
@@ -23,8 +27,6 @@ namespace {
 
 constexpr int64_t kPlanarUnit = 65536;  // elements of a group per unit
 constexpr int64_t kShortAxis = 64;      // innermost axes below this are gathered
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How an interleaved layout is cut: bands of rows, tiles of columns.
 struct Bands {
@@ -292,86 +294,67 @@ void interleaved_gradient(const Operands& operands, const GroupGrads& grads) {
 
 // ---- operators --------------------------------------------------------------------------
 
-Operands operands_of(const Elements& elements, const Tensor* out = nullptr) {
-  Operands operands{elements.layout(out), {}, elements.activation, elements.scale, elements.offset};
-  operands.memory[kInputOperand] = memory(elements.input);
-  operands.memory[kTargetOperand] = memory(elements.target);
-  if (elements.weight) operands.memory[kWeightOperand] = memory(*elements.weight);
+Operands operands_of(const Reading& reading, const Tensor* out = nullptr) {
+  Operands operands{reading.layout(out), {}, reading.activation, reading.scale, reading.offset};
+  operands.memory[kInputOperand] = memory(reading.input);
+  operands.memory[kTargetOperand] = memory(reading.target);
+  if (reading.weight) operands.memory[kWeightOperand] = memory(*reading.weight);
   if (out != nullptr) operands.memory[kOutOperand] = memory(*out);
   return operands;
 }
 
-int64_t classes_of(const Elements& elements, const Operands& operands) {
-  return elements.per_class ? operands.layout.cls.size : 1;
+int64_t classes_of(const Reading& reading, const Operands& operands) {
+  return reading.per_class ? operands.layout.cls.size : 1;
 }
 
-void sums_of(const Elements& elements, const Operands& operands, double* sums) {
-  elements.by_pixel() ? pixel_sums(operands, PixelOptions(elements), elements.per_class, sums)
-                      : confusion_sums(operands, sums);
+void sums_of(const Reading& reading, const Operands& operands, double* sums) {
+  reading.by_pixel() ? pixel_sums(operands, PixelOptions(reading), reading.per_class, sums)
+                     : confusion_sums(operands, sums);
 }
 
-Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                 int64_t activation, double scale, double offset, bool per_sample, bool per_class,
-                 std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra,
-                 double focal_gamma) {
-  const Elements elements =
-      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
-                  ignore_index, label_smoothing, extra, focal_gamma);
-  const Operands operands = operands_of(elements);
-  const int64_t samples = operands.layout.sample.size, classes = classes_of(elements, operands);
-  Tensor sums = empty({rows_of(elements.extra), samples, classes}, true, input);
-  sums_of(elements, operands, static_cast<double*>(sums.mutable_data_ptr()));
+Tensor confusion(arguments::Data&& data, const arguments::Elements& elements) {
+  const Reading reading{std::move(data), elements};
+  const Operands operands = operands_of(reading);
+  const int64_t samples = operands.layout.sample.size, classes = classes_of(reading, operands);
+  Tensor sums = empty({rows_of(reading.extra), samples, classes}, true, reading.input);
+  sums_of(reading, operands, static_cast<double*>(sums.mutable_data_ptr()));
   return sums;
 }
 
-std::tuple<Tensor, Tensor> confusion_score(
-    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-    int64_t activation, double scale, double offset, bool per_sample, bool per_class,
-    std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra, double focal_gamma,
-    double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma, int64_t link,
-    int64_t absent, int64_t average, int64_t reduction) {
-  const Elements elements =
-      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
-                  ignore_index, label_smoothing, extra, focal_gamma);
-  const Scoring scoring =
-      scoring_of(tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent, average, reduction);
-  const Operands operands = operands_of(elements);
-  STD_TORCH_CHECK(elements.extra == 0, "customloss: a score is made of four sums");
-  const int64_t samples = operands.layout.sample.size, classes = classes_of(elements, operands);
-  Tensor coefficients = empty({4, samples, classes}, true, input);
+std::tuple<Tensor, Tensor> confusion_score(arguments::Data&& data,
+                                           const arguments::Elements& elements,
+                                           const arguments::Scoring& scoring) {
+  const Reading reading{std::move(data), elements};
+  const Operands operands = operands_of(reading);
+  STD_TORCH_CHECK(reading.extra == 0, "customloss: a score is made of four sums");
+  const int64_t samples = operands.layout.sample.size, classes = classes_of(reading, operands);
+  Tensor coefficients = empty({4, samples, classes}, true, reading.input);
   double* sums = static_cast<double*>(coefficients.mutable_data_ptr());
-  sums_of(elements, operands, sums);
-  Tensor loss = empty_loss(operands.layout, scoring, elements);
+  sums_of(reading, operands, sums);
+  Tensor loss = empty_loss(scoring, reading, operands.layout);
   std::vector<double> wide(loss.numel());
   GroupAverage(scoring, samples, classes, sums).run(wide.data());
   store(wide, &loss);
   return {loss, coefficients};
 }
 
-Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
-                          const Tensor& input, const Tensor& target,
-                          const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,
-                          double scale, double offset, bool per_sample, bool per_class,
-                          std::optional<int64_t> ignore_index, double label_smoothing,
-                          int64_t extra, double focal_gamma) {
-  const Elements elements =
-      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
-                  ignore_index, label_smoothing, extra, focal_gamma);
-  Tensor out = empty_gradient(elements, static_cast<Wrt>(wrt));
-  const Operands operands = operands_of(elements, &out);
+Tensor confusion_backward(const arguments::Incoming& incoming, arguments::Data&& data,
+                          const arguments::Wrt& by, const arguments::Elements& elements) {
+  const Reading reading{std::move(data), elements};
+  Tensor out = empty_gradient(reading, by.wrt);
+  const Operands operands = operands_of(reading, &out);
   prefer_huge_pages(operands.memory[kOutOperand].data,
                     out.numel() * static_cast<int64_t>(out.element_size()));
   const Layout& layout = operands.layout;
-  const OuterGrad outer = outer_grad(grad, coefficients, elements, layout);
-  if (elements.by_pixel()) {
+  const OuterGrad outer = outer_grad(incoming, reading, layout);
+  const double* coefficients = static_cast<const double*>(incoming.coefficients.const_data_ptr());
+  if (reading.by_pixel()) {
     pixel_gradient(
-        operands, PixelOptions(elements),
-        {static_cast<const double*>(coefficients.const_data_ptr()), outer, static_cast<Wrt>(wrt),
-         layout.sample.size, layout.cls.size, elements.per_class});
+        operands, PixelOptions(reading),
+        {coefficients, outer, by.wrt, layout.sample.size, layout.cls.size, reading.per_class});
     return out;
   }
-  const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()), outer,
-                         static_cast<Wrt>(wrt), layout.groups(), layout.cls.size};
+  const GroupGrads grads{coefficients, outer, by.wrt, layout.groups(), layout.cls.size};
   const bool wide = operands.memory[kInputOperand].dtype == Dtype::kFloat64;
   if (layout.interleaved()) {
     wide ? interleaved_gradient<double>(operands, grads)
@@ -387,13 +370,13 @@ std::string cpu_isa() { return instruction_set().name; }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(customloss, CPU, m) {
-  m.impl("confusion", TORCH_BOX(&confusion));
-  m.impl("confusion_score", TORCH_BOX(&confusion_score));
-  m.impl("confusion_backward", TORCH_BOX(&confusion_backward));
+  m.impl("confusion", Boxed<&confusion>::call);
+  m.impl("confusion_score", Boxed<&confusion_score>::call);
+  m.impl("confusion_backward", Boxed<&confusion_backward>::call);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(customloss, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("cpu_isa", Boxed<&cpu_isa>::call);
 }
 
 }  // namespace customloss::cpu

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common.h"
+#include "../torch.h"
 
 namespace customloss::cpu {
 

@@ -10,12 +10,11 @@
 #include <memory>
 #include <vector>
 
+#include "../ceil_div.h"
 #include "walk.h"
 
 namespace customloss::cpu {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the pixels of a sample are cut.
 struct Cut {

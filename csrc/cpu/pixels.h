@@ -1,7 +1,7 @@
 // The passes of pixels.cpp, as the operators of confusion.cpp call them.
 #pragma once
 
-#include "../common.h"
+#include "../arguments.h"
 
 namespace customloss::cpu {
 
@@ -16,14 +16,14 @@ struct PixelOptions {
   unsigned extra;
   double focal_gamma;
 
-  explicit PixelOptions(const Elements& elements)
-      : labels(elements.labels()),
-        ignores(elements.ignore_index.has_value()),
-        ignored(elements.ignore_index.value_or(0)),
-        label_smoothing(elements.label_smoothing),
-        smoothing(elements.smoothing()),
-        extra(elements.extra),
-        focal_gamma(elements.focal_gamma) {}
+  explicit PixelOptions(const Reading& reading)
+      : labels(reading.labels()),
+        ignores(reading.ignore_index.has_value()),
+        ignored(reading.ignore_index.value_or(0)),
+        label_smoothing(reading.label_smoothing),
+        smoothing(reading.smoothing()),
+        extra(reading.extra),
+        focal_gamma(reading.focal_gamma) {}
 };
 
 // The gradient by the sums: coefficients[rows, samples, classes or 1] times `outer`.

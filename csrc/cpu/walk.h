@@ -5,7 +5,8 @@
 
 #include <algorithm>
 
-#include "../common.h"
+#include "../layout.h"
+#include "../torch.h"
 #include "block.h"
 
 namespace customloss::cpu {

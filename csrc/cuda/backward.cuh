@@ -1,6 +1,7 @@
 // The gradient of every element, from the coefficients of its group.
 #pragma once
 
+#include "../arguments.h"
 #include "forward.cuh"
 
 namespace customloss::cuda {

@@ -13,6 +13,9 @@
 //
 // Nothing waits for the device, nothing is cleared, no float is added atomically: the same bits
 // come out every time, and a call can be captured in a graph.
+#include <utility>
+
+#include "../results.h"
 #include "backward.cuh"
 #include "finish.cuh"
 #include "pixel.h"
@@ -112,21 +115,16 @@ int64_t partials_size(const Work& work, int64_t groups) {
   return work.units() > 1 ? 4 * groups * work.units() : 0;
 }
 
-Tensor confusion(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                 int64_t activation, double scale, double offset, bool per_sample, bool per_class,
-                 std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra,
-                 double focal_gamma) {
-  const Stream stream(input);
-  const Elements elements =
-      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
-                  ignore_index, label_smoothing, extra, focal_gamma);
-  if (elements.by_pixel()) return pixel_confusion(elements, stream);
-  const Layout layout = elements.layout();
-  Tensor sums = empty({4, layout.sample.size, layout.cls.size}, true, input);
+Tensor confusion(arguments::Data&& data, const arguments::Elements& elements) {
+  const Reading reading{std::move(data), elements};
+  const Stream stream(reading.input);
+  if (reading.by_pixel()) return pixel_confusion(reading, stream);
+  const Layout layout = reading.layout();
+  Tensor sums = empty({4, layout.sample.size, layout.cls.size}, true, reading.input);
   const int64_t groups = layout.groups();
   if (groups == 0) return sums;
-  const Work work = plan(elements, layout, nullptr, true);
-  Tensor workspace = empty({partials_size(work, groups)}, true, input);
+  const Work work = plan(reading, layout, nullptr, true);
+  Tensor workspace = empty({partials_size(work, groups)}, true, reading.input);
   const Combination c =
       partial_sums(work, groups, static_cast<double*>(workspace.mutable_data_ptr()),
                    static_cast<double*>(sums.mutable_data_ptr()), nullptr, stream);
@@ -144,36 +142,29 @@ Finish plan_finish(const Scoring& scoring, int64_t samples, int64_t classes, int
   return f;
 }
 
-std::tuple<Tensor, Tensor> confusion_score(
-    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-    int64_t activation, double scale, double offset, bool per_sample, bool per_class,
-    std::optional<int64_t> ignore_index, double label_smoothing, int64_t extra, double focal_gamma,
-    double tp_weight, double fp_weight, double fn_weight, double smooth, double gamma, int64_t link,
-    int64_t absent, int64_t average, int64_t reduction) {
-  const Stream stream(input);
-  const Elements elements =
-      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
-                  ignore_index, label_smoothing, extra, focal_gamma);
-  const Scoring scoring =
-      scoring_of(tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent, average, reduction);
-  STD_TORCH_CHECK(elements.extra == 0, "customloss: a score is of four sums");
-  const Layout layout = elements.layout();
-  const int64_t samples = layout.sample.size, classes = elements.per_class ? layout.cls.size : 1;
+std::tuple<Tensor, Tensor> confusion_score(arguments::Data&& data,
+                                           const arguments::Elements& elements,
+                                           const arguments::Scoring& scoring) {
+  const Reading reading{std::move(data), elements};
+  const Stream stream(reading.input);
+  STD_TORCH_CHECK(reading.extra == 0, "customloss: a score is of four sums");
+  const Layout layout = reading.layout();
+  const int64_t samples = layout.sample.size, classes = reading.per_class ? layout.cls.size : 1;
   const int64_t groups = samples * classes;
-  Tensor coefficients = empty({4, samples, classes}, true, input);
-  Tensor loss = empty_loss(layout, scoring, elements);
+  Tensor coefficients = empty({4, samples, classes}, true, reading.input);
+  Tensor loss = empty_loss(scoring, reading, layout);
   if (layout.groups() == 0) {
     torch::stable::zero_(loss);
     torch::stable::zero_(coefficients);
     return {loss, coefficients};
   }
-  const bool by_pixel = elements.by_pixel();
-  const Work work = by_pixel ? Work{} : plan(elements, layout, nullptr, true);
+  const bool by_pixel = reading.by_pixel();
+  const Work work = by_pixel ? Work{} : plan(reading, layout, nullptr, true);
   const PixelWork pixels =
-      by_pixel ? plan_pixels(elements, layout, nullptr, Wrt::kInput) : PixelWork{};
+      by_pixel ? plan_pixels(reading, layout, nullptr, Wrt::kInput) : PixelWork{};
   const int64_t partials = by_pixel ? pixel_workspace(pixels) : partials_size(work, groups);
   // helpers are settled by the pass; one slice per group is the most there can be
-  Tensor workspace = empty({partials + 4 * groups + 2}, true, input);
+  Tensor workspace = empty({partials + 4 * groups + 2}, true, reading.input);
   double* free = static_cast<double*>(workspace.mutable_data_ptr());
   unsigned* ticket = reinterpret_cast<unsigned*>(free + partials + 4 * groups + 1);
   double* const sums = static_cast<double*>(coefficients.mutable_data_ptr());
@@ -212,25 +203,18 @@ void launch_gradient(const Work& work, const GroupGrads& grads, const Stream& st
                                             : launch_gradient<Io, kWrt, false>(work, grads, stream);
 }
 
-Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
-                          const Tensor& input, const Tensor& target,
-                          const std::optional<Tensor>& weight, int64_t wrt, int64_t activation,
-                          double scale, double offset, bool per_sample, bool per_class,
-                          std::optional<int64_t> ignore_index, double label_smoothing,
-                          int64_t extra, double focal_gamma) {
-  const Stream stream(input);
-  const Elements elements =
-      elements_of(input, target, weight, activation, scale, offset, per_sample, per_class,
-                  ignore_index, label_smoothing, extra, focal_gamma);
-  const Wrt operand = static_cast<Wrt>(wrt);
-  if (elements.by_pixel()) return pixel_backward(grad, coefficients, elements, operand, stream);
-  Tensor out = empty_gradient(elements, operand);
+Tensor confusion_backward(const arguments::Incoming& incoming, arguments::Data&& data,
+                          const arguments::Wrt& by, const arguments::Elements& elements) {
+  const Reading reading{std::move(data), elements};
+  const Stream stream(reading.input);
+  const Wrt operand = by.wrt;
+  if (reading.by_pixel()) return pixel_backward(incoming, reading, operand, stream);
+  Tensor out = empty_gradient(reading, operand);
   if (out.numel() == 0) return out;
-  const Layout layout = elements.layout(&out);
-  const GroupGrads grads{static_cast<const double*>(coefficients.const_data_ptr()),
-                         outer_grad(grad, coefficients, elements, layout), layout.groups(),
-                         layout.cls.size};
-  const Work work = plan(elements, layout, &out, operand == Wrt::kInput);
+  const Layout layout = reading.layout(&out);
+  const GroupGrads grads{static_cast<const double*>(incoming.coefficients.const_data_ptr()),
+                         outer_grad(incoming, reading, layout), layout.groups(), layout.cls.size};
+  const Work work = plan(reading, layout, &out, operand == Wrt::kInput);
   if (operand == Wrt::kInput) {
     with_io(work, [&]<class Io>() { launch_gradient<Io, Wrt::kInput>(work, grads, stream); });
   } else {
@@ -245,9 +229,9 @@ Tensor confusion_backward(const std::optional<Tensor>& grad, const Tensor& coeff
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(customloss, CUDA, m) {
-  m.impl("confusion", TORCH_BOX(&confusion));
-  m.impl("confusion_score", TORCH_BOX(&confusion_score));
-  m.impl("confusion_backward", TORCH_BOX(&confusion_backward));
+  m.impl("confusion", Boxed<&confusion>::call);
+  m.impl("confusion_score", Boxed<&confusion_score>::call);
+  m.impl("confusion_backward", Boxed<&confusion_backward>::call);
 }
 
 }  // namespace customloss::cuda

@@ -3,7 +3,7 @@
 // only the tests have one (tests/cuda_emulation).
 #pragma once
 
-#include "../common.h"
+#include "../torch.h"
 
 #if !defined(__CUDACC__)
 #include <cuda_emulation.h>

@@ -10,14 +10,13 @@
 #include <bit>
 #include <numeric>
 
+#include "../ceil_div.h"
 #include "../element.h"
 #include "../layout.h"
 
 namespace customloss::cuda {
 
 constexpr int kThreads = 256;
-
-CUSTOMLOSS_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The smallest power of two that is at least `a`, no larger than `most`.
 inline int64_t power_of_two(int64_t a, int64_t most) {

@@ -7,6 +7,7 @@
 //              (of a softmax) and any_gradient
 #include "pixel.h"
 
+#include "../results.h"
 #include "pixel_any.cuh"
 #include "pixel_element.cuh"
 #include "pixel_few.cuh"
@@ -165,20 +166,20 @@ void pixel_partial_sums(const PixelWork& work, double* workspace, double* sums, 
   }
 }
 
-Tensor pixel_confusion(const Elements& elements, const Stream& stream) {
-  const Layout layout = elements.layout();
-  const int64_t classes = elements.per_class ? layout.cls.size : 1;
-  Tensor sums = empty({rows_of(elements.extra), layout.sample.size, classes}, true, elements.input);
+Tensor pixel_confusion(const Reading& reading, const Stream& stream) {
+  const Layout layout = reading.layout();
+  const int64_t classes = reading.per_class ? layout.cls.size : 1;
+  Tensor sums = empty({rows_of(reading.extra), layout.sample.size, classes}, true, reading.input);
   if (layout.groups() == 0) {
     torch::stable::zero_(sums);
     return sums;
   }
-  const PixelWork work = plan_pixels(elements, layout, nullptr, Wrt::kInput);
-  Tensor workspace = empty({pixel_workspace(work)}, true, elements.input);
+  const PixelWork work = plan_pixels(reading, layout, nullptr, Wrt::kInput);
+  Tensor workspace = empty({pixel_workspace(work)}, true, reading.input);
   double* const partials = static_cast<double*>(workspace.mutable_data_ptr());
   double* const to = static_cast<double*>(sums.mutable_data_ptr());
   pixel_partial_sums(work, partials, to, nullptr, stream);
-  const int64_t parts = work.parts(), count = rows_of(elements.extra) * work.groups();
+  const int64_t parts = work.parts(), count = rows_of(reading.extra) * work.groups();
   if (parts > 1) {
     const int lanes = static_cast<int>(power_of_two(parts, kWarp));
     launch(pool_sums, ceil_div(count, kThreads / lanes), kThreads, 0, stream,
@@ -187,18 +188,18 @@ Tensor pixel_confusion(const Elements& elements, const Stream& stream) {
   return sums;
 }
 
-Tensor pixel_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
-                      const Elements& elements, Wrt wrt, const Stream& stream) {
-  STD_TORCH_CHECK(wrt != Wrt::kTarget || !elements.labels(),
+Tensor pixel_backward(const arguments::Incoming& incoming, const Reading& reading, Wrt wrt,
+                      const Stream& stream) {
+  STD_TORCH_CHECK(wrt != Wrt::kTarget || !reading.labels(),
                   "customloss: class numbers have no gradient");
-  Tensor out = empty_gradient(elements, wrt);
-  if (elements.input.numel() == 0) return out;
-  const Layout layout = elements.layout(&out);
-  const OuterGrad outer = outer_grad(grad, coefficients, elements, layout);
-  const int64_t classes = elements.per_class ? layout.cls.size : 1;
-  const PixelGrads grads{static_cast<const double*>(coefficients.const_data_ptr()), outer,
+  Tensor out = empty_gradient(reading, wrt);
+  if (reading.input.numel() == 0) return out;
+  const Layout layout = reading.layout(&out);
+  const OuterGrad outer = outer_grad(incoming, reading, layout);
+  const int64_t classes = reading.per_class ? layout.cls.size : 1;
+  const PixelGrads grads{static_cast<const double*>(incoming.coefficients.const_data_ptr()), outer,
                          layout.sample.size * classes, classes};
-  const PixelWork work = plan_pixels(elements, layout, &out, wrt);
+  const PixelWork work = plan_pixels(reading, layout, &out, wrt);
   switch (work.kernel) {
     case PixelKernel::kFew:
       with_choice(work, [&]<class In, class Extra>(In, Extra) {
@@ -230,7 +231,7 @@ Tensor pixel_backward(const std::optional<Tensor>& grad, const Tensor& coefficie
       });
       break;
     case PixelKernel::kAny: {
-      Tensor workspace = empty({stats_of(work)}, true, elements.input);
+      Tensor workspace = empty({stats_of(work)}, true, reading.input);
       with_sums(work, [&]<class T, class Extra>(T, Extra) {
         const PixelStats<T> stats{static_cast<T*>(workspace.mutable_data_ptr()),
                                   work.px.samples * work.px.pixels};

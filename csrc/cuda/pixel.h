@@ -15,8 +15,8 @@ void pixel_partial_sums(const PixelWork& work, double* workspace, double* sums, 
                         const Stream& stream);
 
 // The operators `confusion` and `confusion_backward` of such passes.
-Tensor pixel_confusion(const Elements& elements, const Stream& stream);
-Tensor pixel_backward(const std::optional<Tensor>& grad, const Tensor& coefficients,
-                      const Elements& elements, Wrt wrt, const Stream& stream);
+Tensor pixel_confusion(const Reading& reading, const Stream& stream);
+Tensor pixel_backward(const arguments::Incoming& incoming, const Reading& reading, Wrt wrt,
+                      const Stream& stream);
 
 }  // namespace customloss::cuda

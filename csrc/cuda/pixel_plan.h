@@ -224,30 +224,30 @@ inline bool plan_elements(PixelWork* work, Wrt wrt) {
   return true;
 }
 
-inline PixelWork plan_pixels(const Elements& elements, const Layout& layout, const Tensor* out,
+inline PixelWork plan_pixels(const Reading& reading, const Layout& layout, const Tensor* out,
                              Wrt wrt) {
   PixelWork work;
   PixelPass& px = work.px;
-  px.pass = pass_of(elements, layout, out);
+  px.pass = pass_of(reading, layout, out);
   px.samples = layout.sample.size;
   px.pixels = layout.reduced_size;
   STD_TORCH_CHECK(layout.cls.size < (int64_t{1} << 31), "customloss: too many classes");
   px.classes = static_cast<int>(layout.cls.size);
-  px.labels = elements.labels();
-  px.per_class = elements.per_class;
-  const int64_t ignored = elements.ignore_index.value_or(-1);
+  px.labels = reading.labels();
+  px.per_class = reading.per_class;
+  const int64_t ignored = reading.ignore_index.value_or(-1);
   px.ignored = ignored >= 0 && ignored < px.classes ? static_cast<int>(ignored) : -1;
-  px.ignores = !px.labels && elements.ignore_index.has_value();
+  px.ignores = !px.labels && reading.ignore_index.has_value();
   px.ignored_value = static_cast<double>(ignored);
-  px.off = elements.smoothing();
-  px.on = 1.0 - elements.label_smoothing + px.off;
-  px.gamma = elements.focal_gamma;
+  px.off = reading.smoothing();
+  px.on = 1.0 - reading.label_smoothing + px.off;
+  px.gamma = reading.focal_gamma;
   px.off32 = static_cast<float>(px.off);
   px.span32 = static_cast<float>(px.on - px.off);
   px.gamma32 = static_cast<float>(px.gamma);
   px.ignored32 = px.ignores ? static_cast<float>(ignored) : std::numeric_limits<float>::quiet_NaN();
-  px.extra = elements.extra;
-  work.activation = elements.activation;
+  px.extra = reading.extra;
+  work.activation = reading.activation;
   work.is_double = px.pass.dtype[kInputOperand] == Dtype::kFloat64;
   STD_TORCH_CHECK(!px.ignores || work.activation != Activation::kSoftmax,
                   "customloss: ignore_index of a softmax needs class numbers");

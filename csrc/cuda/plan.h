@@ -2,6 +2,7 @@
 // and how the work is cut (partition.h).
 #pragma once
 
+#include "../arguments.h"
 #include "walk.cuh"
 
 namespace customloss::cuda {
@@ -100,11 +101,11 @@ inline void plan_by_groups(Work* work, int width) {
   }
 }
 
-inline Pass pass_of(const Elements& elements, const Layout& layout, const Tensor* out) {
+inline Pass pass_of(const Reading& reading, const Layout& layout, const Tensor* out) {
   Pass pass{};
   pass.layout = layout;
-  const Tensor* tensors[kOperands] = {&elements.input, &elements.target,
-                                      elements.weight ? &*elements.weight : nullptr, out};
+  const Tensor* tensors[kOperands] = {&reading.input, &reading.target,
+                                      reading.weight ? &*reading.weight : nullptr, out};
   for (int k = 0; k < kOperands; ++k) {
     if (tensors[k] == nullptr) continue;
     pass.dtype[k] = dtype_of(*tensors[k]);
@@ -112,11 +113,11 @@ inline Pass pass_of(const Elements& elements, const Layout& layout, const Tensor
     if (k != kOutOperand) pass.data[k] = static_cast<const char*>(tensors[k]->const_data_ptr());
   }
   if (out != nullptr) pass.out = static_cast<char*>(out->mutable_data_ptr());
-  pass.activation = elements.activation;
-  pass.scale = elements.scale;
-  pass.offset = elements.offset;
-  pass.scale32 = static_cast<float>(elements.scale);
-  pass.offset32 = static_cast<float>(elements.offset);
+  pass.activation = reading.activation;
+  pass.scale = reading.scale;
+  pass.offset = reading.offset;
+  pass.scale32 = static_cast<float>(reading.scale);
+  pass.offset32 = static_cast<float>(reading.offset);
   return pass;
 }
 
@@ -137,9 +138,9 @@ inline Work plan(const Pass& given, bool allow_direct, int width, int column_wid
   return work;
 }
 
-inline Work plan(const Elements& elements, const Layout& layout, const Tensor* out,
+inline Work plan(const Reading& reading, const Layout& layout, const Tensor* out,
                  bool allow_direct) {
-  const Pass pass = pass_of(elements, layout, out);
+  const Pass pass = pass_of(reading, layout, out);
   const int width = 16 / pass.bytes[kInputOperand];
   return plan(pass, allow_direct, width, width);
 }

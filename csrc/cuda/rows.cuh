@@ -3,6 +3,7 @@
 // over rows.  A slice is the groups of one block: whole rows, or a piece of one row, a segment.
 #pragma once
 
+#include "../average.h"
 #include "reduce.cuh"
 
 namespace customloss::cuda {

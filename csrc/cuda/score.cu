@@ -6,6 +6,7 @@
 //
 // Nothing waits for the device, nothing is cleared, no float is added atomically: the same bits
 // come out every time, and a call can be captured in a graph.
+#include "../results.h"
 #include "score.cuh"
 
 namespace customloss::cuda {
@@ -15,22 +16,15 @@ namespace {
 // more.
 constexpr int64_t kMostBlocks = 512;
 
-std::tuple<Tensor, Tensor> sums_score(const Tensor& sums, const std::optional<Tensor>& class_weight,
-                                      int64_t extra, bool per_sample, bool wide, double tp_weight,
-                                      double fp_weight, double fn_weight, double smooth,
-                                      double gamma, int64_t link, int64_t absent, int64_t average,
-                                      int64_t reduction, double score_weight, double log_pos,
-                                      double log_neg, double focal, double positives,
-                                      double negatives) {
-  const Stream stream(sums);
-  const Scoring scoring =
-      scoring_of(tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent, average, reduction);
-  const Pointwise pointwise = pointwise_of(static_cast<unsigned>(extra), score_weight, log_pos,
-                                           log_neg, focal, positives, negatives);
-  check_sums(sums, class_weight, static_cast<unsigned>(extra), per_sample, scoring, pointwise);
+std::tuple<Tensor, Tensor> sums_score(const arguments::GroupSums& given,
+                                      const arguments::Scoring& scoring,
+                                      const arguments::Pointwise& pointwise) {
+  const Stream stream(given.sums);
+  check_sums(given, scoring, pointwise);
+  const Tensor& sums = given.sums;
   const int64_t kinds = sums.size(0), samples = sums.size(1), classes = sums.size(2);
   Tensor coefficients = empty({kinds, samples, classes}, true, sums);
-  Tensor loss = empty_loss(scoring, per_sample, true, samples, classes, wide, sums);
+  Tensor loss = empty_loss(scoring, given);
   const int64_t groups = samples * classes;
   if (groups == 0) {
     torch::stable::zero_(loss);
@@ -39,9 +33,11 @@ std::tuple<Tensor, Tensor> sums_score(const Tensor& sums, const std::optional<Te
   Compound f{};
   plan_rows(scoring, samples, classes, kSlots, &f);
   loss_to(loss, &f);
-  f.pointwise = pointwise;
+  f.pointwise = pointwise.of(given.extra);
   f.sums = static_cast<const double*>(sums.const_data_ptr());
-  if (class_weight) f.class_weight = static_cast<const double*>(class_weight->const_data_ptr());
+  if (given.class_weight) {
+    f.class_weight = static_cast<const double*>(given.class_weight->const_data_ptr());
+  }
   f.coefficients = static_cast<double*>(coefficients.mutable_data_ptr());
   f.groups = groups;
   f.kinds = static_cast<int>(kinds);
@@ -60,6 +56,6 @@ std::tuple<Tensor, Tensor> sums_score(const Tensor& sums, const std::optional<Te
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(customloss, CUDA, m) { m.impl("sums_score", TORCH_BOX(&sums_score)); }
+STABLE_TORCH_LIBRARY_IMPL(customloss, CUDA, m) { m.impl("sums_score", Boxed<&sums_score>::call); }
 
 }  // namespace customloss::cuda

@@ -280,9 +280,9 @@ std::pair<std::vector<double>, Array<double>> compound(
   const int64_t samples = sums.shape(1), classes = sums.shape(2);
   const Scoring scoring = scoring_of(score, over_classes, over_rest);
   const auto& [score_weight, log_pos, log_neg, focal, positives, negatives] = factors;
-  const Pointwise pointwise{
-      score_weight,         log_pos, log_neg, focal, positives, negatives, row_of(extra, kLogLoss),
-      row_of(extra, kFocal)};
+  const Pointwise pointwise{{score_weight, log_pos, log_neg, focal, positives, negatives},
+                            row_of(extra, kLogLoss),
+                            row_of(extra, kFocal)};
   Array<double> grads({sums.shape(0), sums.shape(1), sums.shape(2)});
   std::fill_n(grads.mutable_data(), grads.size(), kUnwritten);
   std::vector<double> loss = losses_of(scoring, samples, classes);
