@@ -1,4 +1,4 @@
-"""What every test file shares: seeds, threads and how a number is judged."""
+"""What every test file shares: the import path, seeds, threads and how a number is judged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import hypothesis
 import pytest
 import torch
 
-# --import-mode=importlib leaves this folder off the path, and the tests share cases.py, judge.py
-sys.path.insert(0, str(Path(__file__).parent))
+# --import-mode=importlib leaves the path alone, and the tests share the files of support/
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+import paths
+
+sys.path[:1] = map(str, paths.IMPORTED)
 
 # the same examples on every run: a failure is reproduced by running the test again
 hypothesis.settings.register_profile(
