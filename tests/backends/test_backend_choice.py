@@ -1,4 +1,4 @@
-"""Choosing a backend: by context, by call, by environment variable, and what is refused."""
+"""The backend is the one that a call, a block or the environment names; others are refused."""
 
 from __future__ import annotations
 

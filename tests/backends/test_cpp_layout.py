@@ -1,4 +1,4 @@
-"""csrc/layout.h: how a tensor of any strides becomes the few loops that a kernel runs."""
+"""csrc/layout.h turns a tensor of any strides into the few loops that a kernel runs."""
 
 from __future__ import annotations
 

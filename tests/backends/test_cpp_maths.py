@@ -1,4 +1,4 @@
-"""The header maths of csrc against NumPy: one element, one group, all groups."""
+"""The header maths of csrc agrees with NumPy for one element, one group and all groups."""
 
 from __future__ import annotations
 

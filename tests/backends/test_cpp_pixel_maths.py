@@ -1,4 +1,4 @@
-"""The maths of csrc/pixel.h against NumPy: logarithms, powers, every sum and its derivatives."""
+"""The maths of csrc/pixel.h agrees with NumPy: logarithms, powers, sums and derivatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
+"""The operator tests pass on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
 
 ``_C`` is built through the CMake preset, put beside a copy of the package, and the tests run on it
 in a process that preloads the sanitizers. A report of either ends that process.

@@ -1,4 +1,7 @@
-"""The kernels of csrc/cuda, compiled for the CPU and run there: no GPU, every line executed."""
+"""The element kernels of csrc/cuda, compiled for the CPU, agree with the reference.
+
+Every line runs, with its threads in any order; no GPU is needed.
+"""
 
 from __future__ import annotations
 

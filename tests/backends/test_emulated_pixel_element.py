@@ -1,4 +1,4 @@
-"""The kernels of csrc/cuda/pixel_element.cuh, run on the CPU and judged by the reference."""
+"""The kernels of csrc/cuda/pixel_element.cuh, run on the CPU, agree with the reference."""
 
 from __future__ import annotations
 

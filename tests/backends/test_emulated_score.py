@@ -1,4 +1,4 @@
-"""The kernels of csrc/cuda/score.cuh, run on the CPU and judged by the reference in float64."""
+"""The kernels of csrc/cuda/score.cuh, run on the CPU, agree with the reference in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a GPU: steps captured as CUDA graphs, by hand and by torch.compile."""
+"""On a GPU a step can be captured as a CUDA graph, by hand and by torch.compile."""
 
 from __future__ import annotations
 

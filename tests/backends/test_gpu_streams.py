@@ -1,4 +1,4 @@
-"""On a GPU: nothing waits for it, and work goes to the current stream, beside its operands."""
+"""On a GPU nothing waits for the device, and work goes to the current stream."""
 
 from __future__ import annotations
 

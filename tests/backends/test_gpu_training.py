@@ -1,4 +1,4 @@
-"""On a GPU: mixed precision, memory, a process group, and how many kernels a step launches."""
+"""On a GPU mixed precision, memory, process groups and the number of launches are as promised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a GPU: every value and gradient that the CPU is held to, and the same bits every time."""
+"""On a GPU every value and gradient is right, with the same bits every time."""
 
 from __future__ import annotations
 

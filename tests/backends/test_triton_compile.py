@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here.
+"""The Triton kernels compile for GPUs that are not here.
 
 A stand-in driver names the target, and every launch stops after the compilation: the launchers
 run as they are, so what is compiled, and how it is specialised, is what a GPU would get.

@@ -1,5 +1,8 @@
-"""The Triton kernels on the CPU: the interpreter has to be chosen before they are imported, so
-``triton_suite.py`` and ``triton_pixels.py`` run in processes of their own."""
+"""The Triton kernels, interpreted on the CPU, agree with the reference.
+
+The interpreter has to be chosen before they are imported, so ``triton_suite.py`` and
+``triton_pixels.py`` run in processes of their own.
+"""
 
 from __future__ import annotations
 

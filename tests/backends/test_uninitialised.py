@@ -1,4 +1,4 @@
-"""Every allocation filled with NaN, those of the compiled code too: what is not written shows."""
+"""Everything that is returned was written, also where every allocation starts as NaN."""
 
 from __future__ import annotations
 

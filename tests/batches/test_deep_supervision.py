@@ -1,4 +1,4 @@
-"""One loss of outputs at several resolutions: values, weights, views, and what can be wrong."""
+"""One loss of outputs at several resolutions is their weighted mean or sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that share a batch have the loss and the gradients of one process with the whole of it."""
+"""Ranks that share a batch have the loss and the gradients of one process with all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The moving average of the sums: its value, its gradient, its state."""
+"""The moving average of the sums has the value, the gradient and the state that it documents."""
 
 from __future__ import annotations
 

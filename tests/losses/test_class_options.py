@@ -1,4 +1,4 @@
-"""Which classes are scored and what they weigh; class numbers, ignored and smoothed ones."""
+"""Classes are chosen, weighed, numbered, ignored and smoothed as the options say."""
 
 from __future__ import annotations
 

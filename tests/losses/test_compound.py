@@ -1,4 +1,7 @@
-"""A score and a cross-entropy or focal loss of one pass: textbooks, torch, MONAI, parts, errors."""
+"""A score with a cross-entropy or focal loss, in one pass, is the sum of textbook formulas.
+
+torch and MONAI agree; parts of a batch add up; a bad call is an error.
+"""
 
 from __future__ import annotations
 

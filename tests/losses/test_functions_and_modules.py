@@ -1,4 +1,4 @@
-"""Every functional and module: the fused operator, the composed path and each other."""
+"""Every functional and its module agree, with the fused operator and with the composed path."""
 
 from __future__ import annotations
 

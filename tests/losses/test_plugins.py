@@ -1,4 +1,4 @@
-"""Scores of your own: ConfusionLoss, the registry, entry points, and what can be wrong."""
+"""A score of your own works as a loss, by itself, by its name and from another package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published numbers, reproduced: the perceptrons of the AnyLoss paper on load_breast_cancer.
+"""The published numbers of the AnyLoss paper's perceptrons on load_breast_cancer are reproduced.
 
 Han et al., "AnyLoss", KDD 2024, and their released 10CV_Perceptron_102datasets(12282023).csv, data
 set 33. Their protocol: malignant is positive; features standardised over all rows, ddof 1; a bias

@@ -1,4 +1,4 @@
-"""Which way a loss goes from its sums: at once, or composed; both are one loss.
+"""A loss goes from its sums at once or composed, as it should, and both ways are one loss.
 
 At once is ``sums_score``: a ratio of the sums whose classes count unlike, a ratio with a pointwise
 loss beside it (both are the operator ``compound``), a ratio over ranks or micro-batches.

@@ -1,4 +1,7 @@
-"""Every score: its textbook formula, its gradient, scikit-learn, identities, and the edges."""
+"""Every score is its textbook formula, with its gradient, its identities and its edges.
+
+scikit-learn is a second judge.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under autocast nothing is cast: half inputs are read as they are, the loss is float32."""
+"""Under autocast nothing is cast: half inputs are read as they are, and the loss is float32."""
 
 from __future__ import annotations
 

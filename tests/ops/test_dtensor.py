@@ -1,5 +1,7 @@
-"""DTensors go into every loss and give the value and the gradient of the whole tensor, and what
-they tell each other is a few numbers per group."""
+"""DTensors give every loss the value and the gradient of the whole tensor.
+
+What their ranks tell each other is a few numbers per group.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""DTensors whose classes do not all count alike: weighed, chosen, without background, and compounds
-with a cross-entropy; the value and the gradient of the whole tensor."""
+"""DTensors whose classes count unlike give the value and the gradient of the whole tensor.
+
+Classes are weighed, chosen, without background, and beside a cross-entropy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator as PyTorch sees it: schema, dispatch, autograd, fake tensors."""
+"""PyTorch's schema, autograd and fake-tensor checks accept the element-wise operators."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Every bad call raises TypeError or ValueError in Python, naming the argument, what was expected
-and what came, before a kernel runs."""
+"""Every bad call raises TypeError or ValueError in Python, before a kernel runs.
+
+The message names the argument, what was expected and what came.
+"""
 
 from __future__ import annotations
 

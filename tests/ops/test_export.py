@@ -1,4 +1,4 @@
-"""The loss in what is made of a model: exported programs, packages, checkpoints, scaled steps."""
+"""The loss survives export, packaging, checkpointing and scaled steps of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.func: vmap over every argument, grad, jvp, jacobians and hessians, and their mixtures."""
+"""vmap, grad, jvp, jacobians, hessians and their mixtures give the plain loss's derivatives."""
 
 from __future__ import annotations
 

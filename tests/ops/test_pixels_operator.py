@@ -1,4 +1,4 @@
-"""Softmax, class numbers and the further sums as PyTorch sees them; what they cost in memory."""
+"""PyTorch's checks accept softmax, class numbers and the further sums, within their memory."""
 
 from __future__ import annotations
 

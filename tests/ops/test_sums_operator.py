@@ -1,5 +1,7 @@
-"""``sums_score``, ``sums_loss`` and ``compound`` as PyTorch sees them: derivatives of any order,
-operator checks, fake tensors, transforms."""
+"""PyTorch's checks accept ``sums_score``, ``sums_loss`` and ``compound``, to any derivative.
+
+Operator checks, fake tensors and transforms are here; the values are in test_sums_values.
+"""
 
 from __future__ import annotations
 

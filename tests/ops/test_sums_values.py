@@ -1,4 +1,4 @@
-"""``sums_score``: from the sums of the groups to a loss and its gradient by them, in one call."""
+"""``sums_score`` goes from the sums of the groups to a loss and its gradient in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export: one graph, no recompilation, the same gradients."""
+"""torch.compile and torch.export make one graph, never a second one, with the same gradients."""
 
 from __future__ import annotations
 

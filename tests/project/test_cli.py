@@ -1,4 +1,4 @@
-"""The command line: every command runs, writes what it says, and names the extra it needs."""
+"""Every command of the command line runs, writes what it says, and names the extra it needs."""
 
 from __future__ import annotations
 

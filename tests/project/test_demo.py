@@ -1,4 +1,4 @@
-"""The training demo: thresholds and folds are right, and its sentences follow the numbers."""
+"""The training demo has right thresholds and folds, and its sentences follow the numbers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Mutation: one-line faults put into the source on purpose, each of which the tests must notice.
+"""The tests notice every one-line fault that is put into the source on purpose.
 
 A mutant is a copy of the tree with one line changed; C++ ones are compiled anew with g++. A small
 part of the suite runs on the copy and has to fail. The unchanged copy is run first: it passes, so
-that a failure means the mutant and not the copying."""
+that a failure means the mutant and not the copying.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what is in them, what they need, and how they behave elsewhere.
+"""The wheel and the sdist hold what they should, and work away from their sources.
 
 Marked ``packaging`` where something is built. The tests share one build, hence one xdist worker.
 """

@@ -1,4 +1,4 @@
-"""0 elements, 0 classes, 0 samples, 1 element: the documented value, never a NaN by accident."""
+"""No elements, no classes, no samples or one element give the documented value."""
 
 from __future__ import annotations
 

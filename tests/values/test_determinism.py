@@ -1,4 +1,4 @@
-"""The same bits on every run, on any number of threads, and for every instruction set its own."""
+"""The bits are the same on every run, on any number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients by input, target and weight: against the reference, numerically, and twice."""
+"""Gradients by input, target and weight agree with the reference and with finite differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NaN, infinities, extreme logits, overflow, and the digits near a perfect score."""
+"""NaN, infinities, extreme logits, overflow and near-perfect scores are handled as documented."""
 
 from __future__ import annotations
 

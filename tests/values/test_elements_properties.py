@@ -1,4 +1,4 @@
-"""What must hold whatever the numbers: invariances and identities, over drawn examples."""
+"""Invariances and identities of the element-wise losses hold for whatever numbers are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's value against the reference in float64, and against eager PyTorch's own error."""
+"""The operator is as near to the reference as its dtype allows, and no worse than eager."""
 
 from __future__ import annotations
 

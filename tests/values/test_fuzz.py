@@ -1,7 +1,8 @@
-"""Differential fuzz: random shapes, strides, dtypes and options against the reference.
+"""Random shapes, strides, dtypes and options agree with the reference.
 
 A failure names its seed. Put it into KEPT with what was wrong, so that it is run for ever;
-``CUSTOMLOSS_FUZZ=5000 pytest tests/values/test_fuzz.py`` looks for more."""
+``CUSTOMLOSS_FUZZ=5000 pytest tests/values/test_fuzz.py`` looks for more.
+"""
 
 from __future__ import annotations
 

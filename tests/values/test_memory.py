@@ -1,4 +1,4 @@
-"""What is kept for backward, and the most memory that a step takes."""
+"""Backward keeps the caller's tensors alone, and a step takes no more memory than promised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of softmax, class numbers and the further sums, numerically, twice and as formulas."""
+"""Gradients of softmax, class numbers and the further sums agree with formulas."""
 
 from __future__ import annotations
 

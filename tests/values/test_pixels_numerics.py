@@ -1,4 +1,4 @@
-"""Softmax and class numbers where numbers run out: NaN, infinities, confidence, halves, length."""
+"""Softmax and class numbers stay right where numbers run out: NaN, infinities, length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of softmax and class numbers whatever the numbers; what other libraries say."""
+"""Invariances of softmax and class numbers hold, and other libraries say the same."""
 
 from __future__ import annotations
 

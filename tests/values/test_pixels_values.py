@@ -1,4 +1,4 @@
-"""Softmax, class numbers, smoothing and the further sums: values and gradients of the reference."""
+"""Softmax, class numbers and the further sums have the reference's values and gradients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The reference itself: against numbers worked out by hand, a second specification in exact
-rationals, scikit-learn and torchmetrics."""
+"""The reference agrees with numbers worked out by hand, exact rationals and other libraries.
+
+The exact rationals are a second specification; the libraries are scikit-learn and torchmetrics.
+"""
 
 from __future__ import annotations
 

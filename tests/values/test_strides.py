@@ -1,7 +1,8 @@
-"""Any strides are read where they lie: the same loss, and no copy of anything of the input's size.
+"""Any strides are read where they lie: the loss is the same, and nothing of that size is copied.
 
 test_elements_values and test_elements_gradients judge every layout against the reference; here is
-what is left."""
+what is left.
+"""
 
 from __future__ import annotations
 
