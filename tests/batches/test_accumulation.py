@@ -10,6 +10,7 @@ import torch.distributed as dist
 from parts import CLASSES, FEATURES, TOLERANCE, assert_equal, network
 from process import run_python
 from ranks import run
+from selection import covering
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -64,6 +65,7 @@ def step(criterion: nn.Module, model: nn.Module, parts: Parts) -> list[Tensor]:
     return losses
 
 
+@covering
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("count", [1, 3, 8])
 @pytest.mark.parametrize("name", CRITERIA)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from parts import CLASSES, FEATURES, TOLERANCE, assert_equal, network
 from ranks import run
+from selection import one_of_each
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -173,6 +174,7 @@ def shards_of_parameters_agree() -> None:
                 assert_equal(own.grad.full_tensor(), other.grad, cut)
 
 
+@one_of_each()
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_equal_one_process(world: int) -> None:
     run(world, logits_agree, numbers_agree, parameters_agree, shards_of_parameters_agree)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from parts import assert_equal
+from selection import covering
 from sklearn import metrics
 from torch import Tensor, nn
 
@@ -64,6 +65,7 @@ CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {
 }
 
 
+@covering
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("samplewise", [False, True])
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted", "none"])

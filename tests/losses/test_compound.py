@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from parts import CLASSES, FEATURES, assert_equal, network
 from ranks import run
+from selection import covering, one_of_each
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.parallel import DistributedDataParallel
@@ -214,6 +215,7 @@ POINTWISE = {
 }  # fmt: skip
 
 
+@covering
 @pytest.mark.parametrize("link", ["complement", "log", "negative", "log_cosh"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("samplewise", [False, True])
@@ -335,6 +337,7 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@one_of_each(lambda name: name == "compound")
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("name", ["dice_ce", "tversky_ce", "compound"])
 def test_compiles_to_one_graph(name: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import OPTIONS, Case
 from judge import differentiated
+from selection import covering, one_of_each
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -76,6 +77,7 @@ def test_module_and_function_agree(name: str) -> None:
         function(name)(x, sample.target, averge="micro")
 
 
+@covering
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_options(name: str, option: str) -> None:
@@ -329,6 +331,7 @@ def test_words_and_rows_agree() -> None:
 OWN = {"fp_weight": 0.3, "fn_weight": 0.7}
 
 
+@covering
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("case", cases.FEW[:8], ids=str)
 def test_opcheck(case: Case, requires_grad: bool) -> None:
@@ -359,6 +362,7 @@ CHECKED = [
 ]  # fmt: skip
 
 
+@one_of_each(lambda name: name, lambda option: option)
 @pytest.mark.parametrize(("name", "option"), CHECKED)
 def test_gradcheck(name: str, option: str) -> None:
     loss = customloss.loss(name, **shared(option, name))
@@ -401,6 +405,7 @@ def test_vmap(name: str) -> None:
 COMPILED = [n for n in NAMES if n not in (*COMPOUND, "semimetric_dice", "semimetric_jaccard")]
 
 
+@one_of_each(lambda name: registry.LOSSES[name].__module__)
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_to_one_graph(name: str) -> None:
     torch._dynamo.reset()

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from selection import covering
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -192,6 +193,7 @@ def gradients(criterion: nn.Module, operands: Any, at_once: bool) -> list[Tensor
     return [loss.detach(), *torch.autograd.grad(loss, wanted, above)]
 
 
+@covering
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("name", RATIOS + COMPOUNDS)
 def test_both_ways_are_one_loss(name: str, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import covering
 from sklearn import metrics
 from torch import Tensor
 
@@ -438,6 +439,7 @@ EDGES = {
 }
 
 
+@covering
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("name", customloss.loss_names())
 def test_finite_at_the_edges(name: str, edge: str) -> None:

@@ -10,6 +10,7 @@ from cases import INPUT_DTYPES, Case, short
 from judge import soft_f1
 from measured import allocated
 from paths import ROOT
+from selection import covering
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import customloss
@@ -30,6 +31,7 @@ class Casts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@covering
 @pytest.mark.parametrize("within", [torch.bfloat16, torch.float16], ids=short)
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 def test_the_same_value_and_gradient(dtype: torch.dtype, within: torch.dtype) -> None:

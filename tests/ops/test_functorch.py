@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import OPTIONS, Case
 from judge import soft_f1
+from selection import covering
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -131,6 +132,7 @@ def test_vmap_of_an_empty_batch_and_of_nothing() -> None:
 # ---- derivatives ---------------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("option", ["default", "everything", "samplewise", "log", "weighted"])
 @pytest.mark.parametrize("argnum", [0, 1, 2])
 def test_derivatives(argnum: int, option: str) -> None:

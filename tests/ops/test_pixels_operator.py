@@ -17,6 +17,7 @@ from judge import assert_right, assert_sums_right, confusion_sums, differentiate
 from measured import allocated
 from pixel_cases import EXTRAS, SOFTMAX, numbered, reading
 from process import run_python
+from selection import covering
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -32,6 +33,7 @@ F64 = torch.float64
 # ---- contracts -----------------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("case", pixel_cases.FEW[::3], ids=str)
 def test_opcheck(case: Case, requires_grad: bool) -> None:
@@ -192,6 +194,7 @@ def test_derivatives_of_the_further_sums() -> None:
 # ---- memory --------------------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["softmax-numbers", "softmax-shares", "sigmoid-ignored"])
@@ -287,6 +290,7 @@ LARGE = (
 )
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=short)
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_the_same_bits_on_1_2_and_4_threads(case: Case, dtype: torch.dtype) -> None:

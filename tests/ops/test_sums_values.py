@@ -22,6 +22,7 @@ from score_cases import (
     scoring,
     sums_of,
 )
+from selection import covering
 from torch import Tensor
 
 from customloss._spec.arguments import Pointwise
@@ -44,6 +45,7 @@ def assert_near(found: tuple[Tensor, Tensor], expected: tuple[Any, Any], what: o
 # ---- values and coefficients ---------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("average", AVERAGES)
@@ -53,6 +55,7 @@ def test_the_reference(average: str, reduction: str, link: str) -> None:
         assert_near(found, flat.sums_score(*case.arguments()), name)
 
 
+@covering
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("average", AVERAGES)
 def test_the_formulas(average: str, reduction: str) -> None:
@@ -124,6 +127,7 @@ def test_rows_that_are_not_read_have_no_coefficients() -> None:
         assert rows == kept
 
 
+@covering
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("average", AVERAGES[:2])

@@ -12,6 +12,7 @@ import torch
 from cases import OPTIONS, Case, Sample
 from judge import differentiated, soft_f1
 from measured import allocated
+from selection import covering
 from torch import Tensor, nn
 
 import customloss
@@ -67,6 +68,7 @@ def sized(*shape: int, **more: Any) -> Sample:
     return Case("x", shape, target=None, weight="class", **more).build()
 
 
+@covering
 @pytest.mark.parametrize(
     "shapes",
     [((6, 4), (9, 4), (9, 7)), ((2, 3, 4, 5), (3, 5, 6, 4), (7, 3, 9, 9)), ((10,), (1025,))],
@@ -201,6 +203,7 @@ def test_a_training_step_is_one_graph_for_all_batch_sizes(activation: str) -> No
             torch.testing.assert_close(found[0], found[1])
 
 
+@covering
 @INDUCTOR
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])

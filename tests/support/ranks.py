@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch.distributed as dist
 
 # a rank that hangs is an error within the time a test may take
 PATIENCE = timedelta(seconds=60)
+# Ranks are forked from a process that has imported these: to import torch takes as long as most
+# checks. It has not imported customloss, which reads the environment of a rank.
+IMPORTED = ["torch.distributed.tensor", "torch.testing", "pytest", "ranks"]
 
 
 def run(world: int, *checks: Callable[[], None], **environment: str) -> None:
@@ -23,22 +27,16 @@ def run(world: int, *checks: Callable[[], None], **environment: str) -> None:
     A check is found again by the name of its file and its own: it has to be at top level.
     """
     names = [(Path(check.__code__.co_filename).stem, check.__name__) for check in checks]
-    before = {key: os.environ.get(key) for key in environment}
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    with tempfile.TemporaryDirectory() as folder:
+        given = (world, f"file://{folder}/store", names, environment)
+        torch.multiprocessing.start_processes(_rank, given, nprocs=world, start_method="forkserver")
+
+
+def _rank(
+    rank: int, world: int, store: str, names: list[tuple[str, str]], environment: dict[str, str]
+) -> None:
     os.environ.update(environment)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(
-                _rank, (world, f"file://{folder}/store", names), nprocs=world
-            )
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-
-
-def _rank(rank: int, world: int, store: str, names: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=PATIENCE

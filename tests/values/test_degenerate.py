@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import INPUT_DTYPES, Case, short
 from judge import soft_f1
+from selection import covering
 
 import customloss
 from customloss import reference
@@ -21,6 +22,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[to
     return [x, torch.zeros(shape, dtype=torch.float64, requires_grad=True)]
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted", "none"])
 @pytest.mark.parametrize("shape", EMPTY, ids=str)

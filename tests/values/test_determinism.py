@@ -7,6 +7,7 @@ import torch
 from cases import Case, Sample
 from judge import soft_f1
 from process import run_python
+from selection import covering
 
 # above one unit of work, so that threads have something to divide
 LARGE = (
@@ -34,6 +35,7 @@ def assert_same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> None
         assert mine.numpy().tobytes() == theirs.numpy().tobytes()
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_the_same_bits_on_1_2_and_4_threads(case: Case, dtype: torch.dtype) -> None:

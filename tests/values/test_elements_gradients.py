@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import INPUT_DTYPES, OPTIONS, Case, short
 from judge import assert_right, soft_f1
+from selection import covering
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -20,12 +21,14 @@ from customloss import reference
 STRICT = {"check_forward_ad": True, "check_undefined_grad": True, "check_grad_dtypes": True}
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", (*cases.SIZES, cases.FLUSHED), ids=str)
 def test_sizes(case: Case, dtype: torch.dtype) -> None:
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", (*cases.MIXED_LAYOUTS, *cases.WEIGHTED), ids=str)
 def test_weights_and_layouts(case: Case, dtype: torch.dtype) -> None:
@@ -37,12 +40,14 @@ def test_target_dtypes(case: Case) -> None:
     assert_right(soft_f1, case.build(torch.float32))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", cases.OPTIONED, ids=str)
 def test_options(case: Case, dtype: torch.dtype) -> None:
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("option", ["micro", "samplewise_groups", "samplewise_micro"])
 def test_options_by_layout(option: str, layout: str) -> None:
@@ -105,6 +110,7 @@ def incoming(loss: Tensor, kind: str) -> Tensor:
     return torch.zeros_like(values)
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=short)
 @pytest.mark.parametrize(
     "kind", ["dense", "expanded", "expanded-row", "transposed", "stepped", "zero"]
@@ -233,6 +239,7 @@ def of_leaves(case: Case) -> tuple:
     return function, leaves
 
 
+@covering
 @pytest.mark.parametrize("layout", ["contiguous", "permuted", "expanded", "sliced"])
 @pytest.mark.parametrize(
     ("target", "weight"), [(torch.bool, None), (None, None), (None, "full"), (torch.uint8, "class")]
@@ -257,6 +264,7 @@ def test_gradcheck_weights(weight: str) -> None:
     assert gradcheck(function, leaves, nondet_tol=0.0, **STRICT)
 
 
+@covering
 @pytest.mark.parametrize("layout", ["contiguous", "permuted", "expanded", "sliced"])
 @pytest.mark.parametrize(("target", "weight"), [(torch.bool, None), (None, "class")])
 def test_gradgradcheck_layouts(target: torch.dtype | None, weight: str | None, layout: str) -> None:

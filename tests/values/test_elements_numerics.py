@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import INPUT_DTYPES, INTEGERS, LAYOUTS, Case, lay_out, short
 from judge import assert_near, soft_f1
+from selection import covering
 from torch import Tensor
 
 import customloss
@@ -20,6 +21,7 @@ SHAPES = ((6, 3), (2, 3, 4, 5), (3, 3, 70))
 # ---- NaN and infinities --------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("layout", ["contiguous", "class_last", "transposed"])
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("where", ["input", "target", "weight"])
@@ -65,6 +67,7 @@ def test_a_nan_is_seen_whatever_the_target_dtype(target: torch.dtype | None, abs
         assert loss.isnan(), (positives, loss)
 
 
+@covering
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -132,6 +135,7 @@ def test_infinite_logits_are_exact(dtype: torch.dtype) -> None:
     assert soft_f1(-perfect, t) == 1
 
 
+@covering
 @pytest.mark.parametrize("link", ["complement", "log", "focal", "negative"])
 @pytest.mark.parametrize("logit", [1e4, -1e4, 88.0, -88.0, 750.0, -750.0])
 @pytest.mark.parametrize("targets", ["none", "all", "mixed"])
@@ -210,6 +214,7 @@ def check_rare(elements: int, dtype: torch.dtype, columns: int = 1) -> None:
     assert float(loss) == pytest.approx((fp + fn) / (2 * tp + fp + fn), rel=1e-6)
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("columns", [1, 4, 1024])
 def test_many_small_probabilities(columns: int, dtype: torch.dtype) -> None:
@@ -217,6 +222,7 @@ def test_many_small_probabilities(columns: int, dtype: torch.dtype) -> None:
     check_rare(1 << 22, dtype, columns)
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("target", [torch.bool, torch.float32], ids=short)
 @pytest.mark.parametrize(
@@ -252,6 +258,7 @@ def test_very_many_small_probabilities(columns: int, exponent: int) -> None:
 # ---- digits --------------------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("gap", [1e-2, 1e-5, 1e-7, 1e-9, 1e-12, 1e-30])
 @pytest.mark.parametrize("link", ["complement", "log"])
 @pytest.mark.parametrize("kind", ["vector", "rows", "planes", "classes-last", "soft", "weighted"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import INPUT_DTYPES, OPTIONS, TARGET_DTYPES, Case, Sample, short
 from judge import assert_near, reference_loss, soft_f1
+from selection import covering
 from torch import Tensor
 
 import customloss
@@ -24,12 +25,14 @@ def check(case: Case, dtype: torch.dtype) -> None:
     assert_near(loss, reference_loss(sample), dtype, str(case))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", (*cases.SIZES, cases.FLUSHED), ids=str)
 def test_sizes(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", (*cases.MIXED_LAYOUTS, *cases.WEIGHTED), ids=str)
 def test_weights_and_layouts(case: Case, dtype: torch.dtype) -> None:
@@ -42,6 +45,7 @@ def test_target_dtypes(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", cases.OPTIONED, ids=str)
 def test_options(case: Case, dtype: torch.dtype) -> None:
@@ -156,6 +160,7 @@ def exact(sample: Sample) -> tuple[np.longdouble, np.ndarray]:
     return ((fp + fn) / whole).mean(), gradient
 
 
+@covering
 @pytest.mark.skipif(
     np.finfo(np.longdouble).eps > 1e-18, reason="numpy's longdouble is float64 on this platform"
 )

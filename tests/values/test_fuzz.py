@@ -16,6 +16,7 @@ import torch
 from cases import INPUT_DTYPES, LAYOUTS, TARGET_DTYPES, WEIGHTS, Case
 from judge import assert_right, assert_sums_right, soft_f1
 from pixel_cases import LABEL_DTYPES as INTEGERS
+from selection import one_of_each
 
 import customloss
 from customloss._spec import options as spec_options
@@ -131,12 +132,14 @@ def test_kept_seeds() -> None:
         run_pixels(seed)
 
 
+@one_of_each(lambda tenth: tenth % 3)
 @pytest.mark.parametrize("tenth", range(10))
 def test_fuzz(tenth: int) -> None:
     for seed in range(tenth, FOUND, 10):
         run(seed)
 
 
+@one_of_each(lambda tenth: tenth % 3)
 @pytest.mark.parametrize("tenth", range(10))
 def test_fuzz_of_pixels(tenth: int) -> None:
     for seed in range(tenth, FOUND, 10):

@@ -11,6 +11,7 @@ from cases import Case
 from judge import soft_f1
 from measured import kept_for_backward
 from process import run_python
+from selection import one_of_each
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -86,6 +87,7 @@ print(forward, both, x.numel() * x.element_size())
 """
 
 
+@one_of_each(lambda dtype: dtype)
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from /proc (Linux)"
 )

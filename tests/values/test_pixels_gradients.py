@@ -11,6 +11,7 @@ import torch
 from cases import Case
 from judge import assert_right, confusion_sums, elements_of, judging, soft_f1
 from pixel_cases import EXTRAS, OUTCOMES, READINGS, numbered, reading
+from selection import covering
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -56,6 +57,7 @@ def test_gradcheck_readings(name: str) -> None:
         assert gradcheck(function, leaves, **STRICT)
 
 
+@covering
 @pytest.mark.parametrize("layout", ["class_last", "sliced", "expanded_sample"])
 @pytest.mark.parametrize("name", ["softmax-numbers", "softmax-shares"])
 def test_gradcheck_layouts(name: str, layout: str) -> None:
@@ -70,6 +72,7 @@ def test_gradcheck_outcomes(outcome: str) -> None:
         assert gradcheck(function, leaves, **STRICT)
 
 
+@covering
 @pytest.mark.parametrize("extra", ["log_loss", "squares", "focal", "hard", "every"])
 @pytest.mark.parametrize(
     "name", ["softmax-shares", "softmax-smoothed", "sigmoid-smoothed", "none-ignored"]
@@ -87,6 +90,7 @@ def test_gradgradcheck_readings(name: str) -> None:
     assert gradgradcheck(function, leaves, nondet_tol=0.0, check_grad_dtypes=True)
 
 
+@covering
 @pytest.mark.parametrize("extra", ["log_loss", "squares", "focal", "every"])
 @pytest.mark.parametrize("name", ["softmax-shares", "sigmoid-smoothed", "none-numbers"])
 def test_gradgradcheck_further_sums(name: str, extra: str) -> None:
@@ -101,6 +105,7 @@ def test_gradgradcheck_outcomes(outcome: str) -> None:
     assert gradgradcheck(function, leaves, nondet_tol=0.0)
 
 
+@covering
 @pytest.mark.parametrize("extra", [{}, *EXTRAS.values()], ids=str)
 @pytest.mark.parametrize("name", READINGS)
 def test_the_gradient_formulas_are_the_derivatives(name: str, extra: dict) -> None:

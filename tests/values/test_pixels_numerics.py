@@ -17,6 +17,7 @@ from judge import (
 )
 from pixel_cases import EXTRAS, SOFTMAX, numbered, reading
 from process import run_python
+from selection import covering, one_of_each
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -41,6 +42,7 @@ def gradients(x: Tensor, t: Tensor, w: Tensor | None, options: dict) -> tuple[Te
 # ---- NaN and infinities --------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("layout", ["contiguous", "class_last", "transposed", "sliced"])
@@ -195,6 +197,7 @@ def confident(classes: int, gap: float, pixels: int = 600) -> tuple[Tensor, Tens
     return gap * (2 * one_hot(sure, classes) - 1) + noise, t
 
 
+@covering
 @pytest.mark.parametrize("gap", [4.0, 8.0, 15.0, 30.0])
 @pytest.mark.parametrize("classes", [2, 3, 4, 17, 105])
 def test_confident_predictions_keep_their_digits(classes: int, gap: float) -> None:
@@ -309,6 +312,7 @@ def test_many_small_probabilities(classes: int) -> None:
     check_rare(1 << 17, classes)
 
 
+@one_of_each()
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_many_small_probabilities_on_other_instruction_sets(isa: str) -> None:
     """Fewer lanes, so more additions in each."""

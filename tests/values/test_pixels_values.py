@@ -8,16 +8,19 @@ import torch
 from cases import INPUT_DTYPES, LAYOUTS, Case, short
 from judge import assert_right, assert_sums_right, soft_f1
 from pixel_cases import EXTRAS, READINGS, numbered, reading
+from selection import covering
 
 import customloss
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", pixel_cases.SIZES, ids=str)
 def test_sizes(case: Case, dtype: torch.dtype) -> None:
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize(
     "case", (*pixel_cases.LABELS, *pixel_cases.WEIGHTED, *pixel_cases.MIXED_LAYOUTS), ids=str
@@ -26,12 +29,14 @@ def test_labels_weights_and_layouts(case: Case, dtype: torch.dtype) -> None:
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", (*pixel_cases.READ, *pixel_cases.OPTIONED), ids=str)
 def test_readings_and_options(case: Case, dtype: torch.dtype) -> None:
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["softmax-numbers", "softmax-shares"])
 def test_readings_by_layout(name: str, layout: str) -> None:
@@ -44,6 +49,7 @@ def test_readings_by_layout(name: str, layout: str) -> None:
 # ---- the further sums ----------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("name", READINGS)
 def test_further_sums(name: str, extra: str) -> None:
@@ -55,6 +61,7 @@ def test_further_sums(name: str, extra: str) -> None:
         assert_sums_right(case.build(), **EXTRAS[extra])
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("name", READINGS)
 def test_further_sums_of_every_dtype(name: str, dtype: torch.dtype) -> None:
@@ -69,6 +76,7 @@ def test_further_sums_of_every_size(case: Case) -> None:
     assert_sums_right(case.build(), log_loss=True, hard=True, squares=True)
 
 
+@covering
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("name", ["softmax-numbers", "softmax-smoothed", "sigmoid-ignored"])
 def test_further_sums_of_some_tiles(name: str, extra: str) -> None:
@@ -87,6 +95,7 @@ def test_focal_exponents(name: str, gamma: float) -> None:
         assert_sums_right(reading(name, (40, 3)).build(dtype), focal=True, focal_gamma=gamma)
 
 
+@covering
 @pytest.mark.parametrize("average", ["macro", "micro"])
 @pytest.mark.parametrize("samplewise", [False, True])
 @pytest.mark.parametrize("name", ["softmax-numbers", "sigmoid-ignored-soft"])

@@ -13,6 +13,7 @@ import torch
 from cases import LAYOUTS, Case, Sample, lay_out
 from judge import assert_near, assert_right, reference_loss, soft_f1
 from measured import allocated
+from selection import covering
 from torch import Tensor
 
 # dense in some order of their dimensions
@@ -27,6 +28,7 @@ def test_the_counter_counts() -> None:
     assert sum(allocated(lambda: x.view(torch.int32))) == 0
 
 
+@covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", [torch.bool, torch.int64, None], ids=str)
