@@ -1,4 +1,4 @@
-# make test | demo | lint | test-all | build | clean
+# make test | test-rest | test-all | demo | bench | lint | format | build | clean
 #
 # Everything is installed into $(VENV), nothing outside this folder. It is built anew when
 # pyproject.toml, setup.py, csrc/ or TORCH changes.
@@ -9,6 +9,7 @@
 #   PYTHON    the interpreter of the environment
 #   PYTEST    more arguments for pytest, e.g. `make test PYTEST='-k backward -x'`
 #   WORKERS   test processes at once
+#   MINUTES   `make test-rest` starts no test later than that; without it, all are run
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -16,6 +17,7 @@ VENV ?= .venv
 PYTEST ?=
 CORES := $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -lt 8 ] && echo "$$n" || echo 8)
 WORKERS ?= $(CORES)
+MINUTES ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -32,11 +34,19 @@ extra = $(BIN)/python -c "import importlib.metadata as m; print(*(r.split(';')[0
 # one thread each for the test processes; a test that is about threads sets its own number
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: test test-all demo bench lint format build clean
+# what takes a few minutes; the rest has further cases of the same kinds, and what takes long
+DEFAULT := not more and not slow and not sanitize and not packaging
+
+.PHONY: test test-rest test-all demo bench lint format build clean
 .DELETE_ON_ERROR:
 
 test: $(STAMP)
-	$(TEST) -m "not slow and not packaging" $(PYTEST)
+	$(TEST) -m "$(DEFAULT)" $(PYTEST)
+
+# in the order that the tests come in: wheels last
+test-rest: $(STAMP)
+	$(TEST) --dist loadgroup --no-loadscope-reorder -m "not ($(DEFAULT))" \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(PYTEST)
 
 test-all: $(STAMP)
 	$(TEST) --dist loadgroup $(PYTEST)

@@ -42,7 +42,7 @@ ARCHS = ("8.0", "9.0", "10.0", "12.0")
 FORCE_CUDA = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
 WARNINGS_ARE_ERRORS = os.environ.get("CUSTOMLOSS_WERROR", "0") not in ("", "0")
 
-# the same in CMakeLists.txt; tests/test_packaging.py compares them
+# the same in CMakeLists.txt; tests/project/test_packaging.py compares them
 CXX_FLAGS = [
     "-std=c++20", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fopenmp-simd", "-Wall", "-Wextra", STABLE_ABI,

@@ -62,7 +62,7 @@ PYTHON
 sanitized() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 9 \
     "$python" -m pytest -m cuda -p no:cacheprovider -o timeout=3600 \
-    tests/test_gpu.py -k 'few_of_everything or strides'
+    tests/backends/test_gpu_values.py -k 'few_of_everything or strides'
 }
 
 bench() {

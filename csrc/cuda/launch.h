@@ -1,6 +1,6 @@
 // Streams and kernel launches, the only code that nvcc and a host compiler need in two versions.
 // With a host compiler the include path must hold cuda_emulation.h, which runs kernels on the CPU;
-// only the tests have one (tests/cuda_emulation).
+// only the tests have one (tests/support/cuda_emulation).
 #pragma once
 
 #include "../torch.h"

@@ -1,0 +1,146 @@
+"""The backend is the one that a call, a block or the environment names; others are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import FEW, OPTIONED, Case
+from judge import assert_right, soft_f1
+from process import run_python
+
+import customloss
+from customloss._backends import choice, libraries, plain
+from customloss._backends.choice import Primitives
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> object:
+    before = customloss.current_backend()
+    yield
+    customloss.backend(before)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which primitives of the reference backend were called."""
+    called: list[str] = []
+
+    def spy(name: str, true: Any) -> Any:
+        def function(*groups: Any) -> Any:
+            called.append(name)
+            return true(*groups)
+
+        return function
+
+    primitives = choice.primitives_of(plain)._asdict()
+    spies = Primitives(*(spy(name, true) for name, true in primitives.items()))
+    monkeypatch.setitem(choice._loaded, "reference", spies)
+    return called
+
+
+@pytest.mark.parametrize("case", (*(c for c in FEW if c.name != "empty"), *OPTIONED), ids=str)
+def test_the_reference_backend_is_right(case: Case) -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        with customloss.backend("reference"):
+            assert_right(soft_f1, case.build(dtype))
+
+
+def test_inside_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = spied(monkeypatch)
+    sample = Case("x", (6, 4)).build(requires_grad=True)
+    with customloss.backend("reference"):
+        assert customloss.current_backend() == "reference"
+        inside = soft_f1(*sample.operands)
+        assert called == ["confusion_score"]
+    assert customloss.current_backend() == "auto"
+    outside = soft_f1(*sample.operands)
+    assert called == ["confusion_score"]
+    torch.testing.assert_close(inside, outside)
+
+
+def test_backward_follows_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = spied(monkeypatch)
+    x, t = torch.randn(6, 4, requires_grad=True), torch.rand(6, 4) < 0.4
+    with customloss.backend("reference"):
+        loss = soft_f1(x, t)
+    loss.backward()
+    assert called == ["confusion_score", "confusion_backward"]
+    loss = soft_f1(x, t)
+    with customloss.backend("reference"):
+        loss.backward()
+    assert called == ["confusion_score", "confusion_backward"]
+
+
+def test_blocks_nest_and_errors_restore() -> None:
+    with customloss.backend("reference"):
+        with customloss.backend("auto"):
+            assert customloss.current_backend() == "auto"
+        assert customloss.current_backend() == "reference"
+        with pytest.raises(KeyError), customloss.backend("auto"):
+            raise KeyError
+        assert customloss.current_backend() == "reference"
+    assert customloss.current_backend() == "auto"
+
+
+def test_a_call_chooses_from_here_on() -> None:
+    customloss.backend("reference")
+    assert customloss.current_backend() == "reference"
+    customloss.backend("auto")
+    assert customloss.current_backend() == "auto"
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backend: expected one of .*'fast'"):
+        customloss.backend("fast")
+    with pytest.raises(TypeError, match="backend: expected a string"):
+        customloss.backend(None)
+    assert customloss.current_backend() == "auto"
+
+
+@pytest.mark.skipif(libraries.loaded("_C_cuda"), reason="this build has the CUDA backend")
+def test_cuda_that_is_not_there_is_refused_with_its_reason() -> None:
+    with pytest.raises(RuntimeError, match=r'backend "cuda" is not available: .+'):
+        customloss.backend("cuda")
+    assert customloss.current_backend() == "auto"
+
+
+def test_triton_is_refused_on_the_cpu_or_says_why_it_is_absent() -> None:
+    """The interpreter, which runs it on the CPU, is chosen before Triton is imported."""
+    code = (
+        "import torch, customloss\n"
+        "customloss.backend('triton')\n"
+        "customloss.soft_f1_loss(torch.zeros(3), torch.zeros(3))"
+    )
+    done = run_python(code, TRITON_INTERPRET="0")
+    assert done.returncode != 0
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("RuntimeError")
+    assert "triton" in error
+
+
+@pytest.mark.parametrize("name", ["reference", "auto", ""])
+def test_the_environment_chooses_first(name: str) -> None:
+    code = (
+        "import torch, customloss\n"
+        "print(customloss.current_backend())\n"
+        "print(float(customloss.soft_f1_loss(torch.zeros(4), torch.ones(4))))"
+    )
+    done = run_python(code, CUSTOMLOSS_BACKEND=name)
+    assert done.returncode == 0, done.stderr
+    chosen, loss = done.stdout.split()
+    assert chosen == (name or "auto")
+    assert float(loss) == pytest.approx(1 / 3)
+
+
+def test_the_environment_is_checked_too() -> None:
+    done = run_python("import customloss", CUSTOMLOSS_BACKEND="fast")
+    assert done.returncode != 0
+    assert "ValueError: backend: expected one of" in done.stderr
+
+
+def test_compiled_kernels_are_in_use_here() -> None:
+    """Else this run judges the reference by itself."""
+    assert libraries.status["_C"] is None
+    for name in ("confusion", "confusion_score", "confusion_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"customloss::{name}", "CPU")

@@ -1,0 +1,186 @@
+"""One loss of outputs at several resolutions is their weighted mean or sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import customloss
+from customloss import DeepSupervision, deep_supervision_loss
+
+F64 = torch.float64
+LOSS = customloss.DiceCELoss(ignore_index=255)
+
+
+def outputs(count: int = 3) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Logits at [8, 8], [4, 4], ...; class numbers and pixel weights as strided views."""
+    generator = torch.Generator().manual_seed(4)
+    y = torch.randint(0, 3, (2, 8, 8), generator=generator)
+    y[0, :2] = 255
+    w = torch.rand(2, 1, 8, 8, dtype=F64, generator=generator)
+    logits = [
+        torch.randn(2, 3, 8 >> i, 8 >> i, dtype=F64, generator=generator).requires_grad_()
+        for i in range(count)
+    ]
+    targets = [y[:, :: 2**i, :: 2**i] for i in range(count)]
+    return logits, targets, [w[..., :: 2**i, :: 2**i] for i in range(count)]
+
+
+def test_nnu_nets_weights() -> None:
+    logits, targets, weight = outputs()
+    parts = torch.stack([LOSS(x, t) for x, t in zip(logits, targets)])
+    share = torch.tensor([4 / 7, 2 / 7, 1 / 7], dtype=F64)
+    own = DeepSupervision(LOSS)(logits, targets)
+    torch.testing.assert_close(own, (share * parts).sum())
+    found = torch.autograd.grad(own, logits)
+    wanted = torch.autograd.grad((share * parts).sum(), logits)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(deep_supervision_loss(LOSS, logits, targets), own)
+    parts = torch.stack([LOSS(x, t, w) for x, t, w in zip(logits, targets, weight)])
+    torch.testing.assert_close(DeepSupervision(LOSS)(logits, targets, weight), parts @ share)
+    one = DeepSupervision(LOSS)(logits[:1], targets[:1])
+    torch.testing.assert_close(one, LOSS(logits[0], targets[0]))
+
+
+def test_weights_as_they_are() -> None:
+    logits, targets, weight = outputs()
+    own = DeepSupervision(customloss.dice_loss, weights=[2, 0.5, 1.0])(
+        logits, targets, [weight[0], None, weight[2]]
+    )
+    expected = sum(
+        share * customloss.dice_loss(x, t, w)
+        for share, x, t, w in zip((2, 0.5, 1), logits, targets, (weight[0], None, weight[2]))
+    )
+    torch.testing.assert_close(own, expected)
+
+
+def test_a_loss_of_torchs() -> None:
+    logits, targets, _ = outputs()
+    criterion = nn.CrossEntropyLoss(ignore_index=255)
+    own = DeepSupervision(criterion, weights=(1, 1, 1))(tuple(logits), tuple(targets))
+    torch.testing.assert_close(own, sum(criterion(x, t) for x, t in zip(logits, targets)))
+
+
+def test_an_output_of_weight_0_has_a_gradient_of_zeros() -> None:
+    """And is not read: a NaN in it changes nothing."""
+    logits, targets, _ = outputs()
+    with torch.no_grad():
+        logits[2].fill_(torch.nan)
+    loss = DeepSupervision(LOSS, weights=(0.5, 0.5, 0.0))(logits, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in logits)
+    assert not logits[2].grad.any()
+    assert logits[1].grad.any()
+
+
+def test_no_target_is_copied() -> None:
+    """Strided views go to the operator as they are."""
+    logits, targets, _ = outputs()
+    seen: list[int] = []
+
+    def look(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t.untyped_storage().data_ptr())
+        return customloss.dice_loss(x, t)
+
+    deep_supervision_loss(look, logits, targets)
+    assert set(seen) == {targets[0].untyped_storage().data_ptr()}
+
+
+def test_the_module() -> None:
+    criterion = DeepSupervision(customloss.DiceLoss(class_weight=[1, 2, 3]), weights=(1, 0))
+    assert repr(criterion).startswith("DeepSupervision(\n  weights=(1, 0)\n  (loss): DiceLoss(")
+    assert [name for name, _ in criterion.named_buffers()] == ["loss.class_weight"]
+    assert repr(DeepSupervision(customloss.DiceLoss())).startswith("DeepSupervision(\n  (loss)")
+
+
+@pytest.fixture
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("weights", [None, (1.0, 0.0, 0.5)])
+def test_compiles_to_one_graph(weights: Any) -> None:
+    logits, targets, _ = outputs()
+    criterion = DeepSupervision(LOSS, weights)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    own, expected = compiled(logits, targets), criterion(logits, targets)
+    torch.testing.assert_close(own, expected)
+    pair = [torch.autograd.grad(each, logits) for each in (own, expected)]
+    torch.testing.assert_close(*pair)
+
+
+def test_second_derivatives() -> None:
+    logits, targets, _ = outputs(2)
+    logits, targets = [x[..., :2, :2] for x in logits], [y[..., 2:4, 2:4] for y in targets]
+    targets[1] = outputs(2)[1][1][..., 1:3, 1:3]
+    leaves = [x.detach().requires_grad_() for x in logits]
+
+    def loss(*logits: Tensor) -> Tensor:
+        return deep_supervision_loss(LOSS, logits, targets)
+
+    assert torch.autograd.gradcheck(loss, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(loss, leaves)
+
+
+# ---- what can be wrong ---------------------------------------------------------------------------
+
+
+def call(**changes: Any) -> Tensor:
+    logits, targets, _ = outputs()
+    given: dict[str, Any] = {"inputs": logits, "targets": targets, "loss": LOSS, **changes}
+    return deep_supervision_loss(**given)
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a tensor": ({"inputs": torch.zeros(3, 2)}, TypeError, "inputs: .*sequence.*got Tensor"),
+    "no output": ({"inputs": [], "targets": []}, ValueError, "inputs: .*at least one"),
+    "too few": ({"targets": [torch.zeros(1)]}, ValueError, "targets: expected 3, .*got 1"),
+    "no tensor": ({"targets": [1, 2, 3]}, TypeError, r"targets\[0\]: .*got int"),
+    "no target": ({"targets": [None] * 3}, TypeError, r"targets\[0\]: .*got NoneType"),
+    "weight": ({"weight": [None] * 2}, ValueError, "weight: expected 3, .*got 2"),
+    "one weight": ({"weight": torch.ones(3)}, TypeError, "weight: .*sequence.*got Tensor"),
+    "no weight": ({"weight": [None, 1.0, None]}, TypeError, r"weight\[1\]: .*got float"),
+    "weights": ({"weights": (1, 2)}, ValueError, "weights: expected 3, .*got 2"),
+    "negative": ({"weights": (1, 1, -1)}, ValueError, r"weights\[2\]: .*>= 0, got -1"),
+    "words": ({"weights": "111"}, TypeError, "weights: .*sequence of numbers, got str"),
+    "one word": ({"weights": (1, "1", 1)}, TypeError, r"weights\[1\]: expected a number"),
+    "nothing": ({"weights": (0, 0, 0)}, ValueError, "weights: expected one above 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors(name: str) -> None:
+    changes, error, message = WRONG[name]
+    with pytest.raises(error, match=f"^{message}"):
+        call(**changes)
+
+
+def test_errors_of_the_loss_name_the_output() -> None:
+    targets = outputs()[1]
+    targets[1] = targets[0]
+    with pytest.raises(ValueError, match=r"^target: .*\[2, 8, 8\] \(output 1\)$"):
+        call(targets=targets)
+    targets[1] = outputs()[1][1].double()
+    with pytest.raises(TypeError, match=r"^target: .*\(output 1\)$"):
+        call(targets=targets)
+
+
+def test_a_stream_would_mix_the_outputs() -> None:
+    stream = customloss.StreamingLoss(customloss.DiceLoss())
+    with pytest.raises(TypeError, match=r"^loss: .*StreamingLoss"):
+        call(loss=stream)
+
+
+def test_bad_modules() -> None:
+    with pytest.raises(TypeError, match=r"^loss: expected a loss module or function, got 'dice'"):
+        DeepSupervision("dice")
+    with pytest.raises(ValueError, match=r"^weights\[0\]"):
+        DeepSupervision(LOSS, weights=(-1.0,))

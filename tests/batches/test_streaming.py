@@ -1,0 +1,107 @@
+"""The moving average of the sums has the value, the gradient and the state that it documents."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import customloss
+
+
+def batch(seed: int, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, classes, dtype=torch.float64, generator=generator)
+    return x.requires_grad_(), torch.rand(8, classes, generator=generator) < 0.3
+
+
+def f1_loss(sums: Tensor) -> Tensor:
+    tp, fp, fn, _ = sums.unbind(0)
+    return ((fp + fn) / (2 * tp + fp + fn)).mean()
+
+
+def test_against_the_formula() -> None:
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss(), decay=0.7)
+    average = torch.zeros(4, 1, 3, dtype=torch.float64)
+    for step in range(1, 5):
+        x, target = batch(step)
+        loss = stream(x, target)
+        (gradient,) = torch.autograd.grad(loss, x)
+        sums = torch.ops.customloss.confusion_sums(x, target)
+        average = 0.7 * average + 0.3 * sums.detach()
+        expected = f1_loss(average / (1 - 0.7**step) + sums - sums.detach())
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0])
+
+
+def test_decay_0_and_the_first_batch_are_the_loss_itself() -> None:
+    criterion = customloss.SoftF1Loss(average="weighted", beta=2.0)
+    for decay, batches in ((0.0, 3), (0.9, 1)):
+        stream = customloss.StreamingLoss(criterion, decay)
+        for seed in range(batches):
+            x, target = batch(seed)
+            own, expected = stream(x, target), criterion(x, target)
+            torch.testing.assert_close(own, expected)
+            pair = (torch.autograd.grad(loss, x)[0] for loss in (own, expected))
+            torch.testing.assert_close(*pair)
+
+
+def test_eval_scores_the_batch_and_keeps_the_average() -> None:
+    criterion = customloss.SoftF1Loss()
+    stream = customloss.StreamingLoss(criterion)
+    stream(*batch(0))
+    before = stream.average.clone()
+    torch.testing.assert_close(stream.eval()(*batch(1)), criterion(*batch(1)))
+    assert torch.equal(stream.average, before)
+
+
+def test_state_is_saved_and_copied() -> None:
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss())
+    stream(*batch(0))
+    loaded = customloss.StreamingLoss(customloss.SoftF1Loss())
+    loaded.load_state_dict(stream.state_dict())
+    twin = copy.deepcopy(stream)
+    expected = stream(*batch(1))
+    assert torch.equal(loaded(*batch(1)), expected)
+    assert torch.equal(twin(*batch(1)), expected)
+    assert [name for name, _ in stream.named_modules()] == ["", "loss"]
+
+
+def test_a_stream_of_small_batches_comes_near_the_whole() -> None:
+    """Batches of 8 with a rare label: the mean of their losses is far off, the stream is not."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.sigmoid(4 * torch.randn(4096, generator=generator, dtype=torch.float64) - 6)
+    target = torch.rand(4096, generator=generator) < p
+    criterion = customloss.SoftF1Loss(activation="none")
+    stream = customloss.StreamingLoss(criterion, decay=0.99)
+    parts = list(zip(p.split(8), target.split(8), strict=True))
+    streamed = torch.stack([stream(*part) for part in parts])[100:].mean()
+    mean = torch.stack([criterion(*part) for part in parts]).mean()
+    whole = criterion(p, target)
+    assert abs(mean - whole) > 0.15
+    assert abs(streamed - whole) < 0.02
+
+
+@pytest.mark.parametrize(
+    "arguments,error,message",
+    [
+        ((nn.BCEWithLogitsLoss(),), TypeError, "loss: expected a loss module of customloss"),
+        ((customloss.SoftF1Loss(samplewise=True),), ValueError, "samplewise=False"),
+        ((customloss.SoftF1Loss(), 1.0), ValueError, "decay: expected a number < 1"),
+        ((customloss.SoftF1Loss(), -0.1), ValueError, "decay: expected a number >= 0"),
+        ((customloss.SoftF1Loss(), "0.9"), TypeError, "decay: expected a number"),
+    ],
+)
+def test_errors(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        customloss.StreamingLoss(*arguments)
+
+
+def test_unlike_classes() -> None:
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss())
+    stream(*batch(0))
+    with pytest.raises(ValueError, match=r"same number of classes.*\[4, 1, 5\] after \[4, 1, 3\]"):
+        stream(*batch(1, classes=5))

@@ -1,0 +1,124 @@
+"""The loss survives export, packaging, checkpointing and scaled steps of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from process import run_python
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import customloss
+
+# torch's own, on the way through export and inductor
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+]
+
+
+class Scored(nn.Module):
+    """A model together with its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.layer = nn.Linear(8, 4)
+        self.criterion = customloss.SoftF1Loss(beta=2.0)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(self.layer(x).tanh(), target)
+
+
+def batch(rows: int = 6) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, 8), torch.rand(rows, 4) < 0.4
+
+
+def exported() -> torch.export.ExportedProgram:
+    rows = torch.export.Dim("rows", min=2, max=1024)
+    return torch.export.export(Scored(), batch(), dynamic_shapes=({0: rows}, {0: rows}))
+
+
+def ours(program: torch.export.ExportedProgram) -> list[str]:
+    """The nodes that call this package."""
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    return [name for name in called if name.startswith("customloss")]
+
+
+def test_the_loss_is_one_node() -> None:
+    program = exported()
+    assert ours(program) == ["customloss.soft_f1.default"]
+    x, target = batch(11)
+    assert torch.equal(program.module()(x, target), Scored()(x, target))
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_it_stays_one_when_saved_and_loaded(decomposed: bool, tmp_path: Path) -> None:
+    """Without autograd what is left of it is the primitive behind it: sums and score in one."""
+    program = exported()
+    if decomposed:
+        program = program.run_decompositions()
+    torch.export.save(program, tmp_path / "scored.pt2")
+    program = torch.export.load(tmp_path / "scored.pt2")
+    assert ours(program) == [f"customloss.{'confusion_score' if decomposed else 'soft_f1'}.default"]
+    x, target = batch(11)
+    torch.testing.assert_close(program.module()(x, target), Scored()(x, target))
+
+
+@pytest.mark.slow
+def test_a_compiled_package_runs_in_a_fresh_process(tmp_path: Path) -> None:
+    package = torch._inductor.aoti_compile_and_package(
+        exported(), package_path=str(tmp_path / "scored.pt2")
+    )
+    x, target = batch(11)
+    torch.save((x, target), tmp_path / "batch.pt")
+    found = run_python(
+        f"""if True:
+        import torch, customloss
+        x, target = torch.load({str(tmp_path / "batch.pt")!r})
+        print(float(torch._inductor.aoti_load_package({package!r})(x, target)))
+        """
+    )
+    assert found.returncode == 0, found.stderr
+    torch.testing.assert_close(torch.tensor(float(found.stdout)), Scored()(x, target).detach())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed(use_reentrant: bool) -> None:
+    """The forward that is computed again has the same loss, and the gradients are the same."""
+    model, (x, target) = Scored(), batch()
+    found = []
+    for function in (model, lambda *a: checkpoint(model, *a, use_reentrant=use_reentrant)):
+        model.zero_grad()
+        inner = x.clone().requires_grad_()
+        loss = function(inner, target)
+        loss.backward()
+        found.append((loss.detach(), inner.grad, model.layer.weight.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_scaled_half_precision() -> None:
+    """Scaled fp16 gradients are those of float32, and a step that overflows is left out."""
+    layer, (x, target) = nn.Linear(8, 4), batch(64)
+    customloss.soft_f1_loss(layer(x), target).backward()
+    expected = layer.weight.grad.clone()
+    before = layer.weight.detach().clone()
+    for scale, fits in ((2.0**12, True), (2.0**40, False)):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            logits = layer(x)
+            loss = customloss.soft_f1_loss(logits, target)
+        assert logits.dtype == torch.float16 and loss.dtype == torch.float32
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if fits:
+            torch.testing.assert_close(layer.weight.grad, expected, rtol=0.02, atol=1e-4)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+            assert torch.equal(layer.weight, before)
+            assert scaler.get_scale() == scale / 2

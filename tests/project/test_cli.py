@@ -1,0 +1,79 @@
+"""Every command of the command line runs, writes what it says, and names the extra it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from typer.testing import CliRunner
+
+from customloss import cli
+
+_RUNNER = CliRunner()
+
+
+def _output(*arguments: str) -> str:
+    result = _RUNNER.invoke(cli.app, arguments, env={"COLUMNS": "120", "NO_COLOR": "1"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_info_shows_the_build() -> None:
+    output = _output("info")
+    for name in ("customloss", "torch", "_C", "backend"):
+        assert name in output
+
+
+def test_bench_saves_json_and_png_and_shows_them_again(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "new" / "bench.json"
+    output = _output("bench", "--smoke", "--no-compile", "--rounds", "2", "--json", str(path))
+    assert "of roof" in output
+    assert "2 threads" in output
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    document = json.loads(path.read_text())
+    assert {row["which"] for row in document["rows"]} == {
+        "forward",
+        "backward",
+        "forward+backward",
+    }
+    shown = _output("bench", "--table", str(path))
+    assert output.strip().startswith(shown.strip()[:400])
+
+
+def test_demo_trains_and_saves(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    output = _output("demo", "--seeds", "1", "--steps", "2", "--no-bench", "--out", str(tmp_path))
+    assert "one seed says nothing" in output
+    assert (tmp_path / "training.png").stat().st_size > 10_000
+    document = json.loads((tmp_path / "training.json").read_text())
+    names = [problem["name"] for problem in document["problems"]]
+    assert names == ["diabetes > P90", "diabetes > P80", "digits"]
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_a_message_names_it(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import customloss.cli"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert f"needs {missing}" in ran.stderr
+    assert "pip install 'customloss[demo]'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_cuda_without_a_gpu_is_refused() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    result = _RUNNER.invoke(cli.app, ["bench", "--smoke", "--device", "cuda"])
+    assert result.exit_code == 1
+    assert "no CUDA device" in result.output

@@ -1,0 +1,91 @@
+"""The examples run as their first lines say, and what they call exact is exact."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+LOSS = re.compile(r"(?:(\d+) x (\d+) samples: )?loss (\d\.\d{6}) -> (\d\.\d{6})")
+
+
+def losses(example: str, folder: Path, *launcher: str) -> list[tuple[str, ...]]:
+    """What the example prints, run in a folder of its own."""
+    found = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "examples" / example)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+             "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    told = LOSS.findall(found.stdout)
+    assert told, found.stdout
+    for *_, first, last in told:
+        assert float(last) < float(first) - 0.02, found.stdout
+    return told
+
+
+def test_lightning(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    losses("lightning_module.py", tmp_path)
+
+
+def test_hugging_face(tmp_path: Path) -> None:
+    """Four micro-batches, accumulated, end where one batch of all does."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    whole, parts = losses("hf_trainer.py", tmp_path)
+    assert (whole[:2], parts[:2]) == (("1", "64"), ("4", "16"))
+    assert whole[2] == parts[2]
+    assert float(whole[3]) == pytest.approx(float(parts[3]), abs=2e-6)
+
+
+def test_accelerate(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    whole, parts = losses("accelerate_loop.py", tmp_path)
+    assert (whole[:2], parts[:2]) == (("1", "64"), ("4", "16"))
+    assert float(whole[3]) == pytest.approx(float(parts[3]), abs=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_accelerate_on_two_processes(tmp_path: Path) -> None:
+    """Each has half of the samples: the loss is that of one process with all."""
+    pytest.importorskip("accelerate")
+    alone = losses("accelerate_loop.py", tmp_path)
+    command = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    both = losses("accelerate_loop.py", tmp_path, *command.split())
+    for one, other in zip(alone, both):
+        assert float(one[2]) == pytest.approx(float(other[2]), abs=2e-6)
+        assert float(one[3]) == pytest.approx(float(other[3]), abs=2e-5)
+
+
+@pytest.mark.distributed
+def test_two_ranks_train_as_one_process_does() -> None:
+    command = "-m torch.distributed.run --standalone --nproc-per-node 2 examples/ddp.py"
+    found = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=ROOT,
+        # the two processes share this machine with the other tests, and take no GPU
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+             "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    # not by lines: the ranks write to one pipe
+    number = r"(\d\.\d{6})"
+    told = re.findall(
+        rf"(rank \d|one process): (\d+) samples, loss {number} -> {number}", found.stdout
+    )
+    samples = {who: int(count) for who, count, _, _ in told}
+    assert samples["rank 0"] + samples["rank 1"] == samples["one process"] == 512
+    assert samples["rank 0"] != samples["rank 1"]
+    assert len({(first, last) for *_, first, last in told}) == 1

@@ -1,0 +1,290 @@
+"""The tests notice every one-line fault that is put into the source on purpose.
+
+A mutant is a copy of the tree with one line changed; C++ ones are compiled anew with g++. A small
+part of the suite runs on the copy and has to fail. The unchanged copy is run first: it passes, so
+that a failure means the mutant and not the copying.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from paths import ROOT
+
+TORCH = Path(torch.__file__).parent
+FLAGS = (
+    "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast", "-fopenmp-simd", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    f"-isystem{TORCH / 'include'}",
+)  # fmt: skip
+# what is run on a mutant: seconds, stopping at the first failure
+KILLERS = (
+    "values/test_elements_values.py", "values/test_elements_gradients.py",
+    "values/test_pixels_values.py", "values/test_pixels_numerics.py",
+    "values/test_degenerate.py", "values/test_reference.py",
+    "ops/test_errors.py", "ops/test_functorch.py", "values/test_elements_numerics.py",
+    "values/test_memory.py", "values/test_determinism.py", "backends/test_backend_choice.py",
+    "ops/test_sums_values.py",
+)  # fmt: skip
+# what has processes of its own, or takes its time
+SPARED = ("error_budget", "instruction_set", "peak", "environment", "many_small", "triton")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to compile the mutants"),
+    pytest.mark.skipif(
+        not (ROOT / "csrc").is_dir(), reason="needs the source tree, not an installed package"
+    ),
+]
+
+
+class Mutant(NamedTuple):
+    file: str
+    line: str  # the first place where this stands is changed
+    fault: str
+
+
+MUTANTS = {
+    # ---- csrc: one element
+    "weight 0 no longer hides a NaN": Mutant(
+        "csrc/element.h", "return select(nonzero(w), w * value, T(0));", "return w * value;"
+    ),
+    "the weight is forgotten": Mutant(
+        "csrc/element.h", "return select(nonzero(w), w * value, T(0));",
+        "return select(nonzero(w), value, T(0));",
+    ),
+    "fp and fn are swapped, soft": Mutant(
+        "csrc/element.h", "T u = T(1) - t;\n  return {", "T u = t;\n  return {"
+    ),
+    "the slope forgets the scale": Mutant(
+        "csrc/element.h", "scale * (small * big)", "small * big"
+    ),
+    "the offset has the wrong sign": Mutant(
+        "csrc/element.h", "scale * (x - offset)", "scale * (x + offset)"
+    ),
+    "1 - p instead of sigmoid(-x)": Mutant(
+        "csrc/element.h", "negative ? big : small,", "T(1) - (negative ? small : big),"
+    ),
+    "the gradient by the input ignores fn": Mutant(
+        "csrc/element.h", "return {T(tp - fn), T(fp - tn), T(0), T(0)};",
+        "return {T(tp), T(fp - tn), T(0), T(0)};",
+    ),
+    "the gradient by the input ignores tn": Mutant(
+        "csrc/element.h", "return {T(tp - fn), T(fp - tn), T(0), T(0)};",
+        "return {T(tp - fn), T(fp), T(0), T(0)};",
+    ),
+    # ---- csrc: the score
+    "beta weighs fp": Mutant(
+        "csrc/score.h",
+        "const double miss = score.fp_weight * sums.fp + score.fn_weight * sums.fn;",
+        "const double miss = score.fn_weight * sums.fp + score.fp_weight * sums.fn;",
+    ),
+    "smooth is forgotten": Mutant(
+        "csrc/score.h", "score.tp_weight * sums.tp + score.smooth", "score.tp_weight * sums.tp"
+    ),
+    "0 / 0 is not caught": Mutant("csrc/score.h", "if (whole == 0.0) {", "if (whole < 0.0) {"),
+    "skipped groups are counted": Mutant(
+        "csrc/score.h", "loss.counted = false;", "loss.counted = true;"
+    ),
+    "support has no gradient": Mutant(
+        "csrc/score.h", "if (average == Average::kWeighted) {", "if (false) {"
+    ),
+    "penalize divides by everything": Mutant(
+        "csrc/score.h", "const double negatives = sums.fp + sums.tn;",
+        "const double negatives = sums.fp + sums.tn + 1.0;",
+    ),
+    "the log is not floored": Mutant(
+        "csrc/score.h", "const bool low = hit < kLogFloor;", "const bool low = false;"
+    ),
+    "the mean over samples counts all of them": Mutant(
+        "csrc/average.h", "counted += mean.weight != 0.0;", "counted += 1;"
+    ),
+    "the weight of a class is forgotten where its support moves the average": Mutant(
+        "csrc/score.h", "const double shift = outer * class_weight * (loss.value - mean)",
+        "const double shift = outer * (loss.value - mean)",
+    ),
+    "the count of a pointwise loss has no gradient": Mutant(
+        "csrc/score.h", "const double count = -share * all.ratio();", "const double count = 0.0;"
+    ),
+    "a pointwise loss is added once where every sample has its own": Mutant(
+        "csrc/average.h",
+        "scoring_.reduction == Reduction::kNone ? classes_ : groups", "groups",
+    ),
+    # ---- Python: from the sums to the loss
+    "a class weight of 0 hides no NaN": Mutant(
+        "customloss/reference.py", "torch.where(of_score == 0, torch.zeros_like(sums), sums)",
+        "sums",
+    ),
+    # ---- csrc: the walk
+    "size-1 dimensions of a weight keep their stride": Mutant(
+        "csrc/layout.h", "if (rank < 0 || own < 0 || sizes[own] == 1) return 0;",
+        "if (rank < 0 || own < 0) return 0;",
+    ),
+    "axes are merged where only the input allows it": Mutant(
+        "csrc/layout.h", "for (int k = 0; k < kOperands; ++k) {\n    if (outer",
+        "for (int k = 0; k < 1; ++k) {\n    if (outer",
+    ),
+    "the last band is one row short": Mutant(
+        "csrc/cpu/confusion.cpp", "last_row = std::min(bands.rows, first_row + bands.band_rows);",
+        "last_row = std::min(bands.rows - 1, first_row + bands.band_rows);",
+    ),
+    "the last tile of columns is lost": Mutant(
+        "csrc/cpu/confusion.cpp", "tiles = ceil_div(columns, tile_columns);",
+        "tiles = columns / tile_columns;",
+    ),
+    "flushed columns are not cleared": Mutant(
+        "csrc/cpu/confusion.cpp",
+        "flush_columns(fold(), sums_, kPitch, to_, to_pitch_);\n    clear();",
+        "flush_columns(fold(), sums_, kPitch, to_, to_pitch_);\n    std::fill_n(adds_, fold_, 0);",
+    ),
+    "a cursor forgets to go back": Mutant(
+        "csrc/cpu/walk.h", "place_.move(layout_.reduced[axis], -index_[axis]);", ";"
+    ),
+    "dense rows are assumed": Mutant(
+        "csrc/cpu/walk.h", "(columns == 1 || column.stride[operand] == 1) &&", "(true) &&"
+    ),
+    "halves are rounded down": Mutant(
+        "csrc/cpu/block_impl.h", "0xfffu + ((magnitude >> 13) & 1u)", "0u"
+    ),
+    # ---- csrc: the classes of a pixel together
+    "a softmax forgets the other classes": Mutant(
+        "csrc/cpu/tile_impl.h", "dot[i] += e[i] * (u[i] - shift[i]);", "dot[i] += T(0);"
+    ),
+    "ties of a largest class are lost": Mutant(
+        "csrc/cpu/tile_impl.h", "rest[i] += ties[i];", "rest[i] += T(0);"
+    ),
+    "the softmax slope forgets the scale": Mutant(
+        "csrc/cpu/tile_impl.h", "to[i] = scale * found;", "to[i] = found;"
+    ),
+    "the class after the last is one": Mutant(
+        "csrc/cpu/tile_fill.h", "(own < classes)", "(own <= classes)"
+    ),
+    "ignore_index is forgotten": Mutant(
+        "csrc/cpu/tile_fill.h", "!(ignores & (own == ignored))", "true"
+    ),
+    "smoothing takes and does not give": Mutant(
+        "csrc/cpu/pixels.cpp", "tile_.off = static_cast<T>(options.smoothing);",
+        "tile_.off = static_cast<T>(0);",
+    ),
+    "what is ignored keeps its weight": Mutant(
+        "csrc/cpu/pixels.cpp", "live[i] = labels_[i] < 0 ? T(0) : live[i];", "live[i] = live[i];"
+    ),
+    "the last tile of a unit is dropped": Mutant(
+        "csrc/cpu/pixels.cpp", "const int64_t pixels = std::min(cut.tile, last - i);",
+        "const int64_t pixels = cut.tile; if (i + pixels > last) break;",
+    ),
+    "samples share their sums": Mutant(
+        "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
+    ),
+    "the focal power is that of p": Mutant(
+        "csrc/pixel.h", "T focal = missed * power_of(o.q, gamma);",
+        "T focal = missed * power_of(o.p, gamma);",
+    ),
+    "a distance has a sign": Mutant(
+        "csrc/pixel.h", "far < T(0) ? -far : far;", "far;"
+    ),
+    "0 log 0 is a NaN": Mutant(
+        "csrc/pixel.h", "return select(nonzero(factor), factor * value, T(0));",
+        "return factor * value;",
+    ),
+    "log(1 + u) loses a small u": Mutant(
+        "csrc/pixel.h", "return log_of(y) + lost * inverse;", "return log_of(y);"
+    ),
+    # ---- Python
+    "the gradient of a broadcast weight is a mean": Mutant(
+        "customloss/_autograd.py", "result = result.sum_to_size(weight.shape).to(weight.dtype)",
+        "result = (result.sum_to_size(weight.shape) / 2).to(weight.dtype)",
+    ),
+    "a block leaves its backend behind": Mutant(
+        "customloss/_backend.py", "_chosen = self._previous\n", "pass\n"
+    ),
+    "transforms go through the kernels": Mutant(
+        "customloss/_autograd.py", "torch._C._are_functorch_transforms_active() or", "False and"
+    ),
+    "beta is not squared": Mutant(
+        "customloss/spec_options.py", "squared = beta * beta", "squared = beta"
+    ),
+    "any target shape will do": Mutant(
+        "customloss/_checks.py", "if target.shape != shape:", "if len(target.shape) != len(shape):"
+    ),
+    "the reference has fp and fn swapped": Mutant(
+        "customloss/_reference_sums.py", "found = [t * p, (1 - t) * p, t * q,",
+        "found = [t * p, t * q, (1 - t) * p,",
+    ),
+    "the reference counts what it skips": Mutant(
+        "customloss/reference.py", "~missing", "missing | ~missing"
+    ),
+}  # fmt: skip
+
+
+def compile_into(tree: Path, changed: str | None = None) -> None:
+    """Compiles what includes ``changed``, or all, and links."""
+    objects = tree / "objects"
+    objects.mkdir(exist_ok=True)
+    for source in sorted((tree / "csrc" / "cpu").glob("*.cpp")):
+        built = objects / f"{source.stem}.o"
+        includes = built.with_suffix(".d")
+        if changed and Path(changed).name not in includes.read_text():
+            continue
+        # from the root, so that no path in the object tells one copy from another
+        relative = source.relative_to(tree)
+        compile_ = ["g++", *FLAGS, "-MMD", "-MF", includes, "-c", relative, "-o", built]
+        subprocess.run(compile_, cwd=tree, check=True, capture_output=True)
+    link = ["g++", "-shared", *sorted(objects.glob("*.o")), f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
+    subprocess.run([*link, "-o", tree / "customloss" / "_C.so"], check=True, capture_output=True)
+
+
+def copied(to: Path) -> Path:
+    tree = to / "tree"
+    keep = shutil.ignore_patterns("*.so", "__pycache__", "_build.json", "cuda")
+    for folder in ("csrc", "customloss", "tests"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=keep)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    return tree
+
+
+def suite_fails(tree: Path) -> str:
+    """The name of the first test that fails, or nothing. A crash is a failure too."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", "not slow", "-k", " and ".join(f"not {word}" for word in SPARED)]
+    command += [f"tests/{name}" for name in KILLERS]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1) or done.returncode < 0, done.stdout[-2000:] + done.stderr
+    if done.returncode == 0:
+        return ""
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0] if failed else f"crashed with {done.returncode}"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unchanged tree, compiled as the mutants are, on which the suite passes."""
+    tree = copied(tmp_path_factory.mktemp("sound"))
+    compile_into(tree)
+    assert not suite_fails(tree)
+    return tree
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_notices(name: str, sound: Path, tmp_path: Path) -> None:
+    file, line, fault = MUTANTS[name]
+    tree = copied(tmp_path)
+    path = tree / file
+    text = path.read_text()
+    assert line in text, f"{file} has no such line any more: {line}"
+    path.write_text(text.replace(line, fault, 1))
+    shutil.copytree(sound / "objects", tree / "objects")
+    if file.startswith("csrc"):
+        compile_into(tree, changed=file)
+    else:
+        shutil.copy(sound / "customloss" / "_C.so", tree / "customloss")
+    assert suite_fails(tree), f"survived: {name}"

@@ -1,0 +1,24 @@
+"""Python in a process of its own: for what is chosen once, and for what may crash."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from paths import IMPORTED
+
+import customloss
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``code`` with the package and the helpers of the tests on its path."""
+    package = Path(customloss.__file__).parents[1]
+    folders = (*map(str, (package, *IMPORTED)), os.environ.get("PYTHONPATH"))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders)), **environment},
+        capture_output=True,
+        text=True,
+    )

@@ -1,0 +1,120 @@
+"""The bits are the same on every run, on any number of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case, Sample
+from judge import soft_f1
+from process import run_python
+from selection import covering
+
+# above one unit of work, so that threads have something to divide
+LARGE = (
+    Case("long", (300_007,), target=None, weight="full"),
+    Case("rows", (40_009, 7), weight="class"),
+    Case("many-classes", (301, 1031), target=torch.uint8),
+    Case("images", (3, 5, 120, 121), target=None),
+    Case("classes-last", (3, 5, 120, 121), layout="class_last", weight="full",
+         weight_layout="class_last"),
+    Case("short-rows", (9001, 3, 5), target=torch.int64),
+    Case("samples", (300, 4, 120), options={"samplewise": True}, weight="sample"),
+)  # fmt: skip
+
+
+def outcome(sample: Sample) -> list[torch.Tensor]:
+    leaves = [None if t is None else t.detach() for t in sample.operands]
+    wanted = [t.requires_grad_() for t in leaves if t is not None and t.is_floating_point()]
+    loss = soft_f1(*leaves, **sample.options)
+    sums = torch.ops.customloss.confusion_sums(*sample.operands)
+    return [loss.detach(), sums, *torch.autograd.grad(loss, wanted)]
+
+
+def assert_same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.numpy().tobytes() == theirs.numpy().tobytes()
+
+
+@covering
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_the_same_bits_on_1_2_and_4_threads(case: Case, dtype: torch.dtype) -> None:
+    sample = case.build(dtype)
+    torch.set_num_threads(1)
+    expected = outcome(sample)
+    for threads in (2, 4, 3):
+        torch.set_num_threads(threads)
+        assert_same_bits(outcome(sample), expected)
+
+
+@pytest.mark.parametrize("case", LARGE[:5], ids=str)
+def test_the_same_bits_over_20_runs(case: Case) -> None:
+    torch.set_num_threads(4)
+    sample = case.build()
+    expected = outcome(sample)
+    for _ in range(19):
+        assert_same_bits(outcome(sample), expected)
+
+
+def test_allowed_where_determinism_is_demanded() -> None:
+    torch.use_deterministic_algorithms(True)
+    sample = Case("x", (40, 5), target=None, weight="class").build(requires_grad=True)
+    soft_f1(*sample.operands).backward()
+
+
+def test_forward_is_the_same_with_and_without_gradients() -> None:
+    for case in LARGE:
+        sample = case.build()
+        expected = soft_f1(*sample.operands, **sample.options)
+        with_gradient = soft_f1(*case.build(requires_grad=True).operands, **sample.options)
+        assert torch.equal(with_gradient.detach(), expected)
+
+
+# ---- instruction sets ----------------------------------------------------------------------------
+
+JUDGED = """
+import zlib
+import torch
+import customloss
+from cases import FLUSHED, MIXED_LAYOUTS, OPTIONED, SIZES, TARGETS, WEIGHTED
+from judge import assert_right, differentiated, soft_f1
+assert torch.ops.customloss.cpu_isa() == {isa!r}
+
+def checksum(samples):
+    found = 0
+    for sample in samples:
+        loss, gradients = differentiated(soft_f1, sample)
+        for each in (loss, *gradients):
+            found = zlib.crc32(each.double().contiguous().numpy().tobytes(), found)
+    return found
+
+small = [case for case in SIZES if torch.Size(case.shape).numel() < 70_000]
+cases = (*small, FLUSHED, *WEIGHTED, *MIXED_LAYOUTS, *TARGETS, *OPTIONED[::8])
+dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+samples = [case.build(dtypes[i % 4]) for i, case in enumerate(cases)]
+if {judged}:
+    for sample in samples:
+        assert_right(soft_f1, sample)
+torch.set_num_threads(1)
+alone = checksum(samples)
+torch.set_num_threads(2)
+assert checksum(samples) == alone
+print(alone)
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_is_right_and_repeats(isa: str) -> None:
+    first = run_python(JUDGED.format(isa=isa, judged=True), CUSTOMLOSS_CPU_ISA=isa)
+    if "this processor does not have it" in first.stderr:
+        pytest.skip(f"this processor does not have {isa}")
+    assert first.returncode == 0, first.stderr[-2000:]
+    again = run_python(JUDGED.format(isa=isa, judged=False), CUSTOMLOSS_CPU_ISA=isa)
+    assert again.stdout == first.stdout
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    code = "import customloss, torch; customloss.soft_f1_loss(torch.zeros(3), torch.zeros(3))"
+    done = run_python(code, CUSTOMLOSS_CPU_ISA="mmx")
+    assert done.returncode != 0
+    assert "CUSTOMLOSS_CPU_ISA=mmx: expected baseline, avx2 or avx512" in done.stderr
