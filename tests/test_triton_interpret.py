@@ -1,5 +1,5 @@
 """The Triton kernels on the CPU: the interpreter has to be chosen before they are imported, so
-``triton_suite.py`` and ``triton_pixels.py`` run in processes of their own."""
+the files in ``SUITES`` run in processes of their own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 pytestmark = pytest.mark.triton
 
+SUITES = ("triton_suite.py", "triton_pixels.py", "triton_operators.py")
 
-@pytest.mark.parametrize("name", ["triton_suite.py", "triton_pixels.py"])
+
+@pytest.mark.parametrize("name", SUITES)
 def test_suite_on_the_interpreter(name: str) -> None:
     suite = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(suite)]
