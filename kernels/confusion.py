@@ -15,16 +15,18 @@ import triton.language as tl
 from torch import Tensor
 
 from customloss import reference
-from customloss._spec.words import ABSENT, ACTIVATIONS, AVERAGES, INPUT, REDUCTIONS, TARGET, WEIGHT
+from customloss._spec.arguments import Data, Elements, Incoming, Scoring, Wrt
+from customloss._spec.words import ABSENT, INPUT, SIGMOID, TARGET, WEIGHT
 
-from . import pixel as _pixel
-from . import score as _score
+from . import pixel
 from .element import groups_of, number, offsets, probability, tile_rows, weigh
 from .fold import total_sums
 from .group import load_sums
 from .launch import on, strided
 from .layout import Plan, inner_sizes, plan
-from .score import sums_score
+from .score import loss_shape, score, sums_score
+
+__all__ = ["confusion", "confusion_backward", "confusion_score", "refusal", "sums_score"]
 
 # eight elements of a tile for each thread; enable_fp_fusion is spelt out because Triton's default
 # for it changes with 3.10
@@ -291,20 +293,20 @@ def gradient_kernel(
 # ---- launches --------------------------------------------------------------------------------
 
 
-def require(device: torch.device) -> None:
-    """Raises RuntimeError where Triton cannot run on ``device``."""
+def refusal(device: torch.device) -> str | None:
+    """Why Triton cannot run on ``device``, if so."""
     if not isinstance(sums_kernel, triton.JITFunction):
-        return  # TRITON_INTERPRET=1 runs anywhere
-    if device.type not in ("cuda", "xpu"):
-        raise RuntimeError(
-            f'backend "triton" needs a CUDA, ROCm or XPU tensor, got one on {device} '
-            "(TRITON_INTERPRET=1, set before customloss is imported, runs it on the CPU)"
-        )
+        return None  # TRITON_INTERPRET=1 runs anywhere
+    if device.type in ("cuda", "xpu"):
+        return None
+    return (
+        f'backend "triton" needs a CUDA, ROCm or XPU tensor, got one on {device} '
+        "(TRITON_INTERPRET=1, set before customloss is imported, runs it on the CPU)"
+    )
 
 
-def _constants(
-    plan: Plan, input: Tensor, target: Tensor, activation: int, scale: float, offset: float
-) -> dict[str, Any]:
+def _constants(plan: Plan, data: Data, elements: Elements) -> dict[str, Any]:
+    """What a kernel is compiled for."""
     return {
         "AXES": len(plan.sizes),
         "SPLIT": plan.split,
@@ -313,171 +315,91 @@ def _constants(
         "COLS": plan.cols,
         "ONE_SAMPLE": plan.samples == 1,
         "LONG": plan.long,
-        "SIGMOID": activation == ACTIVATIONS.index("sigmoid"),
-        "AFFINE": (scale, offset) != (1.0, 0.0),
-        "WIDE": input.dtype == torch.float64,
-        "HARD": target.dtype == torch.bool,
+        "SIGMOID": elements.activation == SIGMOID,
+        "AFFINE": (elements.scale, elements.offset) != (1.0, 0.0),
+        "WIDE": data.input.dtype == torch.float64,
+        "HARD": data.target.dtype == torch.bool,
         **OPTIONS,
     }
 
 
-def _partials(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    activation: int,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    with_tn: bool,
-) -> tuple[Plan, Tensor]:
-    """The pass over the data: ``[3 or 4, chunks, groups]``."""
+def _partials(data: Data, elements: Elements, with_tn: bool) -> tuple[int, int, Tensor]:
+    """The pass over the data: samples, classes, and partial sums ``[rows, chunks, groups]``."""
+    if pixel.by_pixel(data, elements):
+        return pixel.partials(data, elements, with_tn)
+    input, target, weight = data
     operands = (strided(input), strided(target), strided(weight))
-    how = plan(operands, per_sample, per_class and input.dim() > 1)
+    launch = plan(operands, elements.per_sample, elements.per_class)
     partials = input.new_empty(
-        (4 if with_tn else 3, how.chunks, how.groups),
-        dtype=torch.float64 if input.dtype == torch.float64 else torch.float32,
+        (4 if with_tn else 3, launch.chunks, launch.groups), dtype=reference.accumulator(input)
     )
     if partials.numel():
-        sums_kernel[(how.chunks * how.column_tiles,)](
-            partials, input, target, weight, scale, offset,
-            how.chunks * how.groups, how.groups, how.classes, how.column_tiles, how.reduced,
-            how.tiles, how.pieces, how.per_chunk, inner_sizes(how.sizes), *how.strides,
-            TN=with_tn, **_constants(how, input, target, activation, scale, offset),
+        sums_kernel[(launch.chunks * launch.column_tiles,)](
+            partials, input, target, weight, elements.scale, elements.offset,
+            launch.chunks * launch.groups, launch.groups, launch.classes, launch.column_tiles,
+            launch.reduced, launch.tiles, launch.pieces, launch.per_chunk,
+            inner_sizes(launch.sizes), *launch.strides,
+            TN=with_tn, **_constants(launch, data, elements),
         )  # fmt: skip
-    return how, partials
+    return launch.samples, launch.classes, partials
 
 
-def confusion(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    activation: int,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    ignore_index: int | None,
-    label_smoothing: float,
-    extra: int,
-    focal_gamma: float,
-) -> Tensor:
+def confusion(data: Data, elements: Elements) -> Tensor:
     """See ``customloss::confusion``."""
-    if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
-        with on(input):
-            return _pixel.confusion(
-                input, target, weight, activation, scale, offset, per_sample,
-                per_class and input.dim() > 1, ignore_index, label_smoothing, extra, focal_gamma,
-            )  # fmt: skip
-    with on(input):
-        how, partials = _partials(
-            input, target, weight, activation, scale, offset, per_sample, per_class, True
-        )
-        return total_sums(partials, how.samples, how.classes)
+    with on(data.input):
+        samples, classes, partials = _partials(data, elements, True)
+        return total_sums(partials, samples, classes)
 
 
-def confusion_score(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    activation: int,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    ignore_index: int | None,
-    label_smoothing: float,
-    extra: int,
-    focal_gamma: float,
-    tpweight: float,
-    fpweight: float,
-    fnweight: float,
-    smooth: float,
-    gamma: float,
-    link: int,
-    absent: int,
-    average: int,
-    reduction: int,
-) -> tuple[Tensor, Tensor]:
+def confusion_score(data: Data, elements: Elements, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """See ``customloss::confusion_score``."""
-    scoring = _score.Scoring(
-        tpweight, fpweight, fnweight, smooth, gamma, link, absent, average, reduction
-    )
-    with_tn = absent == ABSENT.index("penalize")  # nothing else depends on it
-    with on(input):
-        if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
-            samples, classes, partials = _pixel.partials(
-                input, target, weight, with_tn, activation, scale, offset, per_sample,
-                per_class and input.dim() > 1, ignore_index, label_smoothing, extra, focal_gamma,
-            )  # fmt: skip
-        else:
-            how, partials = _partials(
-                input, target, weight, activation, scale, offset, per_sample, per_class, with_tn
-            )
-            samples, classes = how.samples, how.classes
-        kept = []
-        if reduction == REDUCTIONS.index("none"):
-            kept += [samples] if per_sample else []
-            kept += [classes] if per_class and average == AVERAGES.index("none") else []
-        loss = partials.new_empty(kept, dtype=reference.accumulator(input))
-        coefficients = _score.score(partials, samples, classes, scoring, loss)
+    with_tn = scoring.absent == ABSENT.index("penalize")  # nothing else depends on it
+    with on(data.input):
+        samples, classes, partials = _partials(data, elements, with_tn)
+        shape = loss_shape(
+            scoring,
+            samples if elements.per_sample else None,
+            classes if elements.per_class else None,
+        )
+        loss = partials.new_empty(shape, dtype=reference.accumulator(data.input))
+        coefficients = score(partials, samples, classes, scoring, loss)
     return loss, coefficients
 
 
-def confusion_backward(
-    grad: Tensor | None,
-    coefficients: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    wrt: int,
-    activation: int,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    ignore_index: int | None,
-    label_smoothing: float,
-    extra: int,
-    focal_gamma: float,
-) -> Tensor:
-    """See ``customloss::confusion_backward``."""
+def _empty_gradient(data: Data, wrt: int) -> Tensor:
     if wrt == WEIGHT:
-        wide = input.dtype == torch.float64
-        out = input.new_empty(input.shape, dtype=torch.float64 if wide else torch.float32)
-    else:
-        out = torch.empty_like(input if wrt == INPUT else target)
+        return data.input.new_empty(data.input.shape, dtype=reference.accumulator(data.input))
+    return torch.empty_like(data.input if wrt == INPUT else data.target)
+
+
+def _strides_by_group(grad: Tensor | None, per_sample: bool) -> tuple[int, int]:
+    """The strides of the gradient by the loss along samples and classes; 0 where it has no such
+    dimension."""
+    if grad is None or grad.dim() == 0:
+        return 0, 0
+    if grad.dim() == 2:
+        return grad.stride(0), grad.stride(1)
+    return (grad.stride(0), 0) if per_sample else (0, grad.stride(0))
+
+
+def confusion_backward(incoming: Incoming, data: Data, wrt: Wrt, elements: Elements) -> Tensor:
+    """See ``customloss::confusion_backward``."""
+    out = _empty_gradient(data, wrt.wrt)
     if not out.numel():
         return out
-    grad_strides = (0, 0)
-    if grad is not None and grad.dim() == 1:
-        grad_strides = (grad.stride(0), 0) if per_sample else (0, grad.stride(0))
-    elif grad is not None and grad.dim() == 2:
-        grad_strides = (grad.stride(0), grad.stride(1))
-    coefficients = coefficients.contiguous()
-    if _pixel.by_pixel(input, target, activation, ignore_index, label_smoothing, extra):
-        with on(input):
-            _pixel.backward(
-                out, grad, grad_strides, coefficients, input, target, weight, wrt, activation,
-                scale, offset, per_sample, per_class and input.dim() > 1, ignore_index,
-                label_smoothing, extra, focal_gamma,
-            )  # fmt: skip
-        return out
-    operands = (strided(input), strided(target), strided(weight), strided(out))
-    how = plan(operands, per_sample, per_class and input.dim() > 1)
-    with on(input):
-        gradient_kernel[(how.chunks * how.column_tiles,)](
-            out, grad, coefficients, input, target, weight, scale, offset,
-            *grad_strides, how.groups, how.classes, how.column_tiles, how.reduced, how.tiles,
-            how.pieces, how.per_chunk, inner_sizes(how.sizes), *how.strides,
-            WRT=wrt, **_constants(how, input, target, activation, scale, offset),
+    grad, coefficients = incoming.grad, incoming.coefficients.contiguous()
+    grad_strides = _strides_by_group(grad, elements.per_sample)
+    with on(data.input):
+        if pixel.by_pixel(data, elements):
+            pixel.backward(out, grad, grad_strides, coefficients, data, wrt, elements)
+            return out
+        input, target, weight = data
+        operands = (strided(input), strided(target), strided(weight), strided(out))
+        launch = plan(operands, elements.per_sample, elements.per_class)
+        gradient_kernel[(launch.chunks * launch.column_tiles,)](
+            out, grad, coefficients, input, target, weight, elements.scale, elements.offset,
+            *grad_strides, launch.groups, launch.classes, launch.column_tiles, launch.reduced,
+            launch.tiles, launch.pieces, launch.per_chunk, inner_sizes(launch.sizes),
+            *launch.strides, WRT=wrt.wrt, **_constants(launch, data, elements),
         )  # fmt: skip
     return out
-
-
-def register(library: torch.library.Library) -> None:
-    """Makes these the primitives of ``library`` for devices that Triton compiles for."""
-    for key in ("CUDA", "XPU"):
-        for function in (confusion, confusion_score, confusion_backward, sums_score):
-            library.impl(function.__name__, function, key)

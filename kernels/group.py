@@ -4,11 +4,10 @@ The twin of csrc/score.h, in float64.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
+from customloss._spec.arguments import Pointwise
 from customloss._spec.words import ABSENT, AVERAGES, LINKS
 from customloss.reference import Extra
 
@@ -24,34 +23,14 @@ WEIGHTED = tl.constexpr(AVERAGES.index("weighted"))
 _LOG_POS, _LOG_NEG, _FOCUSED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
 
 
-class Scoring(NamedTuple):
-    """The scoring arguments of ``confusion_score``, in their order."""
-
-    tp_weight: float
-    fp_weight: float
-    fn_weight: float
-    smooth: float
-    gamma: float
-    link: int
-    absent: int
-    average: int
-    reduction: int
-
-
-class Pointwise(NamedTuple):
-    """The arguments of ``sums_score`` behind those, in their order."""
-
-    score_weight: float = 1.0
-    log_pos: float = 0.0
-    log_neg: float = 0.0
-    focal: float = 0.0
-    positives: float = 0.0
-    negatives: float = 0.0
-
-    def parts(self, extra: int) -> int:
-        """What there is to add up; a factor without a row adds nothing."""
-        logs = (self.log_pos != 0) + 2 * (self.log_neg != 0) if extra & Extra.LOG_LOSS else 0
-        return logs + (4 if extra & Extra.FOCAL and self.focal != 0 else 0)
+def pointwise_parts(pointwise: Pointwise, extra: int) -> int:
+    """What there is to add up; a factor without a row adds nothing."""
+    parts = 0
+    if extra & Extra.LOG_LOSS:
+        parts += (pointwise.log_pos != 0) + 2 * (pointwise.log_neg != 0)
+    if extra & Extra.FOCAL and pointwise.focal != 0:
+        parts += 4
+    return parts
 
 
 # ---- the score -------------------------------------------------------------------------------

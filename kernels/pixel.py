@@ -19,12 +19,12 @@ import triton.language as tl
 from torch import Tensor
 
 from customloss import reference
+from customloss._spec.arguments import Data, Elements, Wrt
 from customloss._spec.words import NONE, SOFTMAX, WEIGHT
 from customloss.reference import Extra
 
 from . import pixel_element as element
 from .element import tile_rows
-from .fold import total_sums
 from .launch import strided
 from .layout import PixelPlan, Strided, inner_sizes, pixel_plan, power_of_2, walk_plan
 from .pixel_element import How
@@ -185,21 +185,14 @@ def _labels(input: Sequence[int], target: Sequence[int]) -> bool:
     return len(input) > 1 and target[1] == 1 and input[1] > 1
 
 
-def by_pixel(
-    input: Tensor,
-    target: Tensor,
-    activation: int,
-    ignore_index: int | None,
-    label_smoothing: float,
-    extra: int,
-) -> bool:
+def by_pixel(data: Data, elements: Elements) -> bool:
     """Whether these kernels are the ones to run."""
     return (
-        activation == SOFTMAX
-        or ignore_index is not None
-        or label_smoothing != 0
-        or extra != 0
-        or is_labels(input, target)
+        elements.activation == SOFTMAX
+        or elements.ignore_index is not None
+        or elements.label_smoothing != 0
+        or elements.extra != 0
+        or is_labels(data.input, data.target)
     )
 
 
@@ -207,6 +200,7 @@ class Launch(NamedTuple):
     """What both passes tell their kernels."""
 
     plan: PixelPlan
+    classes: int  # that the groups tell apart; 1 where a group has all of them
     rows: int
     numbers: tuple[Any, ...]
     walk: tuple[Any, ...]
@@ -216,47 +210,37 @@ class Launch(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def prepare(
-    operands: tuple[Strided, ...],
-    dtype: torch.dtype,
-    hard: bool,
-    flags: int,
-    activation: int,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    ignore_index: int | None,
-    label_smoothing: float,
-    extra: int,
-    focal_gamma: float,
+    operands: tuple[Strided, ...], dtype: torch.dtype, hard: bool, flags: int, elements: Elements
 ) -> Launch:
     """The launch for a geometry and its options, which take longer to work out than to look up;
     ``hard``: the target is bool.  Nothing here holds on to a tensor."""
     input, target, weight = operands[:3]
     assert input is not None and target is not None
-    softmax = activation == SOFTMAX
-    rows = len(reference.rows(extra))
+    scale, offset, smoothing = elements.scale, elements.offset, elements.label_smoothing
+    ignored = elements.ignore_index is not None
+    per_class = elements.per_class and len(input[0]) > 1
+    softmax = elements.activation == SOFTMAX
+    rows = len(reference.rows(elements.extra))
     # a forward pass knows whether it adds up tn; a backward pass has the gradient by it
     rows -= not flags & How.TN
-    plan = pixel_plan(operands, per_sample, per_class, softmax, rows, dtype.itemsize)
+    plan = pixel_plan(operands, elements.per_sample, per_class, softmax, rows, dtype.itemsize)
     labels = _labels(input[0], target[0])
-    element_ignored = ignore_index is not None and not labels
-    masked = labels or ignore_index is not None or weight is not None or not plan.even
+    masked = labels or ignored or weight is not None or not plan.even
     for flag, holds in (
         (How.SOFTMAX, softmax),
-        (How.PROBABILITIES, activation == NONE),
+        (How.PROBABILITIES, elements.activation == NONE),
         (How.AFFINE, (scale, offset) != (1.0, 0.0)),
         (How.WIDE, dtype == torch.float64),
         (How.LABELS, labels),
-        (How.BINARY, label_smoothing == 0 and (labels or hard)),
-        (How.SMOOTH, label_smoothing != 0),
-        (How.IGNORE, ignore_index is not None),
+        (How.BINARY, smoothing == 0 and (labels or hard)),
+        (How.SMOOTH, smoothing != 0),
+        (How.IGNORE, ignored),
         (How.WEIGHT, weight is not None),
         (How.EACH, weight is not None and plan.strides[2][1] != 0),
         (How.EVEN, plan.even),
         (How.PADDED, plan.classes % plan.cols != 0),
         (How.MASKED, masked),
-        (How.BARE, masked and (not softmax or element_ignored)),
+        (How.BARE, masked and (not softmax or (ignored and not labels))),
         (How.POOLED, not per_class),
         (How.SPLIT, plan.split),
         (How.LONG, plan.long),
@@ -265,20 +249,22 @@ def prepare(
     ):
         flags |= int(flag) if holds else 0
     outcomes = plan.classes if labels or softmax else 2
-    off = label_smoothing / max(outcomes, 1)
-    numbers = (
-        scale, offset, 1 - label_smoothing + off, off, focal_gamma,
-        0 if ignore_index is None else ignore_index,
-    )  # fmt: skip
-    launch = _launch(plan, rows, flags, extra, numbers)
+    off = smoothing / max(outcomes, 1)
+    ignore = elements.ignore_index if ignored else 0
+    numbers = (scale, offset, 1 - smoothing + off, off, elements.focal_gamma, ignore)
+    classes = plan.classes if per_class else 1
+    launch = _launch(plan, classes, rows, flags, elements.extra, numbers)
     if not plan.apart:
         return launch
     first = walk_plan(plan, dtype.itemsize)
     flags = flags & ~int(How.PADDED) | (int(How.PADDED) if first.classes % first.cols else 0)
-    return launch._replace(before=_launch(first, rows, flags, extra, (scale, numbers[-1])))
+    before = _launch(first, classes, rows, flags, elements.extra, (scale, ignore))
+    return launch._replace(before=before)
 
 
-def _launch(plan: PixelPlan, rows: int, flags: int, extra: int, numbers: tuple[Any, ...]) -> Launch:
+def _launch(
+    plan: PixelPlan, classes: int, rows: int, flags: int, extra: int, numbers: tuple[Any, ...]
+) -> Launch:
     walk = (
         plan.classes, plan.class_tiles, plan.chunks, plan.reduced, plan.tiles, plan.pieces,
         plan.per_chunk, inner_sizes(plan.sizes), *plan.strides,
@@ -296,47 +282,39 @@ def _launch(plan: PixelPlan, rows: int, flags: int, extra: int, numbers: tuple[A
         "num_warps": warps,
         **_OPTIONS,
     }
-    return Launch(plan, rows, numbers, walk, constants, None)
+    return Launch(plan, classes, rows, numbers, walk, constants, None)
 
 
-def partials(
-    input: Tensor, target: Tensor, weight: Tensor | None, with_tn: bool, *elements: Any
-) -> tuple[int, int, Tensor]:
+def partials(data: Data, elements: Elements, with_tn: bool) -> tuple[int, int, Tensor]:
     """The pass over the data: samples, classes, and partial sums ``[rows, chunks, groups]``."""
-    plan, rows, numbers, walk, constants, before = prepare(
+    input, target, weight = data
+    plan, classes, rows, numbers, walk, constants, before = prepare(
         (strided(input), strided(target), strided(weight)), input.dtype,
-        target.dtype == torch.bool, int(How.TN) if with_tn else 0, *elements,
+        target.dtype == torch.bool, int(How.TN) if with_tn else 0, elements,
     )  # fmt: skip
-    per_class = elements[4]
-    classes = plan.classes if per_class else 1
-    chunks = plan.chunks if per_class else plan.chunks * plan.class_tiles
+    pooled = constants["HOW"] & How.POOLED
+    chunks = plan.chunks * plan.class_tiles if pooled else plan.chunks
     groups = plan.samples * classes
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = reference.accumulator(input)
     if not input.numel():
         return plan.samples, classes, input.new_empty((rows, 0, groups), dtype=dtype)
-    found = input.new_empty((rows, chunks, groups), dtype=dtype)
+    sums = input.new_empty((rows, chunks, groups), dtype=dtype)
     operands = (input, target, weight, *numbers, chunks * groups, groups, *walk)
     if not plan.kept:
         kernel = softmax_sums_kernel if plan.looped else pixel_sums_kernel
-        kernel[(plan.programs,)](found, *operands, N=rows, **constants)
-        return plan.samples, classes, found
+        kernel[(plan.programs,)](sums, *operands, N=rows, **constants)
+        return plan.samples, classes, sums
     pixels = plan.samples * plan.pixels
-    kept = input.new_empty((3 if elements[7] & Extra.HARD else 2, pixels), dtype=dtype)
+    kept = input.new_empty((3 if elements.extra & Extra.HARD else 2, pixels), dtype=dtype)
     if before is not None:
         softmax_walk_kernel[(before.plan.programs,)](
             kept, pixels, plan.pixels, input, target, weight, *before.numbers, *before.walk,
             **before.constants,
         )  # fmt: skip
     softmax_kept_sums_kernel[(plan.programs,)](
-        found, kept, pixels, plan.pixels, *operands, WALKS=before is None, N=rows, **constants
+        sums, kept, pixels, plan.pixels, *operands, WALKS=before is None, N=rows, **constants
     )
-    return plan.samples, classes, found
-
-
-def confusion(input: Tensor, target: Tensor, weight: Tensor | None, *elements: Any) -> Tensor:
-    """See ``customloss::confusion``."""
-    samples, classes, found = partials(input, target, weight, True, *elements)
-    return total_sums(found, samples, classes)
+    return plan.samples, classes, sums
 
 
 def backward(
@@ -344,21 +322,20 @@ def backward(
     grad: Tensor | None,
     grad_strides: tuple[int, int],
     coefficients: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    wrt: int,
-    *elements: Any,
+    data: Data,
+    wrt: Wrt,
+    elements: Elements,
 ) -> None:
     """Writes ``out``, the gradient by one operand."""
+    input, target, weight = data
     launch = prepare(
         (strided(input), strided(target), strided(weight), strided(out)), input.dtype,
-        target.dtype == torch.bool, _KEEPING if wrt == WEIGHT else int(How.TN), *elements,
+        target.dtype == torch.bool, _KEEPING if wrt.wrt == WEIGHT else int(How.TN), elements,
     )  # fmt: skip
     plan = launch.plan
-    groups = plan.samples * (plan.classes if elements[4] else 1)
     kernel = softmax_gradient_kernel if plan.looped else pixel_gradient_kernel
     kernel[(plan.programs,)](
-        out, grad, coefficients, input, target, weight, *launch.numbers, *grad_strides, groups,
-        *launch.walk, WRT=wrt, N=launch.rows, **launch.constants,
+        out, grad, coefficients, input, target, weight, *launch.numbers, *grad_strides,
+        plan.samples * launch.classes, *launch.walk,
+        WRT=wrt.wrt, N=launch.rows, **launch.constants,
     )  # fmt: skip

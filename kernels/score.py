@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from customloss._spec.arguments import SCORE_ALONE, GroupSums, Pointwise, Scoring
 from customloss._spec.words import AVERAGES, REDUCTIONS
 
 from .average import (
@@ -30,7 +31,7 @@ from .average import (
     weighed_loss,
 )
 from .fold import few
-from .group import Pointwise, Scoring, group_lost, load_sums, store_sums
+from .group import group_lost, load_sums, pointwise_parts, store_sums
 from .launch import on
 from .layout import ceil_div, power_of_2
 
@@ -268,6 +269,29 @@ def finish_kernel(
 # ---- launches --------------------------------------------------------------------------------
 
 
+def loss_shape(scoring: Scoring, samples: int | None, classes: int | None) -> list[int]:
+    """The dimensions that a loss keeps; None where the groups do not tell samples or classes
+    apart."""
+    if scoring.reduction != REDUCTIONS.index("none"):
+        return []
+    if scoring.average != AVERAGES.index("none"):
+        classes = None
+    return [size for size in (samples, classes) if size is not None]
+
+
+def _similarity(scoring: Scoring) -> tuple[float, ...]:
+    """The numbers of a score in the order of the kernels, which are compiled for its words."""
+    return scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth, scoring.gamma
+
+
+def _factors(pointwise: Pointwise) -> tuple[float, ...]:
+    """The factors of a pointwise loss in the order of the kernels."""
+    return (
+        pointwise.log_pos, pointwise.log_neg, pointwise.focal,
+        pointwise.positives, pointwise.negatives,
+    )  # fmt: skip
+
+
 def score(
     partials: Tensor,
     samples: int,
@@ -278,32 +302,23 @@ def score(
     """Partials ``[3 or 4, chunks, groups]`` to ``loss``, which is written, and d(loss)/d(sums)."""
     coefficients = partials.new_empty((4, samples, classes), dtype=torch.float64)
     constants = {"TN": partials.shape[0] == 4, "SUMMED": False, "POINTWISE": 0, "EXTRA": 0}
-    _finish(partials, coefficients, scoring, Pointwise(), None, loss, constants)
+    _finish(partials, coefficients, scoring, SCORE_ALONE, None, loss, constants)
     return coefficients
 
 
 def sums_score(
-    sums: Tensor,
-    class_weight: Tensor | None,
-    extra: int,
-    per_sample: bool,
-    wide: bool,
-    *numbers: Any,
+    group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
 ) -> tuple[Tensor, Tensor]:
     """See ``customloss::sums_score``."""
-    scoring, pointwise = Scoring(*numbers[:9]), Pointwise(*numbers[9:])
-    parts = pointwise.parts(extra)
-    alone = scoring.average == AVERAGES.index("none")
-    if alone and (class_weight is not None or parts):
+    sums, class_weight, extra, per_sample, wide = group_sums
+    parts = pointwise_parts(pointwise, extra)
+    if scoring.average == AVERAGES.index("none") and (class_weight is not None or parts):
         raise RuntimeError(
             "sums_score: an average of none has no place for class weights or a pointwise loss"
         )
-    samples, classes = sums.shape[1:]
-    kept = []
-    if scoring.reduction == REDUCTIONS.index("none"):
-        kept += [samples] if per_sample else []
-        kept += [classes] if alone else []
-    loss = sums.new_empty(kept, dtype=torch.float64 if wide else torch.float32)
+    _, samples, classes = sums.shape
+    shape = loss_shape(scoring, samples if per_sample else None, classes)
+    loss = sums.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
     coefficients = torch.empty_like(sums)
     constants = {"TN": True, "SUMMED": True, "POINTWISE": parts, "EXTRA": extra}
     with on(sums):
@@ -341,9 +356,11 @@ def _finish(
         "R": tile_rows, "W": tile_width, **constants, **OPTIONS,
     }  # fmt: skip
     parts = _parts(chunks, tile_rows * tile_width)
+    similarity, factors = _similarity(scoring), _factors(pointwise)
     if one_program:
         score_kernel[(1,)](
-            *counts, coefficients, loss, class_weight, *scoring[:5], *pointwise,
+            *counts, coefficients, loss, class_weight,
+            *similarity, pointwise.score_weight, *factors,
             REDUCTION=scoring.reduction, TN=has_tn, PARTS=parts, **options,
         )  # fmt: skip
         return
@@ -356,14 +373,14 @@ def _finish(
     )
     options["WIDE"] = width_blocks > 1
     entry_kernel[(programs,)](
-        *counts, sums, entries, width_blocks, class_weight, *scoring[:5], *pointwise[1:],
+        *counts, sums, entries, width_blocks, class_weight, *similarity, *factors,
         TN=has_tn, PARTS=parts, **options,
     )  # fmt: skip
     entry_columns = power_of_2(width_blocks)
     entry_rows = min(max(1, LANES // entry_columns), power_of_2(programs // width_blocks))
     finish_kernel[(programs,)](
         sums, entries, groups, rows, width, width_blocks, coefficients, loss, class_weight,
-        *scoring[:5], *pointwise,
+        *similarity, pointwise.score_weight, *factors,
         REDUCTION=scoring.reduction, ROWS=entry_rows, COLS=entry_columns, **options,
     )  # fmt: skip
 

@@ -25,10 +25,19 @@ import triton_package  # noqa: E402
 
 triton_package.load()
 
-from customloss._spec.arguments import Elements  # noqa: E402
+from customloss._spec.arguments import (  # noqa: E402
+    Data,
+    Elements,
+    GroupSums,
+    Incoming,
+    Pointwise,
+    Scoring,
+    Wrt,
+)
 from customloss._spec.words import (  # noqa: E402
     ABSENT,
     AVERAGES,
+    INPUT,
     LINKS,
     NONE,
     REDUCTIONS,
@@ -146,13 +155,15 @@ def passes(
     reduction: str = "mean",
 ) -> None:
     """Every launch of a forward and a backward pass."""
+    data = Data(input, target, weight)
     elements = Elements(0, scale, 0.0, per_sample, per_class)
-    kernels.confusion(input, target, weight, *elements)
-    loss, coefficients = kernels.confusion_score(
-        input, target, weight, *elements, 2.0, 1.0, 1.0, 0.0, 2.0, LINKS.index(link),
-        ABSENT.index(absent), AVERAGES.index(average), REDUCTIONS.index(reduction),
+    words = (
+        LINKS.index(link), ABSENT.index(absent), AVERAGES.index(average),
+        REDUCTIONS.index(reduction),
     )  # fmt: skip
-    kernels.confusion_backward(loss, coefficients, input, target, weight, wrt, *elements)
+    kernels.confusion(data, elements)
+    scored = kernels.confusion_score(data, elements, Scoring(2.0, 1.0, 1.0, 0.0, 2.0, *words))
+    kernels.confusion_backward(Incoming(*scored), data, Wrt(wrt), elements)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, last: bool = False) -> Tensor:
@@ -229,28 +240,30 @@ def test_sums_scores(compiled: Compiled, shape: tuple[int, int], extra: int) -> 
     compiled.parked = 16
     sums = torch.empty(len(rows(extra)), *shape, dtype=torch.float64)
     log, focal = float(extra & Extra.LOG_LOSS), float(extra & Extra.FOCAL)
+    pointwise = Pointwise(0.5, log, log, focal, 1.0, 1.0)
     for weight in (None, torch.empty(2, shape[1], dtype=torch.float64)):
+        group_sums = GroupSums(sums, weight, extra, shape[0] > 1, False)
         for link, (average, reduction) in enumerate(((0, 0), (1, 1), (1, 2), (0, 2))):
-            score.sums_score(
-                sums, weight, extra, shape[0] > 1, False, 2.0, 1.0, 1.0, 0.0, 2.0, link,
-                link % 3, average, reduction, 0.5, log, log, focal, 1.0, 1.0,
-            )  # fmt: skip
+            scoring = Scoring(2.0, 1.0, 1.0, 0.0, 2.0, link, link % 3, average, reduction)
+            score.sums_score(group_sums, scoring, pointwise)
     assert ("score_kernel" in compiled.kernels) == (shape[0] == 1)
 
 
 # ---- classes that are read together ----------------------------------------------------------
 
 
+SOFTMAX_BY_CLASS = Elements(SOFTMAX, 1.0, 0.0, False, True)
+SOFT_F1 = Scoring(2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+
+
 def pixel_passes(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, wrt: int = 0, **elements: Any
+    input: Tensor, target: Tensor, weight: Tensor | None = None, wrt: int = INPUT, **given: Any
 ) -> None:
-    options = {"activation": SOFTMAX, "scale": 1.0, "offset": 0.0, **elements}
-    how = Elements(**{"per_sample": False, "per_class": True, **options})
-    coefficients = kernels.confusion(input, target, weight, *how)
-    kernels.confusion_backward(None, coefficients, input, target, weight, wrt, *how)
-    if not how.extra:
-        scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-        kernels.confusion_score(input, target, weight, *how, *scoring)
+    data, elements = Data(input, target, weight), SOFTMAX_BY_CLASS._replace(**given)
+    coefficients = kernels.confusion(data, elements)
+    kernels.confusion_backward(Incoming(None, coefficients), data, Wrt(wrt), elements)
+    if not elements.extra:
+        kernels.confusion_score(data, elements, SOFT_F1)
 
 
 def labels_of(input: Tensor, dtype: torch.dtype) -> Tensor:
@@ -389,10 +402,9 @@ def test_other_batch_sizes_are_not_compiled_again(compiled: Compiled, activation
         input = torch.empty(batch, 4, 64, 64)
         labels = activation == SOFTMAX
         target = labels_of(input, torch.int64) if labels else torch.empty_like(input)
-        elements = Elements(activation, 1.0, 0.0, False, True)
-        scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-        loss, coefficients = kernels.confusion_score(input, target, None, *elements, *scoring)
-        kernels.confusion_backward(loss, coefficients, input, target, None, 0, *elements)
+        data, elements = Data(input, target, None), Elements(activation, 1.0, 0.0, False, True)
+        incoming = Incoming(*kernels.confusion_score(data, elements, SOFT_F1))
+        kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
     assert len(compiled.kernels) == 3
     for name, found in compiled.kernels.items():
         # the score reads up to 16 partials at once, or many

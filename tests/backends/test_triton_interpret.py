@@ -1,7 +1,7 @@
 """The Triton kernels, interpreted on the CPU, agree with the reference.
 
-The interpreter has to be chosen before they are imported, so ``triton_suite.py`` and
-``triton_pixels.py`` run in processes of their own.
+The interpreter has to be chosen before they are imported, so the files in ``SHARDS`` run in
+processes of their own. Each is cut into shards that take less than a minute.
 """
 
 from __future__ import annotations
@@ -18,11 +18,21 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 pytestmark = pytest.mark.triton
 
+# shards of the default cases, and of the cases that are marked ``more``
+SHARDS = {"triton_suite.py": (4, 6), "triton_pixels.py": (4, 6), "triton_operators.py": (1, 0)}
+RUNS = [
+    pytest.param(name, choice, f"{number}/{count}", marks=marks, id=f"{name}-{choice}-{number}")
+    for name, counts in SHARDS.items()
+    for choice, count, marks in zip(("not more", "more"), counts, ((), pytest.mark.more))
+    for number in range(count)
+]
 
-@pytest.mark.parametrize("name", ["triton_suite.py", "triton_pixels.py"])
-def test_suite_on_the_interpreter(name: str) -> None:
+
+@pytest.mark.parametrize(("name", "choice", "shard"), RUNS)
+def test_suite_on_the_interpreter(name: str, choice: str, shard: str) -> None:
     suite = Path(__file__).with_name(name)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(suite)]
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-m", choice, "--shard", shard)
+    command = [sys.executable, "-m", "pytest", *options, str(suite)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

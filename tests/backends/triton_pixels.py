@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import flat
 import judge
 import pytest
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor
 
 import customloss
 from customloss import reference
-from customloss._spec.arguments import Elements
+from customloss._backends import choice, plain
+from customloss._backends.choice import Primitives
+from customloss._spec.arguments import Data, Elements, Incoming, Scoring, Wrt
 from customloss._spec.words import INPUT, NONE, SIGMOID, SOFTMAX, TARGET, WEIGHT
 from customloss.reference import Extra
 
@@ -77,7 +78,7 @@ class Pixels:
             self.ignore, self.smoothing, self.extra, self.gamma,
         )  # fmt: skip
 
-    def build(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
+    def build(self, dtype: torch.dtype = torch.float32) -> Data:
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
         classes = self.shape[1] if len(self.shape) > 1 else 1
 
@@ -121,12 +122,12 @@ class Pixels:
         if self.spoilt:
             input = torch.where(removed, NAN, input)
         input = lay_out(input.to(dtype), self.layout)
-        return input, lay_out(target, self.target_layout or self.layout), weight
+        return Data(input, lay_out(target, self.target_layout or self.layout), weight)
 
 
-def widened(operands: tuple[Tensor, Tensor, Tensor | None], labels: bool) -> tuple[Any, ...]:
-    input, target, weight = operands
-    return (
+def widened(data: Data, labels: bool) -> Data:
+    input, target, weight = data
+    return Data(
         input.double().contiguous(),
         target.long() if labels else target.double(),
         None if weight is None else weight.double(),
@@ -140,12 +141,11 @@ def check(
     size: float = 1.0,
 ) -> None:
     """The sums and the gradients are those of the reference."""
-    operands = case.build(dtype)
-    input, target, weight = operands
-    wide = widened(operands, pixel.is_labels(input, target))
-    elements = case.elements
-    sums = kernels.confusion(*operands, *elements)
-    expected = flat.confusion(*wide, *elements)
+    data, elements = case.build(dtype), case.elements
+    input, target, weight = data
+    wide = widened(data, pixel.is_labels(input, target))
+    sums = kernels.confusion(data, elements)
+    expected = plain.confusion(wide, elements)
     assert sums.dtype == torch.float64 and sums.is_contiguous()
     for name, own, wanted in zip(reference.rows(case.extra), sums, expected, strict=True):
         assert_near(own, wanted, dtype, f"{case} {name}")
@@ -156,9 +156,9 @@ def check(
         wrts += (TARGET,) if target.is_floating_point() else ()
         wrts += (WEIGHT,) if weight is not None else ()
     for wrt in wrts:
-        arguments = (*elements,)
-        own = kernels.confusion_backward(None, coefficients, *operands, wrt, *arguments)
-        wanted = flat.confusion_backward(None, coefficients, *wide, wrt, *arguments)
+        incoming = Incoming(None, coefficients)
+        own = kernels.confusion_backward(incoming, data, Wrt(wrt), elements)
+        wanted = plain.confusion_backward(incoming, wide, Wrt(wrt), elements)
         like = (input, target, own)[wrt]
         assert own.dtype == (like.dtype if wrt != WEIGHT else reference.accumulator(input))
         assert own.stride() == torch.empty_like(like).stride()
@@ -206,10 +206,11 @@ def test_wild_class_numbers(classes: int) -> None:
     wild = torch.tensor([[2**32, 1, -(2**40), 2**63 - 1], [0, 2**33 + 1, -(2**63), 2]])
     tame = torch.tensor([[-1, 1, -1, -1], [0, -1, -1, 2]])
     elements = Elements(SOFTMAX, 1.0, 0.0, False, True, extra=EVERY)
-    sums = [kernels.confusion(input, y.unsqueeze(1), None, *elements) for y in (wild, tame)]
+    both = [Data(input, numbers.unsqueeze(1), None) for numbers in (wild, tame)]
+    sums = [kernels.confusion(data, elements) for data in both]
     assert torch.equal(*sums)
-    arguments = (None, sums[0], input, wild.unsqueeze(1), None, INPUT, *elements)
-    gradient = kernels.confusion_backward(*arguments)
+    incoming = Incoming(None, sums[0])
+    gradient = kernels.confusion_backward(incoming, both[0], Wrt(INPUT), elements)
     assert torch.equal(gradient == 0, (tame < 0).unsqueeze(1).expand(input.shape))
 
 
@@ -345,26 +346,27 @@ def test_long_chunks(monkeypatch: pytest.MonkeyPatch, strides: str, cached: int)
             check(replace(case, activation=SIGMOID, smoothing=0.1, per_class=shape[1] == 3))
 
 
-def scored(case: Pixels, kernel: Any) -> Any:
-    operands = case.build(torch.float64)
-    scoring = (2.0, 1.0, 1.0, 0.5, 2.0, 2, 2, 1, 2)  # focal, penalize, weighted, none
-    return kernel.confusion_score(*operands, *case.elements, *scoring)
+def scored(case: Pixels, primitives: Primitives) -> tuple[Tensor, Tensor]:
+    scoring = Scoring(2.0, 1.0, 1.0, 0.5, 2.0, 2, 2, 1, 2)  # focal, penalize, weighted, none
+    return primitives.confusion_score(case.build(torch.float64), case.elements, scoring)
 
 
 @pytest.mark.usefixtures("long_chunks")
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_scores(per_sample: bool) -> None:
+    triton, reference = map(choice.primitives_of, (kernels, plain))
     for shape in ((2, 3, 37), (2, 40, 12)):
         case = Pixels("scores", shape, ignore=1, per_sample=per_sample)
         for one in (case, replace(case, per_class=False, activation=SIGMOID)):
-            for own, other in zip(scored(one, kernels), scored(one, flat), strict=True):
+            for own, other in zip(scored(one, triton), scored(one, reference), strict=True):
                 torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-14)
 
 
 def both(case: Pixels) -> tuple[Tensor, Tensor]:
-    operands = case.build()
-    sums = kernels.confusion(*operands, *case.elements)
-    return sums, kernels.confusion_backward(None, sums, *operands, INPUT, *case.elements)
+    data, elements = case.build(), case.elements
+    sums = kernels.confusion(data, elements)
+    incoming = Incoming(None, sums)
+    return sums, kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
 
 
 def test_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,12 +392,13 @@ def test_nothing_depends_on_uninitialised_memory() -> None:
 
 def test_empty() -> None:
     for shape in ((0, 4, 3), (3, 4, 0)):
-        input, target = torch.zeros(shape), torch.zeros(shape[0], 1, shape[2], dtype=torch.uint8)
+        target = torch.zeros(shape[0], 1, shape[2], dtype=torch.uint8)
+        data = Data(torch.zeros(shape), target, None)
         elements = Elements(SOFTMAX, 1.0, 0.0, False, True, extra=EVERY)
-        sums = kernels.confusion(input, target, None, *elements)
+        sums = kernels.confusion(data, elements)
         assert torch.equal(sums, torch.zeros(15, 1, 4, dtype=torch.float64))
-        gradient = kernels.confusion_backward(None, sums, input, target, None, 0, *elements)
-        assert gradient.shape == input.shape
+        gradient = kernels.confusion_backward(Incoming(None, sums), data, Wrt(INPUT), elements)
+        assert gradient.shape == shape
 
 
 # ---- extremes --------------------------------------------------------------------------------
@@ -409,14 +412,13 @@ def test_no_cancellation_next_to_1(classes: int) -> None:
     target = torch.ones(2, 1, 33, dtype=torch.uint8)
     extra = int(Extra.LOG_LOSS | Extra.FOCAL)
     elements = Elements(SOFTMAX, 1.0, 0.0, False, True, extra=extra)
-    operands = (input, target, None)
-    wide = (input.double(), target, None)
-    sums = kernels.confusion(*operands, *elements)
-    expected = flat.confusion(*wide, *elements)
+    data, wide = Data(input, target, None), Data(input.double(), target, None)
+    sums = kernels.confusion(data, elements)
+    expected = plain.confusion(wide, elements)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=0)
-    coefficients = torch.rand(sums.shape, dtype=torch.float64)
-    own = kernels.confusion_backward(None, coefficients, *operands, INPUT, *elements)
-    other = flat.confusion_backward(None, coefficients, *wide, INPUT, *elements)
+    incoming = Incoming(None, torch.rand(sums.shape, dtype=torch.float64))
+    own = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
+    other = plain.confusion_backward(incoming, wide, Wrt(INPUT), elements)
     torch.testing.assert_close(own.double(), other, rtol=1e-5, atol=0)
 
 
@@ -431,19 +433,18 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
     target = torch.tensor([[[0, 3, 2, 3, 1, 1]]])
     # the last two have no softmax
     for count in (4, 5, 6):
-        operands = (input[..., :count], target[..., :count], None)
+        data = Data(input[..., :count], target[..., :count], None)
         elements = Elements(SOFTMAX, 1.0, 0.0, True, True, extra=EVERY)
-        wide = (operands[0].double(), operands[1], None)
-        sums = kernels.confusion(*operands, *elements)
-        expected = flat.confusion(*wide, *elements)
+        wide = data._replace(input=data.input.double())
+        sums = kernels.confusion(data, elements)
+        expected = plain.confusion(wide, elements)
         if count == 4:
             torch.testing.assert_close(sums, expected, rtol=4e-6, atol=1e-6)
         else:
             assert bool(sums[:4].isnan().any(0).all()) and bool(expected[:4].isnan().all())
-        coefficients = torch.rand(15, 1, classes, dtype=torch.float64)
-        arguments = (INPUT, *elements)
-        own = kernels.confusion_backward(None, coefficients, *operands, *arguments)
-        other = flat.confusion_backward(None, coefficients, *wide, *arguments)
+        incoming = Incoming(None, torch.rand(15, 1, classes, dtype=torch.float64))
+        own = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
+        other = plain.confusion_backward(incoming, wide, Wrt(INPUT), elements)
         torch.testing.assert_close(own.double(), other, rtol=4e-6, atol=1e-5, equal_nan=True)
 
 
@@ -451,13 +452,12 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
 def test_nan_spoils_its_own_group_only(classes: int) -> None:
     input = torch.randn(3, classes, 7)
     input[1, 2, 3] = NAN
-    target = torch.zeros(3, 1, 7, dtype=torch.int64)
+    data = Data(input, torch.zeros(3, 1, 7, dtype=torch.int64), None)
     elements = Elements(SOFTMAX, 1.0, 0.0, True, True)
-    sums = kernels.confusion(input, target, None, *elements)
+    sums = kernels.confusion(data, elements)
     assert sums.isnan().any(2).any(0).tolist() == [False, True, False]
-    coefficients = torch.rand(sums.shape, dtype=torch.float64)
-    arguments = (None, coefficients, input, target, None, INPUT, *elements)
-    spoilt = kernels.confusion_backward(*arguments).isnan()
+    incoming = Incoming(None, torch.rand(sums.shape, dtype=torch.float64))
+    spoilt = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements).isnan()
     assert spoilt.sum() == classes and bool(spoilt[1, :, 3].all())
 
 
@@ -467,8 +467,8 @@ def test_a_nan_of_the_coefficients_stays_out_of_what_does_not_count() -> None:
         target = torch.tensor([[[0, 255, 1, 255, 2, 2]]])
         elements = Elements(SOFTMAX, 1.0, 0.0, False, True, ignore_index=255, extra=EVERY)
         coefficients = torch.full((15, 1, classes), NAN, dtype=torch.float64)
-        arguments = (None, coefficients, input, target, None, INPUT, *elements)
-        gradient = kernels.confusion_backward(*arguments)
+        incoming, data = Incoming(None, coefficients), Data(input, target, None)
+        gradient = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         assert bool((gradient[..., [1, 3]] == 0).all()) and bool(gradient[..., 0].isnan().all())
 
 

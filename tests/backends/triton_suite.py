@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any
 
 import cases
-import flat
 import judge
 import pytest
 import torch
@@ -20,11 +19,19 @@ import triton_package
 from cases import INPUT_DTYPES, OPTIONS, Case, short
 from judge import assert_near, assert_right, differentiated, soft_f1
 from torch import Tensor
-from torch.autograd import gradcheck
 
 import customloss
 from customloss import reference
-from customloss._spec.arguments import Elements
+from customloss._backends import plain
+from customloss._spec.arguments import (
+    Data,
+    Elements,
+    GroupSums,
+    Incoming,
+    Pointwise,
+    Scoring,
+    Wrt,
+)
 from customloss._spec.words import INPUT, SIGMOID, SOFTMAX, TARGET, WEIGHT
 from customloss.reference import Extra
 
@@ -188,8 +195,8 @@ def test_sums(per_class: bool, per_sample: bool) -> None:
             continue
         sample = case.build(torch.float32)
         elements = Elements(0, 1.5, 0.25, per_sample, per_class and sample.input.dim() > 1)
-        sums = kernels.confusion(*sample.operands, *elements)
-        expected = flat.confusion(*sample.as_double().operands, *elements)
+        sums = kernels.confusion(Data(*sample.operands), elements)
+        expected = plain.confusion(Data(*sample.as_double().operands), elements)
         assert sums.dtype == torch.float64 and sums.is_contiguous()
         assert_near(sums, expected, torch.float32)
 
@@ -207,7 +214,7 @@ GRADS: dict[str, Any] = {
 @pytest.mark.parametrize("wrt", range(3))
 @pytest.mark.parametrize("grad", GRADS)
 def test_backward(grad: str, wrt: int) -> None:
-    """A shape of the incoming gradient, and an output like the fallback's."""
+    """A shape of the incoming gradient, and an output like the plain backend's."""
     per_sample = grad != "class"
     per_class = grad != "sample"
     sample = Case("b", (3, 4, 5, 6), layout="class_last", target=None, weight="full").build()
@@ -216,9 +223,10 @@ def test_backward(grad: str, wrt: int) -> None:
     )
     for smoothing in (0.0, 0.2):  # the elements by themselves, and by pixel
         elements = Elements(0, 2.0, 0.5, per_sample, per_class, label_smoothing=smoothing)
-        arguments = (GRADS[grad], coefficients, *sample.operands, wrt, *elements)
-        own = kernels.confusion_backward(*arguments)
-        other = flat.confusion_backward(*arguments)
+        incoming = Incoming(GRADS[grad], coefficients)
+        groups = (incoming, Data(*sample.operands), Wrt(wrt), elements)
+        own = kernels.confusion_backward(*groups)
+        other = plain.confusion_backward(*groups)
         assert own.dtype == other.dtype and own.stride() == other.stride()
         torch.testing.assert_close(own, other, rtol=2e-5, atol=1e-6)
 
@@ -241,29 +249,31 @@ def test_same_bits_every_time() -> None:
 def test_a_common_part_of_the_coefficients_cancels(per_class: bool, wrt: int) -> None:
     """Before anything is rounded to float32, in which 1e7 has no digit for what is left."""
     for classes, activation, extra in ((4, SIGMOID, 0), (4, SIGMOID, 16), (105, SOFTMAX, EVERY)):
-        operands = Case("common", (2, classes, 4), target=None).build().operands
+        data = Data(*Case("common", (2, classes, 4), target=None).build().operands)
         elements = Elements(activation, 1.0, 0.0, False, per_class, extra=extra)
         shape = (len(reference.rows(extra)), 1, classes if per_class else 1)
         coefficients = torch.randn(shape, dtype=torch.float64)
         common = coefficients.clone()
         common[:4] += 1e7
         common[-4:] += 1e7 * bool(wrt == TARGET and extra & Extra.HARD)
-        how = (*operands, wrt, *elements)
-        own, other = (kernels.confusion_backward(None, g, *how) for g in (common, coefficients))
+        own, other = (
+            kernels.confusion_backward(Incoming(None, each), data, Wrt(wrt), elements)
+            for each in (common, coefficients)
+        )
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
 
 
 # ---- from the sums to a loss -----------------------------------------------------------------
 
 LOGS, FOCAL, EVERY = int(Extra.LOG_LOSS), int(Extra.FOCAL | Extra.SQUARES), int(sum(Extra))
-# extra, then score_weight, log_pos, log_neg, focal, positives, negatives
+# extra, and the pointwise loss
 COMPOUNDS = {
-    "score": (EVERY, 0.7, 0.0, 0.0, 0.0, 1.0, 1.0),
-    "logs": (LOGS, 1.0, 0.5, 2.0, 0.0, 1.0, 0.75),
-    "softmax": (LOGS, 0.75, 0.25, 0.0, 0.0, 1.2, -0.02),
-    "focal": (FOCAL, 0.5, 0.0, 0.0, 1.5, 1.0, 1.0),
-    "all": (EVERY, 1.0, 0.5, 0.25, 2.0, 0.5, 1.5),
-    "pointwise": (EVERY, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0),
+    "score": (EVERY, Pointwise(0.7, 0.0, 0.0, 0.0, 1.0, 1.0)),
+    "logs": (LOGS, Pointwise(1.0, 0.5, 2.0, 0.0, 1.0, 0.75)),
+    "softmax": (LOGS, Pointwise(0.75, 0.25, 0.0, 0.0, 1.2, -0.02)),
+    "focal": (FOCAL, Pointwise(0.5, 0.0, 0.0, 1.5, 1.0, 1.0)),
+    "all": (EVERY, Pointwise(1.0, 0.5, 0.25, 2.0, 0.5, 1.5)),
+    "pointwise": (EVERY, Pointwise(0.0, 0.0, 1.0, 1.0, 1.0, 0.0)),
 }
 
 
@@ -281,17 +291,20 @@ def random_sums(extra: int, samples: int, classes: int) -> tuple[Tensor, Tensor]
     return sums, weight * (torch.arange(classes) % 5 != torch.tensor([[1], [4]]))
 
 
-def scorings(*averages: int) -> list[tuple[Any, ...]]:
+def scorings(*averages: int) -> list[Scoring]:
     """Every average, reduction and absent; the links take turns."""
     ways = enumerate(product(averages or (0, 1), range(3), range(3)))
-    return [(2.0, 1.0, 0.5, 0.25, 1.5, i % 4, absent, *way) for i, (*way, absent) in ways]
+    return [Scoring(2.0, 1.0, 0.5, 0.25, 1.5, i % 4, absent, *way) for i, (*way, absent) in ways]
 
 
-def assert_sums_score(sums: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def assert_sums_score(
+    group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
+) -> tuple[Tensor, Tensor]:
     """Loss and coefficients are those of the reference, no NaN; the sums are as before."""
+    sums = group_sums.sums
     before = sums.nan_to_num()
-    loss, coefficients = score.sums_score(sums, *arguments)
-    expected, wanted = flat.sums_score(sums, *arguments)
+    loss, coefficients = score.sums_score(group_sums, scoring, pointwise)
+    expected, wanted = plain.sums_score(group_sums, scoring, pointwise)
     assert torch.equal(sums.nan_to_num(), before) and coefficients.stride() == sums.stride()
     rtol = 1e-12 if loss.dtype == torch.float64 else 1e-6
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-14)
@@ -302,36 +315,37 @@ def assert_sums_score(sums: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 @pytest.mark.usefixtures("schedule")
 @pytest.mark.parametrize("name", COMPOUNDS)
 def test_sums_score(name: str) -> None:
-    extra, *factors = COMPOUNDS[name]
+    extra, pointwise = COMPOUNDS[name]
     ways = product(((1, 9), (17, 2), (3, 9)), (False, True))
     for turn, ((samples, classes), weighted) in enumerate(ways, len(name)):
         sums, weight = random_sums(extra, samples, classes)
         # a step that 3 does not divide: every absent with every reduction, sooner or later
+        group_sums = GroupSums(sums, weight if weighted else None, extra, samples > 1, True)
         for scoring in scorings()[turn % 5 :: 5]:
-            how = (extra, samples > 1, True, *scoring, *factors)
-            assert_sums_score(sums, weight if weighted else None, *how)
+            assert_sums_score(group_sums, scoring, pointwise)
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 1030), (300, 4), (2, 1030), (1030, 1), (0, 4), (3, 0), (1, 0)], ids=str
 )
 def test_sums_score_of_thousands_of_groups_and_of_none(shape: tuple[int, int]) -> None:
-    extra, *factors = COMPOUNDS["all"]
+    extra, pointwise = COMPOUNDS["all"]
     torch.use_deterministic_algorithms(True)  # every allocation starts as NaN
     for scoring in scorings()[::4]:
-        how = (extra, shape[0] != 1, False, *scoring, *factors)
-        assert_sums_score(*random_sums(extra, *shape), *how)
+        sums, weight = random_sums(extra, *shape)
+        assert_sums_score(GroupSums(sums, weight, extra, shape[0] != 1, False), scoring, pointwise)
 
 
 @pytest.mark.usefixtures("schedule")
 def test_sums_score_of_every_group_by_itself() -> None:
     for samples, scoring in product((1, 3), scorings(2)):
         sums, weight = random_sums(EVERY, samples, 5)
-        how = (EVERY, samples > 1, True, *scoring, 0.7)
-        assert_sums_score(sums, None, *how, *(0.0,) * 5)
+        group_sums = GroupSums(sums, None, EVERY, samples > 1, True)
+        assert_sums_score(group_sums, scoring, Pointwise(0.7))
     for weights, log in ((weight, 0.0), (None, 1.0)):
+        weighted = group_sums._replace(class_weight=weights)
         with pytest.raises(RuntimeError, match="average"):
-            score.sums_score(sums, weights, *how, log, *(0.0,) * 4)
+            score.sums_score(weighted, scoring, Pointwise(0.7, log_pos=log))
 
 
 @pytest.mark.usefixtures("schedule")
@@ -339,22 +353,22 @@ def test_a_class_without_weight_is_not_there_not_even_its_nan() -> None:
     for spoilt, scoring in product((slice(0, 1), slice(1, 2), slice(0, 4)), scorings()[::5]):
         sums, weight = random_sums(0, 3, 7)
         sums[spoilt, :, [1, 6]] = NAN
-        how = (0, True, True, *scoring, 0.5, *(0.0,) * 5)
-        _, coefficients = assert_sums_score(sums, weight, *how)
+        group_sums = GroupSums(sums, weight, 0, True, True)
+        _, coefficients = assert_sums_score(group_sums, scoring, Pointwise(0.5))
         assert bool((coefficients[..., [1, 6]] == 0).all())
 
 
 @pytest.mark.usefixtures("schedule")
 def test_a_compound_of_nothing() -> None:
     """A score of weight 0 leaves no NaN behind, and a pointwise loss of nothing is 0."""
-    extra, _, *factors = COMPOUNDS["all"]
+    extra, pointwise = COMPOUNDS["all"]
     for scoring, nothing in product(scorings()[::5], (False, True)):
         sums, _ = random_sums(extra, 5, 3)
         # where each sample has a loss of its own, some have one
-        sums[:4, 2 if scoring[-1] == 2 else 0 :] *= not nothing
-        scoring = scoring if nothing else (*scoring[:3], NAN, *scoring[4:])
-        how = (extra, True, True, *scoring, float(nothing), *factors)
-        assert_sums_score(sums, None, *how)
+        sums[:4, 2 if scoring.reduction == 2 else 0 :] *= not nothing
+        scoring = scoring if nothing else scoring._replace(smooth=NAN)
+        weighed = pointwise._replace(score_weight=float(nothing))
+        assert_sums_score(GroupSums(sums, None, extra, True, True), scoring, weighed)
 
 
 # ---- values that are not finite, and values that are absent ----------------------------------
@@ -411,9 +425,10 @@ def test_weight_0_removes_a_nan(target: torch.dtype) -> None:
         for wrt in (INPUT, WEIGHT):
             elements = Elements(0, 1.0, 0.0, False, True)
             coefficients = torch.rand(4, 1, 5, dtype=torch.float64)
-            arguments = (None, coefficients, spoilt, fouled, weight, wrt, *elements)
-            own = kernels.confusion_backward(*arguments)
-            torch.testing.assert_close(own, flat.confusion_backward(*arguments))
+            incoming, data = Incoming(None, coefficients), Data(spoilt, fouled, weight)
+            groups = (incoming, data, Wrt(wrt), elements)
+            own = kernels.confusion_backward(*groups)
+            torch.testing.assert_close(own, plain.confusion_backward(*groups))
 
 
 @pytest.mark.parametrize("absent", ["score", "skip", "penalize"])
@@ -446,55 +461,3 @@ def test_empty() -> None:
             assert loss.tolist() == 0.0
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
             assert gradient.shape == torch.Size(shape)
-
-
-# ---- autograd and registration ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("option", ["default", "log_smooth", "everything", "samplewise_groups"])
-def test_gradcheck(option: str) -> None:
-    case = Case("check", (3, 2, 2), target=None, weight="scalar", options=OPTIONS[option])
-    sample = case.build(torch.float64, requires_grad=True)
-    assert gradcheck(lambda *o: soft_f1(*o, **sample.options), sample.operands, nondet_tol=0)
-
-
-def test_confusion_sums_are_differentiable() -> None:
-    sample = Case("sums", (4, 3), target=None).build(torch.float64, requires_grad=True)
-    op = torch.ops.customloss.confusion_sums
-    assert gradcheck(lambda *o: op(*o), sample.operands[:2], nondet_tol=0)
-
-
-def test_registration_covers_the_devices_of_triton() -> None:
-    """Through the dispatcher too, under the schemas of the operators."""
-    library = torch.library.Library("customloss_triton_suite", "DEF")
-    seen = []
-
-    class Recorder:
-        def impl(self, name: str, function: Any, key: str) -> None:
-            schema = str(getattr(torch.ops.customloss, name).default._schema)
-            if key == "CUDA":
-                library.define(schema.removeprefix("customloss::"))
-                library.impl(name, function, "CPU")
-            library.impl(name, function, key)
-            seen.append((name, key))
-
-    kernels.register(Recorder())  # type: ignore[arg-type]
-    names = ("confusion", "confusion_score", "confusion_backward", "sums_score")
-    assert sorted(seen) == sorted((name, key) for name in names for key in ("CUDA", "XPU"))
-
-    ops = torch.ops.customloss_triton_suite
-    sample = Case("ops", (5, 4), target=None, weight="class").build()
-    elements = Elements(0, 1.0, 0.0, False, True)
-    scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-    loss, coefficients = ops.confusion_score(*sample.operands, *elements, *scoring)
-    arguments = (loss, coefficients, *sample.operands, 0, *elements)
-    torch.testing.assert_close(
-        ops.confusion_backward(*arguments), flat.confusion_backward(*arguments)
-    )
-    sums = ops.confusion(*sample.operands, *elements)
-    found = ops.sums_score(sums, None, 0, False, False, *scoring, 1.0, *(0.0,) * 5)
-    torch.testing.assert_close(found, (loss, coefficients))
-
-
-def test_the_interpreter_needs_no_gpu() -> None:
-    kernels.require(torch.device("cpu"))

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections import namedtuple
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 from process import run_python
 
-from customloss import _load
-from customloss._options import Elements, Pointwise, Scoring
-
-# in place of those of customloss/_spec/arguments.py
-Data = namedtuple("Data", ("input", "target", "weight"))
-Incoming = namedtuple("Incoming", ("grad", "coefficients"))
-Wrt = namedtuple("Wrt", ("wrt",))
-GroupSums = namedtuple("GroupSums", ("sums", "class_weight", "extra", "per_sample", "wide"))
+from customloss._backends import libraries
+from customloss._spec.arguments import (
+    Data,
+    Elements,
+    GroupSums,
+    Incoming,
+    Pointwise,
+    Scoring,
+    Wrt,
+)
 
 GROUPS: dict[str, Any] = {
     group.__name__: group
     for group in (Data, Elements, Scoring, Pointwise, Incoming, Wrt, GroupSums)
 }
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+CSRC = ROOT / "csrc"
 OPERATORS = {
     "confusion": "confusion",
     "confusion_score": "confusion",
@@ -99,7 +100,7 @@ def test_the_groups_of_an_operator_are_its_schema(operator: str, backend: str) -
 ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0"
 
 
-@pytest.mark.skipif(not _load.loaded("_C"), reason="needs the compiled library")
+@pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the compiled library")
 @pytest.mark.parametrize(
     "right, wrong, given, error",
     [
@@ -118,7 +119,7 @@ def test_another_schema_is_an_error(right: str, wrong: str, given: str, error: s
         "import torch\n"
         "library = torch.library.Library('customloss', 'FRAGMENT')\n"
         f"library.define({schema.replace(right, wrong)!r})\n"
-        f"torch.ops.load_library({str(_load.paths['_C'])!r})\n"
+        f"torch.ops.load_library({str(libraries.paths['_C'])!r})\n"
         "x = torch.ones(3)\n"
         f"torch.ops.customloss.confusion({given})\n"
     )

@@ -204,7 +204,7 @@ MUTANTS = {
         "result = (result.sum_to_size(weight.shape) / 2).to(weight.dtype)",
     ),
     "a block leaves its backend behind": Mutant(
-        "customloss/_backend.py", "_chosen = self._previous\n", "pass\n"
+        "customloss/_backends/choice.py", "_chosen = self._previous\n", "pass\n"
     ),
     "transforms go through the kernels": Mutant(
         "customloss/_autograd.py", "torch._C._are_functorch_transforms_active() or", "False and"

@@ -1,0 +1,90 @@
+"""Triton kernels behind autograd and the dispatcher; test_triton_interpret.py runs this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import triton_package
+from cases import OPTIONS, Case
+from judge import soft_f1
+from torch.autograd import gradcheck
+
+import customloss
+from customloss._backends import choice, libraries, plain
+from customloss._ops import register
+from customloss._spec.arguments import (
+    PRIMITIVES,
+    SCORE_ALONE,
+    Data,
+    Elements,
+    GroupSums,
+    Incoming,
+    Scoring,
+    Wrt,
+    schema,
+)
+from customloss._spec.words import INPUT
+
+triton_package.load()
+
+from customloss.kernels import confusion as kernels  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _triton() -> Iterator[None]:
+    with customloss.backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("option", ["default", "log_smooth", "everything", "samplewise_groups"])
+def test_gradcheck(option: str) -> None:
+    case = Case("check", (3, 2, 2), target=None, weight="scalar", options=OPTIONS[option])
+    sample = case.build(torch.float64, requires_grad=True)
+    assert gradcheck(lambda *o: soft_f1(*o, **sample.options), sample.operands, nondet_tol=0)
+
+
+def test_confusion_sums_are_differentiable() -> None:
+    sample = Case("sums", (4, 3), target=None).build(torch.float64, requires_grad=True)
+    op = torch.ops.customloss.confusion_sums
+    assert gradcheck(lambda *o: op(*o), sample.operands[:2], nondet_tol=0)
+
+
+def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the dispatcher too, under the schemas of the operators."""
+    library = torch.library.Library("customloss_triton_operators", "DEF")
+    for name, contract in PRIMITIVES.items():
+        library.define(schema(name, contract))
+    seen = []
+
+    class Recorder:
+        def impl(self, name: str, function: Any, key: str) -> None:
+            if key == "CUDA":
+                library.impl(name, function, "CPU")
+            if key in ("CUDA", "XPU"):
+                library.impl(name, function, key)
+                seen.append((name, key))
+
+    # as where torch has a GPU and no library of ours was compiled for it
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(libraries, "loaded", lambda name: False)
+    monkeypatch.setattr(register, "_LIBRARY", Recorder())
+    register._implement_primitives()
+    assert sorted(seen) == sorted((name, key) for name in PRIMITIVES for key in ("CUDA", "XPU"))
+
+    ops = choice.operators_of(torch.ops.customloss_triton_operators)
+    data = Data(*Case("ops", (5, 4), target=None, weight="class").build().operands)
+    elements = Elements(0, 1.0, 0.0, False, True)
+    scoring = Scoring(2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+    loss, coefficients = ops.confusion_score(data, elements, scoring)
+    groups = (Incoming(loss, coefficients), data, Wrt(INPUT), elements)
+    torch.testing.assert_close(ops.confusion_backward(*groups), plain.confusion_backward(*groups))
+    group_sums = GroupSums(ops.confusion(data, elements), None, 0, False, False)
+    found = ops.sums_score(group_sums, scoring, SCORE_ALONE)
+    torch.testing.assert_close(found, (loss, coefficients))
+
+
+def test_the_interpreter_needs_no_gpu() -> None:
+    assert kernels.refusal(torch.device("cpu")) is None
