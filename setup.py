@@ -11,7 +11,8 @@ MAX_JOBS              how many compilers run at once
 CUSTOMLOSS_WERROR=1   warnings are errors
 
 Both libraries use the LibTorch stable ABI and no Python API: one build serves every torch from
-2.10 on and every Python from 3.10 on. They have no ``PyInit``; ``customloss/_backends/libraries.py`` loads them.
+2.10 on and every Python from 3.10 on. They have no ``PyInit``: ``_backends/libraries.py`` loads
+them.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ MUTANTS = {
     ),
     # ---- Python: from the sums to the loss
     "a class weight of 0 hides no NaN": Mutant(
-        "customloss/reference.py", "torch.where(of_score == 0, torch.zeros_like(sums), sums)",
-        "sums",
+        "customloss/reference/losses.py",
+        "torch.where(of_score == 0, torch.zeros_like(sums), sums)", "sums",
     ),
     # ---- csrc: the walk
     "size-1 dimensions of a weight keep their stride": Mutant(
@@ -175,7 +175,7 @@ MUTANTS = {
         "tile_.off = static_cast<T>(0);",
     ),
     "what is ignored keeps its weight": Mutant(
-        "csrc/cpu/pixels.cpp", "live[i] = labels_[i] < 0 ? T(0) : live[i];", "live[i] = live[i];"
+        "csrc/cpu/tile_fill.h", "live[i] = labels[i] < 0 ? T(0) : live[i];", "live[i] = live[i];"
     ),
     "the last tile of a unit is dropped": Mutant(
         "csrc/cpu/pixels.cpp", "const int64_t pixels = std::min(cut.tile, last - i);",
@@ -185,14 +185,14 @@ MUTANTS = {
         "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
     ),
     "the focal power is that of p": Mutant(
-        "csrc/pixel.h", "T focal = missed * power_of(o.q, gamma);",
+        "csrc/pixel.h", "T focal = missed * miss_power<kActivation>(o, gamma);",
         "T focal = missed * power_of(o.p, gamma);",
     ),
     "a distance has a sign": Mutant(
         "csrc/pixel.h", "far < T(0) ? -far : far;", "far;"
     ),
     "0 log 0 is a NaN": Mutant(
-        "csrc/pixel.h", "return select(nonzero(factor), factor * value, T(0));",
+        "csrc/pixel.h", "return select(Flag<T>(factor != T(0)), factor * value, T(0));",
         "return factor * value;",
     ),
     "log(1 + u) loses a small u": Mutant(
@@ -200,27 +200,29 @@ MUTANTS = {
     ),
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(
-        "customloss/_autograd.py", "result = result.sum_to_size(weight.shape).to(weight.dtype)",
-        "result = (result.sum_to_size(weight.shape) / 2).to(weight.dtype)",
+        "customloss/_ops/autograd.py",
+        "result = result.sum_to_size(data.weight.shape).to(data.weight.dtype)",
+        "result = (result.sum_to_size(data.weight.shape) / 2).to(data.weight.dtype)",
     ),
     "a block leaves its backend behind": Mutant(
         "customloss/_backends/choice.py", "_chosen = self._previous\n", "pass\n"
     ),
     "transforms go through the kernels": Mutant(
-        "customloss/_autograd.py", "torch._C._are_functorch_transforms_active() or", "False and"
+        "customloss/_ops/modes.py", "_are_functorch_transforms_active() or", "False and"
     ),
     "beta is not squared": Mutant(
-        "customloss/spec_options.py", "squared = beta * beta", "squared = beta"
+        "customloss/scores.py", "squared = beta * beta", "squared = beta"
     ),
     "any target shape will do": Mutant(
-        "customloss/_checks.py", "if target.shape != shape:", "if len(target.shape) != len(shape):"
+        "customloss/_spec/operands.py",
+        "if target.shape != shape:", "if len(target.shape) != len(shape):",
     ),
     "the reference has fp and fn swapped": Mutant(
-        "customloss/_reference_sums.py", "found = [t * p, (1 - t) * p, t * q,",
+        "customloss/reference/sums.py", "found = [t * p, (1 - t) * p, t * q,",
         "found = [t * p, t * q, (1 - t) * p,",
     ),
     "the reference counts what it skips": Mutant(
-        "customloss/reference.py", "~missing", "missing | ~missing"
+        "customloss/reference/losses.py", "~missing", "missing | ~missing"
     ),
 }  # fmt: skip
 
