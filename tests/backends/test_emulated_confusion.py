@@ -19,6 +19,7 @@ from cases import INPUT_DTYPES, OPTIONS, Case, short
 from emulated import library, needs_a_compiler, probe  # noqa: F401
 from judge import assert_right, differentiated, soft_f1
 from paths import ROOT
+from selection import covering
 
 from customloss._backends import choice
 
@@ -72,6 +73,7 @@ SMALL = tuple(case for case in (*cases.SIZES, *SIZES) if elements(case) <= 10000
 LARGE = tuple(case for case in (*cases.SIZES, cases.FLUSHED) if elements(case) > 10000)
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_sizes(case: Case, dtype: torch.dtype, emulation: build.Emulation) -> None:
@@ -85,12 +87,14 @@ def test_large_sizes(case: Case, dtype: torch.dtype, emulation: build.Emulation)
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", (*cases.MIXED_LAYOUTS, *cases.WEIGHTED), ids=str)
 def test_weights_and_layouts(case: Case, dtype: torch.dtype, emulation: build.Emulation) -> None:
     assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64, torch.int64], ids=short)
 @pytest.mark.parametrize("shape", [(70, 8), (67, 9), (2, 3, 40)], ids=str)
 def test_weight_dtypes(
@@ -102,6 +106,7 @@ def test_weight_dtypes(
             assert_right(soft_f1, case.build(dtype))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", cases.TARGETS, ids=str)
 def test_target_dtypes(case: Case, dtype: torch.dtype, emulation: build.Emulation) -> None:
@@ -113,6 +118,7 @@ def test_options(case: Case, emulation: build.Emulation) -> None:
     assert_right(soft_f1, case.build(torch.float32))
 
 
+@covering
 @pytest.mark.parametrize("option", ["samplewise", "samplewise_micro", "samplewise_weighted",
                                     "samplewise_groups_skip", "micro", "skip"])  # fmt: skip
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
@@ -123,6 +129,7 @@ def test_options_by_layout(option: str, layout: str, emulation: build.Emulation)
         assert_right(soft_f1, case.build(torch.float32))
 
 
+@covering
 @pytest.mark.parametrize("option", ["default", "none", "weighted", "skip", "samplewise_skip",
                                     "samplewise_weighted", "samplewise_groups"])  # fmt: skip
 @pytest.mark.parametrize("shape", [(2, 1300), (600, 3), (3, 1100), (1300, 2, 3)], ids=str)
@@ -148,6 +155,7 @@ def test_every_alignment(dtype: torch.dtype, emulation: build.Emulation) -> None
 # ---- against the CPU operators -----------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", cases.FEW, ids=str)
 def test_primitives_agree_with_the_cpu(
@@ -196,6 +204,7 @@ def test_nan_spoils_its_group_only(shape: tuple[int, ...], emulation: build.Emul
     assert torch.isnan(loss).nonzero().flatten().tolist() == [2]
 
 
+@covering
 @pytest.mark.parametrize("target_dtype", [torch.bool, None], ids=str)
 @pytest.mark.parametrize("shape", [(40, 9), (40, 8), (3, 4, 50), (90,)], ids=str)
 def test_weight_zero_removes_a_nan(

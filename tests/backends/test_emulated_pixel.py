@@ -15,6 +15,7 @@ import torch
 from emulated import library, needs_a_compiler, probe  # noqa: F401
 from judge import ARITHMETIC, ROUNDING
 from paths import ROOT
+from selection import covering
 from torch import Tensor
 
 from customloss import reference
@@ -213,6 +214,7 @@ CLASSES = (2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 105, 130, 256, 300)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+@covering
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("classes", CLASSES)
 def test_classes(classes: int, extra: int, emulation: build.Emulation) -> None:
@@ -228,6 +230,7 @@ def test_classes(classes: int, extra: int, emulation: build.Emulation) -> None:
         check(emulation, operands(shape, dtype=dtype, target=label, layout=layout), how)
 
 
+@covering
 @pytest.mark.parametrize("label", LABELS, ids=str)
 @pytest.mark.parametrize("ignored", [None, 255, -100, 1])
 def test_class_numbers(label: torch.dtype, ignored: int | None, emulation: build.Emulation) -> None:
@@ -237,6 +240,7 @@ def test_class_numbers(label: torch.dtype, ignored: int | None, emulation: build
         check(emulation, given, how)
 
 
+@covering
 @pytest.mark.parametrize("layout", ["contiguous", "last", "sliced", "shifted"])
 @pytest.mark.parametrize("weight", [None, "pixel", "mask", "class", "sample", "element"])
 def test_weights_and_layouts(layout: str, weight: str | None, emulation: build.Emulation) -> None:
@@ -253,6 +257,7 @@ def test_weights_and_layouts(layout: str, weight: str | None, emulation: build.E
             check(emulation, given, how)
 
 
+@covering
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("target", [torch.int32, "soft", "onehot", "bytes"], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -292,6 +297,7 @@ def test_a_single_dimension(emulation: build.Emulation) -> None:
 # ---- what must not leak, and what must not be lost ---------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("shape", [(2, 4, 5, 8), (2, 7, 33), (2, 40, 9), (30, 12), (2, 300, 3)])
 @pytest.mark.parametrize("extra", [0, 1, EVERY])
 def test_nothing_leaks_from_what_does_not_count(
@@ -372,6 +378,7 @@ def test_a_nan_that_counts_is_told(emulation: build.Emulation) -> None:
 SCORING = (2.0, 1.0, 1.0, 1.0, 1.0, 0, 0)  # dice, smoothed
 
 
+@covering
 @pytest.mark.parametrize("average", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(3, 4, 90), (3, 12, 40), (60, 6), (2, 40, 7)], ids=str)
 def test_scores(shape: tuple[int, ...], average: int, emulation: build.Emulation) -> None:

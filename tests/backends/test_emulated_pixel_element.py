@@ -8,6 +8,7 @@ import build
 import pytest
 import torch
 from emulated import library, needs_a_compiler  # noqa: F401
+from selection import covering
 from test_emulated_pixel import How, Operands, check, emulation, operands  # noqa: F401
 
 pytestmark = needs_a_compiler
@@ -37,6 +38,7 @@ def given(
     return made
 
 
+@covering
 @pytest.mark.parametrize("activation", ["sigmoid", "none"])
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -79,6 +81,7 @@ def test_the_order_of_threads_and_wide_indices_change_nothing(
             assert torch.equal(by, found[0][1])
 
 
+@covering
 @pytest.mark.parametrize("shape", [(2, 3, 40), (70, 9), (64, 8)], ids=str)
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_nothing_leaks_from_what_does_not_count(

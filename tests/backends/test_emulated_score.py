@@ -14,6 +14,7 @@ import sums_cases
 import torch
 from emulated import library, needs_a_compiler, probe  # noqa: F401
 from paths import ROOT
+from selection import covering
 from sums_cases import CLASS_WEIGHTS, EVERY, LOGS, POINTWISE, How, assert_right
 from torch import Tensor
 
@@ -60,6 +61,7 @@ HOWS = (
 )
 
 
+@covering
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: "-".join(map(str, how)))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(shape: tuple[int, int], how: How, emulation: build.Emulation) -> None:
@@ -80,6 +82,7 @@ def test_more_slices_than_blocks(
     assert_right(emulation.sums_score, how, shape)
 
 
+@covering
 @pytest.mark.parametrize("weights", CLASS_WEIGHTS)
 @pytest.mark.parametrize("pointwise", POINTWISE)
 def test_options(pointwise: str, weights: str, emulation: build.Emulation) -> None:
@@ -87,6 +90,7 @@ def test_options(pointwise: str, weights: str, emulation: build.Emulation) -> No
         assert_right(emulation.sums_score, how, (3 if how.per_sample else 1, 5))
 
 
+@covering
 @pytest.mark.parametrize("shape", [(4, 3), (1, 1100), (600, 2)], ids=str)
 @pytest.mark.parametrize("average", ["macro", "weighted"])
 def test_a_class_without_weight_is_as_if_not_there(
@@ -131,6 +135,7 @@ def test_without_weight_the_score_is_not_seen(
     assert torch.isfinite(found[0]) and (found[1][0] == 0).all()
 
 
+@covering
 @pytest.mark.parametrize("shape", [(2, 3), (1500, 1), (2, 1100)], ids=str)
 @pytest.mark.parametrize("pointwise", POINTWISE)
 def test_nothing_counts(pointwise: str, shape: tuple[int, int], emulation: build.Emulation) -> None:
@@ -230,6 +235,7 @@ def gradients(
     )
 
 
+@covering
 @pytest.mark.parametrize("extra", [0, LOGS, EVERY])
 @pytest.mark.parametrize("activation", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(2, 3, 90), (1, 20, 70), (60, 20), (5, 300)], ids=str)

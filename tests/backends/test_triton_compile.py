@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import covering
 from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -174,6 +175,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, last: bool = False) -> Ten
 IMAGES = (2, 16, 512, 1024)  # chunks of several tiles
 
 
+@covering
 @pytest.mark.parametrize("compiled", [80, 90, 100], indirect=True)
 @pytest.mark.parametrize("last", [False, True], ids=["planar", "channels_last"])
 @pytest.mark.parametrize(
@@ -218,6 +220,7 @@ def test_weights(compiled: Compiled, wrt: int) -> None:
     passes(input, target, torch.empty(3, 1), wrt=wrt)
 
 
+@covering
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("shape", [(64, 80), (8, 3000)], ids=["one program", "many"])
@@ -233,6 +236,7 @@ SLOW = pytest.mark.slow
 EACH = [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)]
 
 
+@covering
 @pytest.mark.parametrize("compiled", EACH, indirect=True)
 @pytest.mark.parametrize("extra", [0, int(Extra.LOG_LOSS), int(Extra.FOCAL), int(sum(Extra))])
 @pytest.mark.parametrize("shape", [(1, 80), (8, 3000), (700, 4)], ids=str)
@@ -270,6 +274,7 @@ def labels_of(input: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(input.shape[0], 1, *input.shape[2:], dtype=dtype)
 
 
+@covering
 @pytest.mark.parametrize("compiled", EACH, indirect=True)
 @pytest.mark.parametrize("last", [False, True], ids=["planar", "channels_last"])
 @pytest.mark.parametrize("classes", [*(pytest.param(n, marks=SLOW) for n in (2, 8, 20)), 4, 32])
@@ -284,6 +289,7 @@ def test_softmax(compiled: Compiled, classes: int, last: bool) -> None:
             assert widest >= (8 * dtype.itemsize * min(classes, 4) if last else 128), widths
 
 
+@covering
 @pytest.mark.parametrize("compiled", EACH, indirect=True)
 @pytest.mark.parametrize(
     "shape", [(2, 105, 64, 128), *(pytest.param(s, marks=SLOW) for s in ((4096, 1030), (70, 4096)))]
@@ -295,6 +301,7 @@ def test_many_classes(compiled: Compiled, shape: tuple[int, ...]) -> None:
     assert "fold_kernel" in compiled.kernels
 
 
+@covering
 @pytest.mark.parametrize("compiled", EACH, indirect=True)
 @pytest.mark.parametrize("extra", [0, pytest.param(int(sum(Extra)), marks=SLOW)])
 def test_what_a_walk_keeps(compiled: Compiled, extra: int) -> None:
@@ -323,6 +330,7 @@ def test_extra_sums(compiled: Compiled, extra: int) -> None:
 
 
 @SLOW
+@covering
 @pytest.mark.parametrize("wrt", range(3))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_pixel_operands(compiled: Compiled, dtype: torch.dtype, wrt: int) -> None:

@@ -14,6 +14,7 @@ import torch
 import triton_package
 from cases import INPUT_DTYPES, Sample, lay_out, short
 from judge import assert_near, differentiated
+from selection import covering
 from torch import Tensor
 
 import customloss
@@ -177,6 +178,7 @@ def shape_of(classes: int) -> tuple[int, ...]:
     return (2, classes, 5, 7) if classes < 100 else (2, classes, 3)
 
 
+@covering
 @pytest.mark.parametrize("strides", ["contiguous", "class_last", "sliced"])
 @pytest.mark.parametrize("classes", (*FEW, *MANY))
 def test_softmax_of_class_numbers(classes: int, strides: str) -> None:
@@ -190,6 +192,7 @@ def test_rows_of_classes(classes: int) -> None:
     check(Pixels(f"rows-{classes}", (33, classes), ignore=-100, spoilt=True))
 
 
+@covering
 @pytest.mark.parametrize("ignore", [255, -100])
 @pytest.mark.parametrize("dtype", LABELS, ids=short)
 def test_label_dtypes(dtype: torch.dtype, ignore: int) -> None:
@@ -221,6 +224,7 @@ def test_ignored_class_is_one_of_the_classes() -> None:
 # ---- other targets, activations and weights --------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("activation", [SIGMOID, NONE], ids=["sigmoid", "none"])
 @pytest.mark.parametrize("shape", [(2, 3, 35), (37, 40), (2, 9, 4, 5), (1, 2, 70)], ids=str)
 def test_class_numbers_without_softmax(shape: tuple[int, ...], activation: int) -> None:
@@ -243,6 +247,7 @@ def test_ignored_elements_of_dense_targets(target: torch.dtype | None) -> None:
             check(replace(case, weight="full", smoothing=0.2, extra=HALF))
 
 
+@covering
 @pytest.mark.parametrize("classes", [2, 105])
 @pytest.mark.parametrize("target", [torch.bool, torch.float64, None], ids=str)
 def test_softmax_of_dense_targets(target: torch.dtype | None, classes: int) -> None:
@@ -251,6 +256,7 @@ def test_softmax_of_dense_targets(target: torch.dtype | None, classes: int) -> N
     check(replace(case, smoothing=0.1, per_sample=True, weight="full", spoilt=True))
 
 
+@covering
 @pytest.mark.parametrize("weight", ["full", "pixel", "class"])
 @pytest.mark.parametrize("classes", [3, 105])
 @pytest.mark.parametrize("strides", ["contiguous", "class_last"])
@@ -282,6 +288,7 @@ def test_focal_exponents(gamma: float) -> None:
         check(replace(case, activation=activation))
 
 
+@covering
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_groups(per_class: bool, per_sample: bool) -> None:
@@ -333,6 +340,7 @@ def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pixel.prepare.cache_clear()
 
 
+@covering
 @pytest.mark.usefixtures("long_chunks")
 @pytest.mark.parametrize("strides", ["contiguous", "class_last"])
 @pytest.mark.parametrize("cached", [layout.LOOPED_PIXELS, 100], ids=["cached", "apart"])

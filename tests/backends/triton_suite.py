@@ -18,6 +18,7 @@ import torch
 import triton_package
 from cases import INPUT_DTYPES, OPTIONS, Case, short
 from judge import assert_near, assert_right, differentiated, soft_f1
+from selection import covering
 from torch import Tensor
 
 import customloss
@@ -99,6 +100,7 @@ def test_target_dtypes(case: Case) -> None:
     assert_right(soft_f1, case.build(torch.float32 if len(case.shape) == 1 else torch.float64))
 
 
+@covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("case", cases.FEW, ids=str)
 def test_input_dtypes(case: Case, dtype: torch.dtype) -> None:
@@ -110,6 +112,7 @@ def test_options(case: Case) -> None:
     assert_right(soft_f1, case.build(torch.float64))
 
 
+@covering
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("option", ["micro", "none", "samplewise_groups", "samplewise_micro"])
 def test_options_by_layout(option: str, layout: str) -> None:
@@ -118,6 +121,7 @@ def test_options_by_layout(option: str, layout: str) -> None:
         assert_right(soft_f1, replace(case, options=OPTIONS[option]).build())
 
 
+@covering
 @pytest.mark.usefixtures("long_chunks")
 @pytest.mark.parametrize("option", ["default", "micro", "samplewise_groups"])
 @pytest.mark.parametrize(
@@ -182,6 +186,7 @@ def test_agrees_with_the_cpu_kernels(option: str) -> None:
 # ---- the primitives --------------------------------------------------------------------------
 
 
+@covering
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_sums(per_class: bool, per_sample: bool) -> None:
@@ -211,6 +216,7 @@ GRADS: dict[str, Any] = {
 }
 
 
+@covering
 @pytest.mark.parametrize("wrt", range(3))
 @pytest.mark.parametrize("grad", GRADS)
 def test_backward(grad: str, wrt: int) -> None:
@@ -244,6 +250,7 @@ def test_same_bits_every_time() -> None:
         torch.testing.assert_close(differentiated(soft_f1, sample), expected, rtol=0, atol=0)
 
 
+@covering
 @pytest.mark.parametrize("wrt", [INPUT, TARGET])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_a_common_part_of_the_coefficients_cancels(per_class: bool, wrt: int) -> None:
@@ -431,6 +438,7 @@ def test_weight_0_removes_a_nan(target: torch.dtype) -> None:
             torch.testing.assert_close(own, plain.confusion_backward(*groups))
 
 
+@covering
 @pytest.mark.parametrize("absent", ["score", "skip", "penalize"])
 @pytest.mark.parametrize("link", ["complement", "log", "focal", "negative"])
 def test_groups_without_positives(link: str, absent: str) -> None:
