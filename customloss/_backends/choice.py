@@ -16,6 +16,7 @@ from torch import Tensor
 from customloss._backends import libraries, plain
 from customloss._spec import checks
 from customloss._spec.arguments import (
+    PRIMITIVES,
     SCORE_ALONE,
     Data,
     Elements,
@@ -24,6 +25,7 @@ from customloss._spec.arguments import (
     Pointwise,
     Scoring,
     Wrt,
+    grouped,
 )
 
 
@@ -49,12 +51,15 @@ class Backend(Protocol):
 
 
 class Primitives(NamedTuple):
-    """The functions of a backend, each taking groups of arguments."""
+    """The functions of a backend with flat arguments, as ``PRIMITIVES`` has them in groups.
 
-    confusion: Callable[[Data, Elements], Tensor]
-    confusion_score: Callable[[Data, Elements, Scoring], tuple[Tensor, Tensor]]
-    confusion_backward: Callable[[Incoming, Data, Wrt, Elements], Tensor]
-    sums_score: Callable[[GroupSums, Scoring, Pointwise], tuple[Tensor, Tensor]]
+    So the compiled kernels, which are operators, are called without a detour.
+    """
+
+    confusion: Callable[..., Tensor]
+    confusion_score: Callable[..., tuple[Tensor, Tensor]]
+    confusion_backward: Callable[..., Tensor]
+    sums_score: Callable[..., tuple[Tensor, Tensor]]
 
 
 def primitives_of(backend: Backend) -> Primitives:
@@ -67,12 +72,20 @@ def primitives_of(backend: Backend) -> Primitives:
         loss, coefficients = backend.sums_score(group_sums, scoring, SCORE_ALONE)
         return plain.as_kept(loss, elements, scoring), coefficients
 
+    functions: dict[str, Callable[..., Any]] = {
+        "confusion": backend.confusion,
+        "confusion_score": getattr(backend, "confusion_score", confusion_score),
+        "confusion_backward": backend.confusion_backward,
+        "sums_score": backend.sums_score,
+    }
     return Primitives(
-        confusion=backend.confusion,
-        confusion_score=getattr(backend, "confusion_score", confusion_score),
-        confusion_backward=backend.confusion_backward,
-        sums_score=backend.sums_score,
+        **{name: grouped(function, PRIMITIVES[name]) for name, function in functions.items()}
     )
+
+
+def operators_of(ops: Any) -> Primitives:
+    """The operators of a library."""
+    return Primitives(*(getattr(ops, name).default for name in Primitives._fields))
 
 
 # ---- the rows ------------------------------------------------------------------------------------
@@ -86,18 +99,6 @@ class Row(NamedTuple):
     # What is traced has to be an operator, or made of operators. A backend that is neither is not
     # traced: the dispatcher chooses when the trace runs.
     traceable: bool = True
-
-
-def operators_of(ops: Any) -> Primitives:
-    """The operators of a library as functions of groups."""
-    confusion, confusion_score = ops.confusion.default, ops.confusion_score.default
-    confusion_backward, sums_score = ops.confusion_backward.default, ops.sums_score.default
-    return Primitives(
-        lambda data, elements: confusion(*data, *elements),
-        lambda data, elements, scoring: confusion_score(*data, *elements, *scoring),
-        lambda incoming, data, wrt, elements: confusion_backward(*incoming, *data, *wrt, *elements),
-        lambda group_sums, scoring, pointwise: sums_score(*group_sums, *scoring, *pointwise),
-    )
 
 
 def _dispatched() -> Primitives:

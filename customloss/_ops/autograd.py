@@ -16,7 +16,7 @@ from torch import Tensor
 from customloss._backends import choice, plain
 from customloss._backends.choice import Primitives
 from customloss._ops.modes import transformed, wants_grad
-from customloss._spec.arguments import Data, Elements, GroupSums, Incoming, Pointwise, Scoring, Wrt
+from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import sums as reference
 
@@ -32,34 +32,36 @@ class Compound(NamedTuple):
 
 
 def _gradients(
-    ctx: Any, incoming: Incoming, data: Data
+    ctx: Any, grad: Tensor | None, coefficients: Tensor, operands: Sequence[Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that autograd asked for, one pass each."""
-    create_graph = torch.is_grad_enabled()
+    input, target, weight = operands
+    backward = _ConfusionBackward.apply if torch.is_grad_enabled() else _confusion_backward
     gradients: list[Tensor | None] = [None, None, None]
-    for wrt in _WRT:
-        if not ctx.needs_input_grad[wrt.wrt]:
-            continue
-        if create_graph:
-            by_operand = _ConfusionBackward.apply(
-                *incoming, *data, wrt, ctx.elements, ctx.primitives
+    for wrt in (INPUT, TARGET, WEIGHT):
+        if ctx.needs_input_grad[wrt]:
+            gradients[wrt] = backward(
+                grad, coefficients, input, target, weight, wrt, ctx.elements, ctx.primitives
             )
-        else:
-            by_operand = _gradient(ctx.primitives, incoming, data, wrt, ctx.elements)
-        gradients[wrt.wrt] = by_operand
     return gradients[INPUT], gradients[TARGET], gradients[WEIGHT]
 
 
-_WRT = (Wrt(INPUT), Wrt(TARGET), Wrt(WEIGHT))
-
-
-def _gradient(
-    primitives: Primitives, incoming: Incoming, data: Data, wrt: Wrt, elements: Elements
+def _confusion_backward(
+    grad: Tensor | None,
+    coefficients: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    wrt: int,
+    elements: Elements,
+    primitives: Primitives,
 ) -> Tensor:
     """The gradient by one operand, in its shape."""
-    result = primitives.confusion_backward(incoming, data, wrt, elements)
-    if wrt.wrt == WEIGHT and data.weight is not None:
-        result = result.sum_to_size(data.weight.shape).to(data.weight.dtype)
+    result = primitives.confusion_backward(
+        grad, coefficients, input, target, weight, wrt, *elements
+    )
+    if wrt == WEIGHT and weight is not None:
+        result = result.sum_to_size(weight.shape).to(weight.dtype)
     return result
 
 
@@ -74,14 +76,15 @@ class _ConfusionBackward(torch.autograd.Function):
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        wrt: Wrt,
+        wrt: int,
         elements: Elements,
         primitives: Primitives,
     ) -> Tensor:
         ctx.save_for_backward(coefficients, input, target, weight)
-        ctx.wrt, ctx.elements = wrt.wrt, elements
-        incoming, data = Incoming(grad, coefficients), Data(input, target, weight)
-        return _gradient(primitives, incoming, data, wrt, elements)
+        ctx.wrt, ctx.elements = wrt, elements
+        return _confusion_backward(
+            grad, coefficients, input, target, weight, wrt, elements, primitives
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,13 +130,12 @@ class SumsFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, target, weight)
         ctx.elements, ctx.primitives = elements, choice.primitives(input)
-        sums: Tensor = ctx.primitives.confusion(Data(input, target, weight), elements)
+        sums: Tensor = ctx.primitives.confusion(input, target, weight, *elements)
         return sums
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        incoming = Incoming(None, grad.contiguous())
-        return *_gradients(ctx, incoming, Data(*ctx.saved_tensors)), None
+        return *_gradients(ctx, None, grad.contiguous(), ctx.saved_tensors), None
 
 
 class LossFunction(torch.autograd.Function):
@@ -162,9 +164,8 @@ class LossFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, grad), None, None, None
         # read once: activation checkpoints allow no more
-        input, target, weight, coefficients = ctx.saved_tensors
-        data = Data(input, target, weight)
-        return *_gradients(ctx, Incoming(grad, coefficients), data), None, None, None
+        *operands, coefficients = ctx.saved_tensors
+        return *_gradients(ctx, grad, coefficients, operands), None, None, None
 
 
 class SumsLossFunction(torch.autograd.Function):
@@ -181,8 +182,9 @@ class SumsLossFunction(torch.autograd.Function):
         scoring: Scoring,
         pointwise: Pointwise,
     ) -> Tensor:
-        group_sums = GroupSums(sums, class_weight, extra, per_sample, wide)
-        loss, coefficients = choice.primitives(sums).sums_score(group_sums, scoring, pointwise)
+        loss, coefficients = choice.primitives(sums).sums_score(
+            sums, class_weight, extra, per_sample, wide, *scoring, *pointwise
+        )
         ctx.save_for_backward(sums, class_weight, coefficients)
         ctx.extra, ctx.per_sample, ctx.wide = extra, per_sample, wide
         ctx.scoring, ctx.pointwise = scoring, pointwise
@@ -225,7 +227,7 @@ def sums(data: Data, elements: Elements) -> Tensor:
     if wants_grad(*data):
         result: Tensor = SumsFunction.apply(*data, elements)
         return result
-    return choice.primitives(data.input).confusion(data, elements)
+    return choice.primitives(data.input).confusion(*data, *elements)
 
 
 def scored(
@@ -237,10 +239,11 @@ def scored(
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient by the sums: one primitive for a plain ratio, else two."""
     if compound is None:
-        return primitives.confusion_score(data, elements, scoring)
-    group_sums = _group_sums(primitives.confusion(data, elements), elements, compound)
+        return primitives.confusion_score(*data, *elements, *scoring)
+    sums = primitives.confusion(*data, *elements)
     wide = data.input.dtype == torch.float64
-    return primitives.sums_score(group_sums._replace(wide=wide), scoring, compound.pointwise)
+    group_sums = _group_sums(sums, elements, compound)._replace(wide=wide)
+    return primitives.sums_score(*group_sums, *scoring, *compound.pointwise)
 
 
 def score(

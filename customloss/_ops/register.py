@@ -139,7 +139,8 @@ def sums_loss(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) -> 
     if torch.is_grad_enabled() and group_sums.sums.requires_grad:
         result: Tensor = autograd.SumsLossFunction.apply(*group_sums, scoring, pointwise)
         return result
-    return choice.primitives(group_sums.sums).sums_score(group_sums, scoring, pointwise)[0]
+    primitives = choice.primitives(group_sums.sums)
+    return primitives.sums_score(*group_sums, *scoring, *pointwise)[0]
 
 
 # ---- fake tensors --------------------------------------------------------------------------------
@@ -203,8 +204,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 def _implement_primitives() -> None:
     """The plain backend serves every device, and Triton's those of GPUs without our library."""
     for name, function in choice.primitives_of(plain)._asdict().items():
-        flat = grouped(function, PRIMITIVES[name])
-        _LIBRARY.impl(name, flat, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     if libraries.loaded("_C_cuda") or not (
         torch.version.cuda or torch.version.hip or torch.version.xpu
     ):
@@ -215,7 +215,7 @@ def _implement_primitives() -> None:
         return
     for key in ("CUDA", "XPU"):
         for name, function in triton._asdict().items():
-            _LIBRARY.impl(name, grouped(function, PRIMITIVES[name]), key)
+            _LIBRARY.impl(name, function, key)
 
 
 def _implement_differentiable() -> None:

@@ -23,15 +23,15 @@ def ratio_loss(
 ) -> Tensor:
     """The loss that ``torch.ops.customloss.<operator>`` computes, with the options that it does not
     know: over ranks, and with classes that do not all count alike."""
-    data = Data(input, target, weight)
-    group, classes = request.prepared(data, options)
+    group, classes = request.prepared(input, target, weight, options)
     if group is None and classes is None:
         try:
-            loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)
+            loss: Tensor = getattr(torch.ops.customloss, operator)(input, target, weight, **options)
         except RuntimeError:
             request.bad_options(operator, options)
             raise
         return loss
+    data = Data(input, target, weight)
     call, ratio = request.of_ratio(operator, data, options, group, classes)
     return route.loss(call, Formula(operator, ratio))
 

@@ -10,6 +10,7 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from customloss import distributed
 from customloss._ops import is_dtensor
@@ -54,17 +55,22 @@ class Request(NamedTuple):
 _BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {"ignore_index"}
 
 
-def prepared(data: Data, given: dict[str, Any]) -> tuple[ProcessGroup | None, Classes | None]:
+def prepared(
+    input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any]
+) -> tuple[ProcessGroup | None, Classes | None]:
     """Checks what no operator can, and takes out of the options what no operator knows."""
-    operands.are_tensors(*data)
-    is_dtensor.ready(data.input)
-    if not any(name in _BEYOND_OPERATORS for name in given):
+    operands.are_tensors(input, target, weight)
+    is_dtensor.ready(input)
+    for name in given:
+        if name in _BEYOND_OPERATORS:
+            break
+    else:
         return None, None
     if isinstance(given.get("ignore_index"), bool):
         raise TypeError(f"ignore_index: expected an integer or None, got {given['ignore_index']}")
     if given.pop("check_target", False):
-        operands.target_values(data.input, data.target, given.get("ignore_index"))
-    asked = classes.asked_for(data.input, given)
+        operands.target_values(input, target, given.get("ignore_index"))
+    asked = classes.asked_for(input, given)
     group: ProcessGroup | None = given.pop("process_group", None)
     # A rank alone has nothing to add: the fused operator serves it.
     if group is not None and not isinstance(group, distributed.Adder):
@@ -87,7 +93,7 @@ def of_score(
     focal_gamma: float = 2.0,
 ) -> Request:
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs."""
-    group, asked = prepared(data, given)
+    group, asked = prepared(*data, given)
     elements, scoring_words = _for_score(data.input.dim(), **given)
     extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
     if "focal" in extra:

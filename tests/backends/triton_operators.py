@@ -78,11 +78,12 @@ def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPat
     data = Data(*Case("ops", (5, 4), target=None, weight="class").build().operands)
     elements = Elements(0, 1.0, 0.0, False, True)
     scoring = Scoring(2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-    loss, coefficients = ops.confusion_score(data, elements, scoring)
+    loss, coefficients = ops.confusion_score(*data, *elements, *scoring)
     groups = (Incoming(loss, coefficients), data, Wrt(INPUT), elements)
-    torch.testing.assert_close(ops.confusion_backward(*groups), plain.confusion_backward(*groups))
-    group_sums = GroupSums(ops.confusion(data, elements), None, 0, False, False)
-    found = ops.sums_score(group_sums, scoring, SCORE_ALONE)
+    flat = [argument for group in groups for argument in group]
+    torch.testing.assert_close(ops.confusion_backward(*flat), plain.confusion_backward(*groups))
+    group_sums = GroupSums(ops.confusion(*data, *elements), None, 0, False, False)
+    found = ops.sums_score(*group_sums, *scoring, *SCORE_ALONE)
     torch.testing.assert_close(found, (loss, coefficients))
 
 

@@ -356,7 +356,8 @@ def test_long_chunks(monkeypatch: pytest.MonkeyPatch, strides: str, cached: int)
 
 def scored(case: Pixels, primitives: Primitives) -> tuple[Tensor, Tensor]:
     scoring = Scoring(2.0, 1.0, 1.0, 0.5, 2.0, 2, 2, 1, 2)  # focal, penalize, weighted, none
-    return primitives.confusion_score(case.build(torch.float64), case.elements, scoring)
+    operands = case.build(torch.float64)
+    return primitives.confusion_score(*operands, *case.elements, *scoring)
 
 
 @pytest.mark.usefixtures("long_chunks")
