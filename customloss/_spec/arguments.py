@@ -1,7 +1,7 @@
 """The arguments of the operators behind the losses, declared once for Python.
 
 An operator is a function of a few groups of arguments. Schemas, fake tensors, the plain backend and
-Triton's are made of these groups. At the dispatcher, and nowhere else, the groups lie flat, one
+Triton's are made of these groups. At the dispatcher and in autograd the groups lie flat, one
 argument behind the other. csrc/arguments.h declares the same groups for C++; a test compares names
 and order.
 """
