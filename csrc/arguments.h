@@ -2,8 +2,8 @@
 //
 // A group is a struct whose constructor takes its members from the stack, one by one and in the
 // order of the schemas. The groups of customloss/_spec/arguments.py have the same names and fields
-// in the same order; tests/ops/test_arguments.py compares them. Checks here are invariants; what a user
-// can get wrong is checked in Python, where the error can name the argument.
+// in the same order; tests/ops/test_arguments.py compares them. Checks here are invariants; what a
+// user can get wrong is checked in Python, where the error can name the argument.
 #pragma once
 
 #include <cstdint>
