@@ -152,8 +152,7 @@ class LossFunction(torch.autograd.Function):
         compound: Compound | None = None,
     ) -> Tensor:
         primitives = choice.primitives(input)
-        data = Data(input, target, weight)
-        loss, coefficients = scored(primitives, data, elements, scoring, compound)
+        loss, coefficients = scored(primitives, input, target, weight, elements, scoring, compound)
         ctx.save_for_backward(input, target, weight, coefficients)
         ctx.elements, ctx.scoring, ctx.primitives = elements, scoring, primitives
         ctx.compound = compound
@@ -232,16 +231,18 @@ def sums(data: Data, elements: Elements) -> Tensor:
 
 def scored(
     primitives: Primitives,
-    data: Data,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
     elements: Elements,
     scoring: Scoring,
     compound: Compound | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient by the sums: one primitive for a plain ratio, else two."""
     if compound is None:
-        return primitives.confusion_score(*data, *elements, *scoring)
-    sums = primitives.confusion(*data, *elements)
-    wide = data.input.dtype == torch.float64
+        return primitives.confusion_score(input, target, weight, *elements, *scoring)
+    sums = primitives.confusion(input, target, weight, *elements)
+    wide = input.dtype == torch.float64
     group_sums = _group_sums(sums, elements, compound)._replace(wide=wide)
     return primitives.sums_score(*group_sums, *scoring, *compound.pointwise)
 

@@ -87,7 +87,8 @@ def ratio_operator(
 def _sums(data: Data, elements: Elements, *, keep_samples: bool) -> _Sums:
     """The sums of the whole; with ``keep_samples`` those of samples stay where the samples are."""
     mesh = _mesh(data)
-    input, target, weight = operands.tensors(data, elements)
+    input, _, weight = data
+    target = operands.checked_target(*data, elements)
     assert isinstance(input, DTensor)
     placements = _input_placements(input, elements)
     shards = [_Local.apply(input, placements, placements)]

@@ -83,7 +83,7 @@ def ratio_operator(operator: str) -> Callable[..., Tensor]:
 
             return dtensor.ratio_operator(operator, input, target, weight, given)
         elements, scoring = options.cached_for_operator(operator, input.dim(), **given)
-        return _loss(Data(input, target, weight), elements, scoring, None)
+        return _loss(input, target, weight, elements, scoring, None)
 
     return loss
 
@@ -97,7 +97,7 @@ def compound(
 ) -> Tensor:
     """``torch.ops.customloss.compound``: the loss of a ratio of the sums whose classes count
     ``class_weight``, and a pointwise loss."""
-    return _loss(data, elements, scoring, Compound(class_weights.class_weight, pointwise))
+    return _loss(*data, elements, scoring, Compound(class_weights.class_weight, pointwise))
 
 
 def _learned(class_weight: Tensor | None) -> bool:
@@ -105,16 +105,25 @@ def _learned(class_weight: Tensor | None) -> bool:
     return class_weight is not None and class_weight.requires_grad and torch.is_grad_enabled()
 
 
-def _loss(data: Data, elements: Elements, scoring: Scoring, compound: Compound | None) -> Tensor:
-    data = operands.tensors(data, elements)
+def _loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    elements: Elements,
+    scoring: Scoring,
+    compound: Compound | None,
+) -> Tensor:
+    target = operands.checked_target(input, target, weight, elements)
     if transformed() or (compound is not None and _learned(compound.class_weight)):
-        loss = autograd.score(autograd.sums(data, elements), scoring, elements, compound)
-        return loss.to(accumulator(data.input))
-    if wants_grad(*data):
-        result: Tensor = autograd.LossFunction.apply(*data, elements, scoring, compound)
+        sums = autograd.sums(Data(input, target, weight), elements)
+        return autograd.score(sums, scoring, elements, compound).to(accumulator(input))
+    if wants_grad(input, target, weight):
+        result: Tensor = autograd.LossFunction.apply(
+            input, target, weight, elements, scoring, compound
+        )
         return result
-    primitives = choice.primitives(data.input)
-    return autograd.scored(primitives, data, elements, scoring, compound)[0]
+    primitives = choice.primitives(input)
+    return autograd.scored(primitives, input, target, weight, elements, scoring, compound)[0]
 
 
 def confusion_sums(
@@ -127,8 +136,8 @@ def confusion_sums(
         return dtensor.confusion_sums(input, target, weight, given)
     elements = options.cached_for_sums(input.dim(), **given)
     # a shard of a batch may hold no sample
-    data = operands.tensors(Data(input, target, weight), elements, no_sample=True)
-    return autograd.sums(data, elements)
+    target = operands.checked_target(input, target, weight, elements, no_sample=True)
+    return autograd.sums(Data(input, target, weight), elements)
 
 
 def sums_loss(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) -> Tensor:

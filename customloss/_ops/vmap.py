@@ -56,9 +56,10 @@ def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Te
         return operand.transpose(1, 2) if operand.dim() > 2 else operand
 
     weight = None if data.weight is None else folded(data.weight)
-    data = Data(folded(data.input), folded(data.target), weight)
+    input, target = folded(data.input), folded(data.target)
     elements = elements._replace(per_sample=True)
-    sums = autograd.sums(operands.tensors(data, elements), elements)
+    target = operands.checked_target(input, target, weight, elements)
+    sums = autograd.sums(Data(input, target, weight), elements)
     return sums.reshape(-1, size, samples, sums.shape[-1])
 
 

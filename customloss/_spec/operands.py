@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from customloss._spec.arguments import Data, Elements
+from customloss._spec.arguments import Elements
 from customloss._spec.words import SOFTMAX
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -34,13 +34,19 @@ def are_tensors(input: object, target: object, weight: object) -> None:
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
 
 
-def tensors(data: Data, elements: Elements, *, no_sample: bool = False) -> Data:
+def checked_target(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    elements: Elements,
+    *,
+    no_sample: bool = False,
+) -> Tensor:
     """Dtypes, shapes and devices fit together, and there is a group to score; with ``no_sample``
     there may be none for want of a sample.
 
-    Returns the data with a target of the input's rank: class numbers as ``[N, 1, *spatial]``.
+    Returns the target with the rank of the input: class numbers as ``[N, 1, *spatial]``.
     """
-    input, target, weight = data
     shape = input.shape
     if input.dtype not in INPUT_DTYPES:
         raise TypeError(f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}")
@@ -69,7 +75,7 @@ def tensors(data: Data, elements: Elements, *, no_sample: bool = False) -> Data:
     empty = elements.per_sample and shape[0] == 0 and not no_sample
     if empty or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
-    return data if target is data.target else data._replace(target=target)
+    return target
 
 
 def _class_index(input: Tensor, target: Tensor) -> Tensor:
