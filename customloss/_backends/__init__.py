@@ -1,7 +1,7 @@
-"""Who computes the primitives: the compiled kernels, Triton's, or plain PyTorch.
+"""What computes the primitives: the compiled kernels, Triton's, or plain PyTorch.
 
-Lives here: the rows of the backends and the choice among them, the plain backend, and the loading
+Lives here: the table of the backends and the choice among them, the plain backend, and the loading
 of the compiled libraries.
 May import: ``_spec``, ``reference``, and ``customloss.kernels`` where Triton is chosen.
-Start with ``choice.py``: a backend is a row there and a file with functions of groups.
+Start with ``choice.py``: a backend is a row of its table, and a file whose functions take groups.
 """

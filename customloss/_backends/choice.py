@@ -30,10 +30,10 @@ from customloss._spec.arguments import (
 
 
 class Backend(Protocol):
-    """What a backend has to have; ``PRIMITIVES`` says it in groups.
+    """The functions that a backend has to have; ``PRIMITIVES`` lists the groups they take.
 
-    It may also have ``confusion_score(data, elements, scoring)``, the first two in one call, for a
-    ratio of tp, fp, fn and tn. By default that is made of them.
+    It may also have ``confusion_score(data, elements, scoring)``, which does the work of the first
+    two in one call, for a score that is a ratio. By default ``confusion_score`` calls these two.
     """
 
     def confusion(self, data: Data, elements: Elements) -> Tensor:
@@ -42,7 +42,7 @@ class Backend(Protocol):
     def sums_score(
         self, group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
     ) -> tuple[Tensor, Tensor]:
-        """The loss of sums that were made before, and its gradient by them."""
+        """The loss of sums that exist already, and its gradient by them."""
 
     def confusion_backward(
         self, incoming: Incoming, data: Data, wrt: Wrt, elements: Elements
@@ -51,9 +51,9 @@ class Backend(Protocol):
 
 
 class Primitives(NamedTuple):
-    """The functions of a backend with flat arguments, as ``PRIMITIVES`` has them in groups.
+    """The functions of a backend, with one flat list of arguments in place of groups.
 
-    So the compiled kernels, which are operators, are called without a detour.
+    The compiled kernels are operators, which take flat arguments, so they are called directly.
     """
 
     confusion: Callable[..., Tensor]
@@ -63,7 +63,7 @@ class Primitives(NamedTuple):
 
 
 def primitives_of(backend: Backend) -> Primitives:
-    """The functions of a backend, with the default for the one that it need not have."""
+    """The functions of a backend, with the default ``confusion_score`` if it has none."""
 
     def confusion_score(data: Data, elements: Elements, scoring: Scoring) -> tuple[Tensor, Tensor]:
         sums = backend.confusion(data, elements)
@@ -84,7 +84,7 @@ def primitives_of(backend: Backend) -> Primitives:
 
 
 def operators_of(ops: Any) -> Primitives:
-    """The operators of a library."""
+    """The primitives that a library registered as operators."""
     return Primitives(*(getattr(ops, name).default for name in Primitives._fields))
 
 
@@ -94,10 +94,10 @@ def operators_of(ops: Any) -> Primitives:
 class Row(NamedTuple):
     """A backend that can be chosen."""
 
-    load: Callable[[], Primitives]  # raises RuntimeError with the reason where it cannot be had
-    refusal: Callable[[torch.device], str | None]  # why it cannot serve this device, if so
-    # What is traced has to be an operator, or made of operators. A backend that is neither is not
-    # traced: the dispatcher chooses when the trace runs.
+    load: Callable[[], Primitives]  # raises RuntimeError with the reason if it cannot
+    refusal: Callable[[torch.device], str | None]  # why it cannot serve a device
+    # A trace records operators only. It cannot record a backend that is not made of operators: then
+    # it records the primitives, and the dispatcher chooses their kernels when the trace runs.
     traceable: bool = True
 
 
@@ -173,10 +173,10 @@ class backend:
     """Chooses the backend from here on, or inside a ``with`` block.
 
     ``"auto"`` takes the compiled kernels of the input's device, Triton where there are none, and
-    the reference where there is neither. ``"cuda"``, ``"triton"`` and ``"reference"`` insist: a
-    choice that cannot be met raises ``RuntimeError``, here or at the call. The environment
-    variable ``CUSTOMLOSS_BACKEND`` sets the first choice. Code that is compiled or exported under
-    ``"triton"`` runs what ``"auto"`` would.
+    the reference where there is neither. ``"cuda"``, ``"triton"`` and ``"reference"`` have no
+    substitute: a choice that cannot be met raises ``RuntimeError``, here or at the call. The
+    environment variable ``CUSTOMLOSS_BACKEND`` sets the first choice. Code that is compiled or
+    exported under ``"triton"`` runs what ``"auto"`` would choose.
 
     Example::
 

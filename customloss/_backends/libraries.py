@@ -18,7 +18,7 @@ import torch
 # the folder of the package, where the build leaves the libraries
 _HERE = Path(__file__).resolve().parents[1]
 
-# name -> None where it is loaded, else the reason it is not
+# name -> None if it is loaded, else the reason why it is not
 status: dict[str, str | None] = {}
 # name -> the file that was loaded
 paths: dict[str, Path] = {}
@@ -37,10 +37,10 @@ def _library(name: str) -> Path | None:
 
 
 def _shadowed() -> Path | None:
-    """Where another customloss is installed that this one, a source tree, hides."""
+    """The folder of an installed customloss that this one hides, if this one is a source tree."""
     if not (_HERE.parent / "setup.py").is_file():
         return None
-    for folder in {Path(str(found.locate_file(""))) for found in metadata.distributions()}:
+    for folder in {Path(str(each.locate_file(""))) for each in metadata.distributions()}:
         other = (folder / "customloss").resolve()
         if other != _HERE and any(other.glob("_C.*")):
             return other

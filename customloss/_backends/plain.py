@@ -1,4 +1,4 @@
-"""The plain backend: the primitives in the words of the reference, for devices without a kernel."""
+"""The plain backend: the primitives computed by the reference, for devices without a kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from customloss.reference import sums as reference
 
 
 def in_words(elements: Elements) -> tuple[Any, ...]:
-    """As the reference takes them, which knows the activation by its name."""
+    """``elements`` as the reference takes them: with the activation's name, not its number."""
     named: Any = ACTIVATIONS[elements.activation]
     return elements._replace(activation=named)
 
@@ -67,14 +67,14 @@ def loss_of_sums(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) 
 
 
 def loss_of_groups(sums: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
-    """The loss that ``confusion_score`` makes of sums, in their own precision."""
+    """The loss that ``confusion_score`` makes of sums, in their dtype."""
     wide = sums.dtype == torch.float64
     group_sums = GroupSums(sums, None, elements.extra, elements.per_sample, wide)
     return as_kept(loss_of_sums(group_sums, scoring, SCORE_ALONE), elements, scoring)
 
 
 def as_kept(loss: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
-    """A loss of the groups without the class dimension of an input that has none."""
+    """Drops the class dimension of a loss that is kept per group, if the input has no classes."""
     keeps_groups = AVERAGES[scoring.average] == "none" and REDUCTIONS[scoring.reduction] == "none"
     return loss[..., 0] if keeps_groups and not elements.per_class else loss
 

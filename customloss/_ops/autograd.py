@@ -1,8 +1,8 @@
-"""What autograd makes of the primitives: a Function for the sums, one for a loss, one for a loss of
-sums, and the gradient pass as a fourth.
+"""The primitives as autograd Functions: for the sums, for a loss, for a loss of sums that exist
+already, and for the gradient pass.
 
 They save the caller's tensors and a few numbers per group. Under ``create_graph`` the gradient pass
-is itself a Function, whose backward is the reference's; so derivatives of any order are exact.
+is itself a Function, whose backward is the reference's, so derivatives of any order are exact.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from customloss.reference import sums as reference
 
 
 class Compound(NamedTuple):
-    """What makes of a ratio loss one of classes that count differently, or of several terms."""
+    """What a compound adds to a ratio loss: weights of the classes, and a pointwise loss."""
 
-    class_weight: Tensor | None  # [2, classes]: of the score, of the pointwise loss
+    class_weight: Tensor | None  # [2, classes]: for the score, for the pointwise loss
     pointwise: Pointwise
 
 
@@ -162,13 +162,13 @@ class LossFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, grad), None, None, None
-        # read once: activation checkpoints allow no more
+        # read once: a second read raises under activation checkpointing
         *operands, coefficients = ctx.saved_tensors
         return *_gradients(ctx, grad, coefficients, operands), None, None, None
 
 
 class SumsLossFunction(torch.autograd.Function):
-    """Saves the gradient by the sums, a few numbers, beside the sums."""
+    """Saves the sums and the gradient by them, a few numbers each."""
 
     @staticmethod
     def forward(
@@ -203,9 +203,9 @@ class SumsLossFunction(torch.autograd.Function):
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> Iterator[Tensor | None]:
-    """For create_graph: the coefficients must depend on the operands, so compose them anew."""
+    """For create_graph: the coefficients have to depend on the operands, so they are made anew."""
     needed = ctx.needs_input_grad[:3]
-    # views, so that a gradient by one operand does not run on into the others' own history
+    # views, because autograd.grad stops at them: one operand may have been computed from another
     operands = [
         tensor.view_as(tensor) if need else tensor
         for tensor, need in zip(ctx.saved_tensors[:3], needed)
@@ -220,7 +220,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> Iterator[Tensor | None]
 
 
 def sums(data: Data, elements: Elements) -> Tensor:
-    """The sums ``[rows, samples, classes]``, differentiable in every way."""
+    """The sums ``[rows, samples, classes]``, differentiable by autograd and under transforms."""
     if transformed():
         return plain.confusion(data, elements)
     if wants_grad(*data):

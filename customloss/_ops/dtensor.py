@@ -1,4 +1,4 @@
-"""DTensors: every rank adds up its shard, the sums are added over the mesh, and scored by all.
+"""DTensors: every rank adds up its shard, the mesh adds these sums, and every rank scores them.
 
 A shard is read where it lies. Along a mesh dimension that cuts the batch, a spatial dimension or
 the classes, one all-reduce of ``rows x groups`` numbers makes the sums those of the whole; along
@@ -29,17 +29,17 @@ from customloss.reference.sums import accumulator, group_shape, is_class_index
 
 Placements = tuple[Placement, ...]
 
-# what a dense target of integers holds where class numbers say nothing
+# what ``_dense`` writes where a class number does not count, and then passes as ``ignore_index``
 _NOTHING = 2
 
 
 class _Sums(NamedTuple):
-    """``[rows, samples, classes]`` of the whole, the same on every rank. Where mesh dimensions cut
-    the samples and these are kept, a rank has its own samples only."""
+    """The sums ``[rows, samples, classes]`` of the whole batch, the same on every rank. Where mesh
+    dimensions cut the samples and samples are told apart, a rank may have its own samples only."""
 
     local: Tensor
     mesh: DeviceMesh
-    samples: list[int]  # the mesh dimensions that cut the samples
+    samples: list[int]  # the mesh dimensions over which ranks have samples of their own
 
 
 def confusion_sums(
@@ -57,7 +57,7 @@ def ratio_operator(
     """``register.ratio_operator`` of DTensors. The loss is replicated, but losses of samples stay
     where their samples are.
 
-    It is composed of plain tensors: an operator of DTensors takes as long as a small loss.
+    It computes with plain tensors: one operation on DTensors takes as long as a small loss.
     """
     elements, scoring = options.cached_for_operator(operator, input.dim(), **given)
     sums, mesh, samples = _sums(Data(input, target, weight), elements, keep_samples=True)
@@ -77,7 +77,7 @@ def ratio_operator(
         loss, counted = losses.with_absent(loss, sums, words.absent)
         return totals.Groups(loss, sums, counted, None)
 
-    # the losses of the samples and their number may be added up over ranks
+    # the sum of the samples' losses and the number of samples may be added up over ranks
     part = totals.of_part(sums, groups, words.average, True)
     total = _Total.apply(part, mesh, samples, (), part.shape)
     loss = totals.loss(total, groups, words.average, True, words.reduction)
@@ -85,7 +85,7 @@ def ratio_operator(
 
 
 def _sums(data: Data, elements: Elements, *, keep_samples: bool) -> _Sums:
-    """The sums of the whole; with ``keep_samples`` those of samples stay where the samples are."""
+    """The sums of the whole; with ``keep_samples`` the sums of a sample stay on its ranks."""
     mesh = _mesh(data)
     input, _, weight = data
     target = operands.checked_target(*data, elements)
@@ -102,15 +102,15 @@ def _sums(data: Data, elements: Elements, *, keep_samples: bool) -> _Sums:
     for dim, placement in enumerate(placements):
         if placement.is_replicate() or mesh.size(dim) == 1:
             continue
-        kept = keep_samples and elements.per_sample and placement.is_shard(0)
-        (samples if kept else summed).append(dim)
+        own_samples = keep_samples and elements.per_sample and placement.is_shard(0)
+        (samples if own_samples else summed).append(dim)
     local = shards[0]
     told_apart = (0,) * elements.per_sample + (1,) * (elements.per_class and input.dim() > 1)
     extents = {dim: _extent(input, dim, local.shape[dim]) for dim in told_apart}
     if is_class_index(input, target) and any(p.is_shard(1) for p in placements):
         classes = _extent(input, 1, local.shape[1])
         shards[1], elements = _dense(shards[1], input, classes, elements)
-    # an empty shard may have no group to score, which no kernel has to know
+    # an empty shard may have no group, and the kernels are not written for that
     sums_of = autograd.sums if local.numel() else _no_sums
     data = Data(local, shards[1], None if weight is None else shards[2])
     sums = sums_of(data, elements)
@@ -124,14 +124,14 @@ def _sums(data: Data, elements: Elements, *, keep_samples: bool) -> _Sums:
 
 
 def _no_sums(data: Data, elements: Elements) -> Tensor:
-    """The sums of a rank without an element. They are in the graph, because their gradient may take
-    part in a collective."""
+    """The sums, all 0, of a rank without elements. They are in the graph, because backward may run
+    a collective that needs every rank."""
     sums = plain.confusion(data, elements._replace(per_sample=False, per_class=False))
     return sums.expand(-1, *group_shape(data.input, elements.per_sample, elements.per_class))
 
 
 class _Total(torch.autograd.Function):
-    """The sums of all ranks along some mesh dimensions, each rank's in their place in the whole."""
+    """Adds the sums of all ranks along some mesh dimensions; ``where`` is this rank's place."""
 
     @staticmethod
     def forward(
@@ -153,17 +153,22 @@ class _Total(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # every rank holds the gradient of the one loss: its share is what it is
+        # every rank computes the same loss, so nothing is added up or divided
         return grad[ctx.where], None, None, None, None
 
 
 class _Local(torch.autograd.Function):
-    """The own shard of a DTensor, and back; what is replicated may be cut, which moves nothing."""
+    """The local shard of a DTensor, whose gradient has ``grad_placements``.
+
+    A replicated operand may be cut to ``placements``, which moves no data.
+    """
 
     @staticmethod
-    def forward(ctx: Any, operand: DTensor, placements: Placements, by: Placements) -> Tensor:
-        ctx.mesh, ctx.placements, ctx.by = operand.device_mesh, operand.placements, by
-        ctx.shape = operand.shape
+    def forward(
+        ctx: Any, operand: DTensor, placements: Placements, grad_placements: Placements
+    ) -> Tensor:
+        ctx.mesh, ctx.shape, ctx.placements = operand.device_mesh, operand.shape, operand.placements
+        ctx.grad_placements = grad_placements
         if operand.placements != placements:
             operand = operand.redistribute(placements=placements)
         local: Tensor = operand.to_local()
@@ -172,10 +177,10 @@ class _Local(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = _wrapped(grad, ctx.mesh, ctx.by, ctx.shape)
-        if ctx.by != ctx.placements:
-            found = found.redistribute(placements=ctx.placements)
-        return found, None, None
+        gradient = _wrapped(grad, ctx.mesh, ctx.grad_placements, ctx.shape)
+        if ctx.grad_placements != ctx.placements:
+            gradient = gradient.redistribute(placements=ctx.placements)
+        return gradient, None, None
 
 
 def _replicated(value: Tensor, mesh: DeviceMesh) -> Tensor:
@@ -185,7 +190,8 @@ def _replicated(value: Tensor, mesh: DeviceMesh) -> Tensor:
 def _wrapped(
     local: Tensor, mesh: DeviceMesh, placements: Placements, shape: Sequence[int]
 ) -> DTensor:
-    """``from_local`` of shards of unlike size: it is told the shape, and strides in local order."""
+    """``DTensor.from_local`` for shards that may differ in size, for which it needs the whole shape
+    and strides. The strides order the dimensions as the local ones do."""
     strides, step = [0] * len(shape), 1
     for dim in sorted(range(len(shape)), key=lambda dim: (local.stride(dim), -dim)):
         strides[dim] = step
@@ -222,13 +228,14 @@ def _mesh(data: Data) -> DeviceMesh:
 
 
 def _input_placements(input: DTensor, elements: Elements) -> Placements:
-    """Those of the input, if sums can be made of its shards."""
+    """The placements of the input, if sums can be made of its shards."""
     placements: Placements = input.placements
     for placement in placements:
-        # a dim that tells groups apart has to be cut in one piece per rank; a summed one has not
-        kept = (0,) * elements.per_sample + (1,) * elements.per_class
-        plain = isinstance(placement, Shard) or getattr(placement, "dim", None) not in kept
-        if placement.is_partial() or not plain:
+        # a rank has to hold one piece of a dim that tells groups apart; a dim that is summed over
+        # may be cut in any way, as strided shards are
+        group_dims = (0,) * elements.per_sample + (1,) * elements.per_class
+        allowed = isinstance(placement, Shard) or getattr(placement, "dim", None) not in group_dims
+        if placement.is_partial() or not allowed:
             raise ValueError(
                 f"input: expected placements of Shard or Replicate, got {_told(placements)}: "
                 "redistribute it first"
@@ -243,25 +250,25 @@ def _input_placements(input: DTensor, elements: Elements) -> Placements:
 
 
 def _like_input(name: str, operand: DTensor, input: DTensor) -> tuple[Placements, Placements]:
-    """How an operand is placed beside the input's shards, and how its gradient by them is."""
+    """The placements of an operand beside the input's shards, and those of its gradient."""
     offset = input.dim() - operand.dim()
     wanted: list[Placement] = []
-    by: list[Placement] = []
+    grad_placements: list[Placement] = []
     for placement in input.placements:
         dim = getattr(placement, "dim", None)
         if dim is None:
             wanted.append(placement)
-            by.append(placement)
+            grad_placements.append(placement)
         elif dim < offset or operand.shape[dim - offset] != input.shape[dim]:
             # broadcast: every rank needs it whole, and adds its part of the gradient
             wanted.append(Replicate())
-            by.append(Partial())
+            grad_placements.append(Partial())
         elif isinstance(placement, Shard):
             wanted.append(Shard(dim - offset))
-            by.append(Shard(dim - offset))
+            grad_placements.append(Shard(dim - offset))
         else:
             wanted.append(placement)
-            by.append(placement)
+            grad_placements.append(placement)
     for own, other in zip(operand.placements, wanted):
         cuttable = own.is_replicate() and isinstance(other, Shard)
         if own != other and not cuttable:
@@ -270,7 +277,7 @@ def _like_input(name: str, operand: DTensor, input: DTensor) -> tuple[Placements
                 f"{_told(input.placements)}) or Replicate, got {_told(operand.placements)}: "
                 "redistribute it first"
             )
-    return tuple(wanted), tuple(by)
+    return tuple(wanted), tuple(grad_placements)
 
 
 def _told(placements: Sequence[Placement]) -> str:
@@ -278,7 +285,7 @@ def _told(placements: Sequence[Placement]) -> str:
 
 
 def _fit(shards: list[Tensor]) -> None:
-    """Shards of one rank belong together: DTensors of one shape may be cut in unlike ways."""
+    """Checks that the shards fit together: DTensors of one shape may be cut in different ways."""
     shape = shards[0].shape
     for name, shard in zip(("target", "weight"), shards[1:]):
         offset = len(shape) - shard.dim()
@@ -290,7 +297,7 @@ def _fit(shards: list[Tensor]) -> None:
 
 
 def _extent(input: DTensor, dim: int, length: int) -> slice:
-    """Where the own part of a dimension lies, cut as ``torch.chunk`` does."""
+    """Where this rank's part of a dimension lies, if it is cut as ``torch.chunk`` does."""
     start, size = 0, input.shape[dim]
     coordinate = input.device_mesh.get_coordinate()
     assert coordinate is not None
@@ -310,7 +317,8 @@ def _extent(input: DTensor, dim: int, length: int) -> slice:
 def _dense(
     target: Tensor, input: DTensor, classes: slice, elements: Elements
 ) -> tuple[Tensor, Elements]:
-    """Class numbers beside a part of the classes: another rank's number is no hole but a 0."""
+    """A dense target for a rank that has only some of the classes. There the number of a class on
+    another rank is a 0 for each of its classes, and not ignored."""
     numbers = torch.arange(classes.start, classes.stop, device=target.device)
     dense = target == numbers.reshape(-1, *(1 for _ in input.shape[2:]))
     known = (target >= 0) & (target < input.shape[1])
@@ -329,7 +337,8 @@ def _dense(
 
 
 def _register() -> None:
-    """DTensors without an autograd key go to their own dispatch instead of ``register.py``."""
+    """DTensors of inference mode have no autograd key, so they do not reach the functions of
+    ``register.py``; they reach these rules."""
 
     def rule(function: Any) -> Any:
         def dispatched(

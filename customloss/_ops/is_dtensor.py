@@ -1,6 +1,6 @@
-"""Whether a call is about DTensors: asked by every operator, so it costs one look at three types.
+"""Whether a call has DTensors. Every operator asks, so the answer costs one look at three types.
 
-What is then done about them is in ``dtensor.py``, which is imported when the first one comes:
+``dtensor.py`` computes with them. It is imported when the first one comes, because importing
 ``torch.distributed.tensor`` takes a third of a second.
 """
 
@@ -35,10 +35,10 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 
 def ready(input: Tensor) -> None:
-    """Called before an operator, which may be the first time with DTensors.
+    """Called before an operator: imports ``dtensor.py`` if this is the first DTensor.
 
     DTensors of inference mode have no autograd key, so they reach the rules of ``dtensor.py`` only
-    where these are registered.
+    if these are registered before the operator is called.
     """
     if type(input) is Tensor or torch.compiler.is_compiling():
         return
@@ -47,7 +47,7 @@ def ready(input: Tensor) -> None:
 
 
 def whole(sums: Tensor) -> Tensor:
-    """The sums of DTensors as a plain tensor, on every rank: any score can be made of that."""
+    """The sums as a plain tensor, of which any score can be made; every rank has all of them."""
     if not _is_dtensor(sums):
         return sums
     plain: Tensor = sums.to_local()  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def whole(sums: Tensor) -> Tensor:
 
 
 def gathered(numbers: Tensor) -> Tensor:
-    """One number per class as a plain tensor, if it was a DTensor; replicated, nothing is sent."""
+    """One number per class as a plain tensor; nothing is sent for a replicated DTensor."""
     if not _is_dtensor(numbers):
         return numbers
     plain: Tensor = numbers.full_tensor()  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ def gathered(numbers: Tensor) -> Tensor:
 
 
 def placed_like(sums: Tensor, loss: Tensor) -> Tensor:
-    """The loss that every rank has made of the same ``whole(sums)``, as a DTensor if they were."""
+    """The loss, which every rank has made of ``whole(sums)``: a DTensor if ``sums`` is one."""
     if not _is_dtensor(sums):
         return loss
     from torch.distributed.tensor import DTensor, Replicate

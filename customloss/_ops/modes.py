@@ -14,7 +14,7 @@ def transformed() -> bool:
 
 
 def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
-    """Whether autograd has to hear of this call."""
+    """Whether autograd has to record this call."""
     return torch.is_grad_enabled() and (
         input.requires_grad or target.requires_grad or (weight is not None and weight.requires_grad)
     )

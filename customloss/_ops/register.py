@@ -7,13 +7,13 @@ The public, differentiable operators are the sums, and the losses that are ratio
     torch.ops.customloss.tversky(input, target, weight=None, *, fp_weight=0.5, fn_weight=0.5, ...)
 
 Their general form is ``compound``: it has weights of the classes, and a pointwise loss beside the
-ratio. ``sums_loss`` is the same of sums that were made before. Both take numbers, already checked,
-in place of words.
+ratio. ``sums_loss`` makes the same loss of sums that exist already. Both take checked numbers where
+the public operators take words.
 
 They stand on primitives, which backends implement and which know nothing of autograd:
 ``confusion`` (the sums), ``confusion_score`` (the sums, a ratio of them and its gradient by the
-sums in one call), ``sums_score`` (the loss of sums that were made before, with weights of classes
-and a pointwise loss, and its gradient by them) and ``confusion_backward`` (the gradient, one pass).
+sums in one call), ``sums_score`` (the loss of sums that exist already, with weights of classes and
+a pointwise loss, and its gradient by the sums) and ``confusion_backward`` (the gradient, one pass).
 ``_spec/arguments.py`` says what each takes.
 
 Autograd is a ``torch.autograd.Function`` at the ``Autograd`` key of the public operators.
@@ -58,7 +58,7 @@ _PUBLIC = "Tensor input, Tensor target, Tensor? weight=None, *"
 
 
 def _define() -> None:
-    """Declares every operator: those of groups, and the public ones of words."""
+    """Declares every operator: those that take groups, and the public ones, which take words."""
     schemas = [
         *(schema(name, contract) for name, contract in {**PRIMITIVES, **DIFFERENTIABLE}.items()),
         f"confusion_sums({_PUBLIC}, {options.schema(options.SUMS)}) -> Tensor",
@@ -95,13 +95,13 @@ def compound(
     scoring: Scoring,
     pointwise: Pointwise,
 ) -> Tensor:
-    """``torch.ops.customloss.compound``: the loss of a ratio of the sums whose classes count
+    """``torch.ops.customloss.compound``: the loss of a ratio, with its classes weighted by
     ``class_weight``, and a pointwise loss."""
     return _loss(*data, elements, scoring, Compound(class_weights.class_weight, pointwise))
 
 
 def _learned(class_weight: Tensor | None) -> bool:
-    """Whether somebody differentiates by the weights of the classes, which no kernel does."""
+    """Whether the weights of the classes need a gradient, which no kernel computes."""
     return class_weight is not None and class_weight.requires_grad and torch.is_grad_enabled()
 
 
@@ -163,7 +163,7 @@ def _fake_confusion(data: Data, elements: Elements) -> Tensor:
 
 
 def _kept(scoring: Scoring, samples: int | None, classes: int | None) -> list[int]:
-    """The shape of a loss of groups; None where samples or classes are not told apart."""
+    """The shape of a loss; ``samples`` or ``classes`` is None where they are not told apart."""
     if REDUCTIONS[scoring.reduction] != "none":
         return []
     classes = classes if AVERAGES[scoring.average] == "none" else None
@@ -174,10 +174,10 @@ def _fake_confusion_score(
     data: Data, elements: Elements, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     samples, classes = group_shape(data.input, elements.per_sample, elements.per_class)
-    kept = _kept(
+    shape = _kept(
         scoring, samples if elements.per_sample else None, classes if elements.per_class else None
     )
-    loss = data.input.new_empty(kept, dtype=accumulator(data.input))
+    loss = data.input.new_empty(shape, dtype=accumulator(data.input))
     return loss, _fake_confusion(data, elements)
 
 
@@ -185,9 +185,9 @@ def _fake_sums_score(
     group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
 ) -> tuple[Tensor, Tensor]:
     _, samples, classes = group_sums.sums.shape
-    kept = _kept(scoring, samples if group_sums.per_sample else None, classes)
+    shape = _kept(scoring, samples if group_sums.per_sample else None, classes)
     dtype = torch.float64 if group_sums.wide else torch.float32
-    loss = group_sums.sums.new_empty(kept, dtype=dtype)
+    loss = group_sums.sums.new_empty(shape, dtype=dtype)
     return loss, group_sums.sums.new_empty(group_sums.sums.shape)
 
 
@@ -211,7 +211,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 
 def _implement_primitives() -> None:
-    """The plain backend serves every device, and Triton's those of GPUs without our library."""
+    """The plain backend serves every device; Triton's serves GPUs if ``_C_cuda`` is not loaded."""
     for name, function in choice.primitives_of(plain)._asdict().items():
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     if libraries.loaded("_C_cuda") or not (
@@ -239,7 +239,7 @@ def _implement_differentiable() -> None:
 
 
 def _implement(name: str, function: Callable[..., Any], rule: Callable[..., Any]) -> None:
-    """A differentiable operator: its function decides itself whether autograd hears of the call."""
+    """A differentiable operator: its function itself decides whether autograd records the call."""
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, function, "Autograd")
     torch.library.register_vmap(f"customloss::{name}", rule, lib=_LIBRARY)

@@ -24,7 +24,7 @@ class Groups(NamedTuple):
     class_weight: Tensor | None
 
     def averaged(self, average: str, samplewise: bool, reduction: str) -> Tensor:
-        """What the caller asked for; see ``reference.average_groups``."""
+        """The loss that the caller asked for; see ``reference.average_groups``."""
         loss, sums, counted, weight = self
         weighs_kept = average == "none" and weight is not None
         if weighs_kept or counted is not None or average == "weighted":
@@ -32,7 +32,7 @@ class Groups(NamedTuple):
             return losses.average_groups(
                 loss, sums, counted, average, samplewise, reduction, weight
             )
-        # the same in fewer operations, which take the time where there are only a few numbers
+        # the same in fewer operations: with so few numbers the time is the number of operations
         if weight is not None:
             loss = _weighted_mean(loss, weight)
         elif reduction != "mean" and average != "none":
@@ -57,12 +57,12 @@ GroupsOf = Callable[[Tensor], Groups]
 
 
 def of_part(sums: Tensor, groups_of: GroupsOf, average: str, samplewise: bool) -> Tensor:
-    """The numbers of this part that are to be added: ``sums``, or with samplewise ``[2]``."""
+    """The numbers of this part that are to be added: ``sums``, or two with ``samplewise``."""
     if not samplewise:
         return sums
     groups = groups_of(sums)
     total = groups.averaged(average, True, "sum")
-    # a sample counts if one of its classes does: then the average of ones is one
+    # a sample counts if one of its classes counts: then its average of ones is 1, else 0
     ones = torch.ones_like(groups.loss).detach()
     if groups.counted is not None:
         ones = torch.where(groups.counted, ones, torch.zeros_like(ones))

@@ -45,7 +45,8 @@ def _batch_first(data: Data, in_dims: Any, size: int) -> Data:
 
 def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Tensor:
     """``[rows, batch, samples, classes]`` in one pass: the vmapped dim tells groups apart as
-    samples do. Where samples are told apart too, both are flattened, else they are summed."""
+    samples do. Where samples are told apart too, the two dims are flattened into one; else the
+    samples are summed over."""
     size, keep_samples = info.batch_size, elements.per_sample
     data = _batch_first(data, in_dims, size)
     samples = data.input.shape[1] if keep_samples else 1
@@ -119,7 +120,7 @@ def sums_loss(
 
 
 def _beside_samples(table: Tensor | None, dim: int | None) -> Tensor | None:
-    """Weights of classes that are vmapped over: ``[2, batch, 1, classes]``."""
+    """Weights of classes, if they are vmapped over, as ``[2, batch, 1, classes]``."""
     if table is None or dim is None:
         return table
     return table.movedim(dim, 1).unsqueeze(2)

@@ -1,7 +1,7 @@
 """The arguments of the operators behind the losses, declared once for Python.
 
 An operator is a function of a few groups of arguments. Schemas, fake tensors, the plain backend and
-Triton's are made of these groups. At the dispatcher and in autograd the groups lie flat, one
+Triton's derive from these groups. At the dispatcher and in autograd the groups lie flat, one
 argument behind the other. csrc/arguments.h declares the same groups for C++; a test compares names
 and order.
 """
@@ -52,8 +52,8 @@ class Scoring(NamedTuple):
 
 
 class Pointwise(NamedTuple):
-    """The weight of the score, and the factors of the loss beside it that is a mean over elements;
-    see ``reference.pointwise_loss``."""
+    """The weight of the score, and the factors of the pointwise loss beside it; see
+    ``reference.pointwise_loss``."""
 
     score_weight: float = 1.0
     log_pos: float = 0.0
@@ -67,9 +67,9 @@ SCORE_ALONE = Pointwise()
 
 
 class Incoming(NamedTuple):
-    """The gradient that a backward pass continues: by the loss, and of the loss by the sums."""
+    """What a backward pass starts from: the gradients by the loss, and of the loss by the sums."""
 
-    grad: Tensor | None  # None: 1
+    grad: Tensor | None  # None means 1
     coefficients: Tensor
 
 
@@ -80,13 +80,13 @@ class Wrt(NamedTuple):
 
 
 class ClassWeights(NamedTuple):
-    """What each class counts: ``[2, classes]``, of the score and of the pointwise loss."""
+    """The weight of each class, ``[2, classes]``: in the score and in the pointwise loss."""
 
     class_weight: Tensor | None
 
 
 class GroupSums(NamedTuple):
-    """The sums ``[rows, samples, classes]`` that were made before, and what is known of them."""
+    """Sums ``[rows, samples, classes]`` that exist already, and how they become a loss."""
 
     sums: Tensor
     class_weight: Tensor | None
@@ -122,7 +122,7 @@ _TYPES = {
 
 
 def schema(name: str, contract: Contract) -> str:
-    """The operator's schema, as the dispatcher is told."""
+    """The operator's schema, as the dispatcher reads it."""
     arguments = (
         f"{_TYPES[kind]} {field}"
         for group in contract.groups
@@ -132,7 +132,7 @@ def schema(name: str, contract: Contract) -> str:
 
 
 def grouped(function: Callable[..., Any], contract: Contract, ahead: int = 0) -> Callable[..., Any]:
-    """A function of groups as the dispatcher calls it, with one flat list of arguments.
+    """Makes a function of groups take one flat list of arguments, as the dispatcher passes them.
 
     ``ahead`` is the number of arguments before those of the groups.
     """

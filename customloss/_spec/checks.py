@@ -56,8 +56,8 @@ _KINDS = {str: "a string", float: "a number", bool: "True or False"}
 def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) -> None:
     """Every option is known and of the type of its default.
 
-    For an operator this is asked after the dispatcher refused the call: its own message is about
-    schemas, and it comes before any code of this package runs."""
+    For an operator it is called after the dispatcher has refused the call. The dispatcher looks at
+    the types before any code of this package runs, and its message is about schemas."""
     for name, value in options.items():
         if name not in defaults:
             raise TypeError(f"{name}: no such option; there are {', '.join(sorted(defaults))}")

@@ -1,6 +1,6 @@
 """Checks of input, target and weight before any kernel runs: types, dtypes, shapes and devices.
 
-Nothing here reads the data of a tensor, but ``target_values``, which runs only when asked for.
+Only ``target_values`` reads the data of a tensor, and it runs only for ``check_target=True``.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def checked_target(
     *,
     no_sample: bool = False,
 ) -> Tensor:
-    """Dtypes, shapes and devices fit together, and there is a group to score; with ``no_sample``
-    there may be none for want of a sample.
+    """Dtypes, shapes and devices fit together, and there is a group to score. With ``no_sample`` a
+    batch without samples passes, although it has no group.
 
     Returns the target with the rank of the input: class numbers as ``[N, 1, *spatial]``.
     """

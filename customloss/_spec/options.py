@@ -1,7 +1,7 @@
 """The options of a loss: their names, types and defaults, and the numbers that they become.
 
-The tables of defaults serve the public operators, whose schemas are made of them, and the
-functions, whose signatures are. A distinct set of options is checked once.
+The schemas of the public operators and the signatures of the functions are made of the tables of
+defaults. Each distinct set of options is checked once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-# how the sums are made, as the operators take it
+# how the sums are made
 ELEMENTS: dict[str, Any] = {
     "activation": "sigmoid", "average": "macro", "samplewise": False,
     "logit_scale": 1.0, "logit_offset": 0.0, "ignore_index": None, "label_smoothing": 0.0,
@@ -36,7 +36,7 @@ LOSS: dict[str, Any] = {
     **ELEMENTS, "reduction": "mean", "smooth": 0.0, "absent": "score", "link": "complement",
     "gamma": 1.0,
 }  # fmt: skip
-# beside these, the functions take what acts on the sums of the classes
+# the operators do not know these: they act on the sums of the classes
 CLASSES: dict[str, Any] = {"class_weight": None, "classes": None, "include_background": True}
 FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_group": None}
 # the words of the extra sums, and the names of the rows they add
@@ -73,14 +73,14 @@ class Grouping(Scaling, total=False):
 
 
 class Options(Grouping, total=False):
-    """Also how a similarity becomes a loss: what every loss without a link of its own takes."""
+    """Also how a similarity becomes a loss: for every loss that does not set the link itself."""
 
     link: str
     gamma: float
 
 
 class Linking(Scaling, total=False):
-    """The same for losses with an activation of their own."""
+    """``Options`` without the activation, for losses that have another default for it."""
 
     link: str
     gamma: float
@@ -110,7 +110,7 @@ class Ratio(NamedTuple):
 
 
 class ScoringWords(NamedTuple):
-    """What of the scoring is not the similarity itself, in words."""
+    """The options of a score beside the parameters of its similarity, in words."""
 
     link: str
     gamma: float
@@ -131,7 +131,7 @@ class ScoringWords(NamedTuple):
 
 
 def words_of(scoring: Scoring) -> ScoringWords:
-    """The words of numbers that ``ScoringWords.scoring`` made."""
+    """The inverse of ``ScoringWords.scoring``."""
     return ScoringWords(
         LINKS[scoring.link], scoring.gamma, ABSENT[scoring.absent], AVERAGES[scoring.average],
         REDUCTIONS[scoring.reduction],
@@ -140,8 +140,8 @@ def words_of(scoring: Scoring) -> ScoringWords:
 
 def ratio_of(score: Callable[..., Any]) -> Ratio | None:
     """The coefficients of a score that is a ratio of tp, fp and fn, else None."""
-    found = scores.as_ratio(score)
-    return None if found is None else Ratio(*found)
+    coefficients = scores.as_ratio(score)
+    return None if coefficients is None else Ratio(*coefficients)
 
 
 # the public operators of one fused pass, and the scores whose losses they are
@@ -261,12 +261,12 @@ def for_ratio(operator: str, rank: int, **options: Any) -> tuple[Elements, Ratio
 
 
 def for_operator(operator: str, rank: int, **options: Any) -> tuple[Elements, Scoring]:
-    """The same as the primitives take them."""
+    """The same options, in the numbers that the primitives take."""
     elements, ratio, words = for_ratio(operator, rank, **options)
     return elements, words.scoring(ratio)
 
 
-# Used inside the operators alone. Code outside of them may be compiled, and dynamo does not trace
-# through a cache.
+# For use inside the operators only: other code may be compiled, and dynamo does not trace through a
+# cache.
 cached_for_sums = lru_cache(maxsize=1024)(for_sums)
 cached_for_operator = lru_cache(maxsize=1024)(for_operator)
