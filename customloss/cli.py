@@ -15,7 +15,7 @@ EXTRA = "pip install 'customloss[demo]'"
 
 
 def _need(module: str) -> Any:
-    """A module of the extra, or a message that names the extra."""
+    """Imports a module of the extra, or exits with a message that names the extra."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

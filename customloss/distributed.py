@@ -1,8 +1,8 @@
-"""The loss of the global batch, however it was cut: sums of every rank, added up in one collective.
+"""The loss of the global batch, however it was cut: one collective adds up the sums of all ranks.
 
 An F-measure of a batch is not the mean of the F-measures of its shards, but its confusion sums are
-the sums of theirs. So every rank adds a few numbers to everybody's and scores the total: all ranks
-hold the same loss, that of one process with the whole batch. See docs/distributed.md.
+the sums of theirs. So the ranks add up a few numbers, and every rank scores the total: all of them
+hold the loss that one process would have of the whole batch. See docs/distributed.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:  # a torch without distributed has no ProcessGroup
     from torch.distributed import ProcessGroup
 
-# ranks compare notes before every reduction; read once, so that compiled code can rely on it
+# Whether the ranks compare shapes and options before every reduction. Read once, so that it is a
+# constant for compiled code.
 DEBUG = os.environ.get("CUSTOMLOSS_DEBUG", "0") not in ("", "0")
 
 
@@ -75,7 +76,7 @@ def global_sums(
 
 
 class _GlobalSums(torch.autograd.Function):
-    """Saves one integer."""
+    """The all-reduce, in float64; its backward needs only the number of ranks."""
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor, group: ProcessGroup, size: int) -> Tensor:
@@ -114,15 +115,15 @@ def group_size(group: object) -> int:
 
 
 def _agree(sums: Tensor, group: ProcessGroup, options: object) -> None:
-    """Every rank is about to add the same kind of sums. Waits for all of them."""
-    own = f"{list(sums.shape)} sums of {sums.dtype}, {options!r}"
+    """Checks that all ranks are about to add the same kind of sums, and waits for all of them."""
+    mine = f"{list(sums.shape)} sums of {sums.dtype}, {options!r}"
     everybody: list[str] = [""] * dist.get_world_size(group)
-    dist.all_gather_object(everybody, own, group=group)
+    dist.all_gather_object(everybody, mine, group=group)
     ranks = dist.get_process_group_ranks(group)
     unlike = [rank for rank, theirs in zip(ranks, everybody) if theirs != everybody[0]]
     if unlike:
-        told = "\n".join(f"  rank {rank}: {theirs}" for rank, theirs in zip(ranks, everybody))
+        listing = "\n".join(f"  rank {rank}: {theirs}" for rank, theirs in zip(ranks, everybody))
         raise ValueError(
             f"process_group: ranks {unlike} disagree with rank {ranks[0]} on what is summed; all "
-            f"need the same number of classes, dtype and options:\n{told}"
+            f"need the same number of classes, dtype and options:\n{listing}"
         )

@@ -29,8 +29,8 @@ class accumulate(distributed.Adder):
     micro-batch's share of the gradient of that loss. Nothing is divided by the number of
     micro-batches.
 
-    If the loss has a ``process_group``, the batch is that of all ranks: one all-reduce, when the
-    first :meth:`loss` is asked for. Every rank needs a micro-batch, be it empty.
+    If the loss has a ``process_group``, the batch is that of all ranks, and the first call of
+    :meth:`loss` makes one all-reduce. Every rank needs a micro-batch, even if it is empty.
 
     Both forwards have to give the same logits: dropout and batch norm in training mode break that
     (batch norm would also count every batch twice). With CUSTOMLOSS_DEBUG=1 it is checked. A second
@@ -39,7 +39,7 @@ class accumulate(distributed.Adder):
     Args:
         loss: a loss module of this package, :class:`customloss.ConfusionLoss` for a score of your
             own, with any options except ``samplewise=True`` together with ``reduction="none"``.
-            It is left as it is.
+            It is not changed.
 
     Raises:
         TypeError: another kind of loss.
@@ -70,7 +70,7 @@ class accumulate(distributed.Adder):
         self._added = self._scored = 0
         self._adding = True
         self._whole: Tensor | None = None
-        self._missing: Tensor | None = None  # debug: what the second pass has yet to add up to
+        self._missing: Tensor | None = None  # debug: the sums not yet met again in the second pass
 
     def add(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """First pass: adds the sums of a micro-batch, without a graph."""
@@ -96,24 +96,25 @@ class accumulate(distributed.Adder):
         return loss
 
     def total(self, sums: Tensor, options: object) -> Tensor:
-        """Called by the loss with the sums of a micro-batch: what it scores instead."""
+        """Called by the loss with the sums of a micro-batch; returns the sums that it scores."""
         whole = sums.new_zeros(sums.shape) if self._whole is None else self._whole
         if whole.shape != sums.shape:
             raise ValueError(
                 "accumulate: every micro-batch needs the same number of classes, got sums of shape "
                 f"{list(sums.shape)} after {list(whole.shape)}"
             )
-        own = sums.detach()
+        detached = sums.detach()
         if self._adding:
-            self._whole = whole + own
-            return own
+            self._whole = whole + detached
+            return detached
         if self._scored == 0:
             self._missing = whole if distributed.DEBUG else None
             self._whole = whole = distributed.global_sums(whole, self._group, options=options)
         if self._missing is not None:
-            self._missing = self._missing - own
-        # the value is that of the whole, to the bit; ranks are averaged over, so shares are n-fold
-        return whole + self._size * (sums - own)
+            self._missing = self._missing - detached
+        # The value is that of the whole batch, to the bit. Data parallelism averages gradients over
+        # the ranks, so this rank's share is multiplied by their number.
+        return whole + self._size * (sums - detached)
 
     def __enter__(self) -> accumulate:
         return self

@@ -34,15 +34,15 @@ def deep_supervision_loss(
             or function that returns a tensor of the same shape for every output.
         inputs, targets: one of each per output.
         weight: element weights or None for each output, or None.
-        weights: of the outputs, >= 0 and not all 0, as they are. By default 1, 1/2, 1/4, ... over
-            their sum. An output of weight 0 is not scored; it gets a gradient of zeros, so that
-            DistributedDataParallel finds no parameter unused.
+        weights: of the outputs, >= 0 and not all 0, taken as they are. By default 1, 1/2, 1/4, ...,
+            divided by their sum. An output of weight 0 is not scored; it gets a gradient of zeros,
+            so that DistributedDataParallel finds no parameter unused.
 
     Raises:
         TypeError: no sequence of tensors, or a :class:`StreamingLoss`, whose average would mix
             the outputs.
-        ValueError: sequences of unlike lengths, or weights out of range. What the loss says of an
-            output is raised with ``(output i)`` behind it.
+        ValueError: sequences of unlike lengths, or weights out of range. Where the loss raises an
+            error for an output, ``(output i)`` is appended to its message.
 
     Source: Lee et al., "Deeply-supervised nets", AISTATS 2015; the weights are those of Isensee et
     al., "nnU-Net", Nature Methods 2021, whose trainer leaves the coarsest out: ``weights=(4/7, 2/7,
@@ -67,7 +67,7 @@ def deep_supervision_loss(
     parts = []
     for i, (share, input, target) in enumerate(zip(shares, inputs, targets)):
         if share == 0:
-            parts.append(input.narrow(0, 0, 0).sum())  # reads nothing: not even a NaN
+            parts.append(input.narrow(0, 0, 0).sum())  # reads no element, so no NaN gets through
             continue
         more = () if weight is None else (weight[i],)
         if torch.compiler.is_compiling():
@@ -83,7 +83,7 @@ def deep_supervision_loss(
 
 
 def _sequence(name: str, values: object, length: int | None = None, none: bool = False) -> None:
-    """A sequence of tensors, or of None where that is allowed."""
+    """Checks a sequence of tensors, which may hold None if ``none``."""
     if isinstance(values, Tensor) or not isinstance(values, Sequence):
         raise TypeError(f"{name}: expected a sequence of tensors, got {type(values).__name__}")
     if length is None and not values:
@@ -111,7 +111,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> Sequence[float]:
 
 
 def _known(weights: object) -> None:
-    """Weights are numbers >= 0, of which one is not 0."""
+    """Checks that weights are numbers >= 0, and that one of them is not 0."""
     if isinstance(weights, (str, Tensor)) or not isinstance(weights, Sequence):
         raise TypeError(f"weights: expected a sequence of numbers, got {type(weights).__name__}")
     for i, value in enumerate(weights):
@@ -126,7 +126,7 @@ class DeepSupervision(nn.Module):
 
     Args:
         loss: a loss module, or a function.
-        weights: of the outputs; by default 1, 1/2, 1/4, ... over their sum, for any number.
+        weights: of the outputs; by default 1, 1/2, 1/4, ... over their sum, however many there are.
 
     Example::
 

@@ -21,19 +21,19 @@ class StreamingLoss(nn.Module, distributed.Adder):
         S <- d S + (1 - d) stop(s)        loss = score(S / (1 - d^n) + s - stop(s))
 
     The value is about the loss of the last 1 / (1 - d) batches. The gradient is that of one batch,
-    taken where they stand: of the right direction as far as the model did not change meanwhile. In
-    ``eval`` mode the batch is scored by itself and S stays as it is.
+    taken at the average of the sums. Its direction is right as far as the model did not change
+    during these batches. In ``eval`` mode the batch is scored by itself and S stays as it is.
 
     Args:
         loss: a loss module of this package without ``samplewise``. If it has a ``process_group``,
             a batch is that of all ranks.
-        decay: d, 0 <= d < 1; 0 is the loss of the batch alone, exactly.
+        decay: d, 0 <= d < 1; with 0 the loss is exactly that of the batch alone.
 
     State:
         ``average`` S, float64 in the shape of the sums, and ``steps`` n; saved with the module.
 
     Raises:
-        TypeError: another kind of loss, or no number.
+        TypeError: another kind of loss, or a decay that is no number.
         ValueError: a decay out of range, ``samplewise=True``, or another number of classes than in
             the batch before.
     """
@@ -67,25 +67,25 @@ class StreamingLoss(nn.Module, distributed.Adder):
         return result
 
     def total(self, sums: Tensor, options: object) -> Tensor:
-        """Called by the loss with the sums of a batch: the average that took them in."""
+        """Called by the loss with the sums of a batch; returns the average, which includes them."""
         sums = distributed.global_sums(sums, self._group, options=options)
         if not self.training:
             return sums
-        own = sums.detach()
+        detached = sums.detach()
         if self.average.numel() == 0:
-            self.average = torch.zeros_like(own)
-        if self.average.shape != own.shape:
+            self.average = torch.zeros_like(detached)
+        if self.average.shape != detached.shape:
             raise ValueError(
                 "StreamingLoss: every batch needs the same number of classes, got sums of shape "
-                f"{list(own.shape)} after {list(self.average.shape)}"
+                f"{list(detached.shape)} after {list(self.average.shape)}"
             )
-        self.average = torch.lerp(own, self.average, self.decay)
+        self.average = torch.lerp(detached, self.average, self.decay)
         self.steps = self.steps + 1
-        return self.average / (1 - self.decay**self.steps) + (sums - own)
+        return self.average / (1 - self.decay**self.steps) + (sums - detached)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         saved = state_dict.get(f"{prefix}average")
-        if saved is not None:  # its shape is known from the first batch on only
+        if saved is not None:  # the buffer is empty before the first batch
             self.average = self.average.new_zeros(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *more)
 

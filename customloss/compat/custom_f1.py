@@ -54,7 +54,7 @@ class CustomF1Loss(Loss, name="custom_f1"):
     * β = 1 is -log recall: predicting 1 everywhere is perfect. β = 0 is -log precision: any
       prediction on positives alone is perfect, however small.
     * In between, an untrained network is driven towards 1 everywhere, where the sigmoid has no
-      slope left to return. The larger β, the easier: above 0.7 add binary cross-entropy.
+      slope left to return. A larger β makes that more likely: above 0.7 add binary cross-entropy.
     * A batch without positives (or with tp = 0) has a loss of 69 (log 1e30) and no gradient.
 
     Args:
