@@ -1,7 +1,7 @@
-"""The losses, as functions and modules: what a user opens to read one.
+"""The losses, as functions and modules.
 
 Lives here: a file for each family (``ratios``, ``composed``, ``extra_sums``, ``compound``), with a
-function and its module side by side, and the ways of a call from a batch to its loss.
+function and its module side by side, and the routes of a call from a batch to its loss.
 May import: ``_ops``, ``_spec``, ``reference``, ``scores``, ``distributed``.
 Start with ``ratios.py``, then ``route.py``.
 """

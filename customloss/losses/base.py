@@ -1,4 +1,4 @@
-"""What the losses share: options that are kept by a module, and signatures that show them."""
+"""What the losses share: modules that keep options, and signatures that show them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def takes(options: type) -> Callable[[_F], _F]:
 
 
 class Loss(nn.Module):
-    """What the losses share: ``forward`` calls a function with the options, kept as attributes.
+    """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
     ``class_weight`` is kept as a buffer: it moves with ``.to()``, and is not in the state dict.
 
@@ -80,23 +80,23 @@ class Loss(nn.Module):
             if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
                 value = classes.as_tensor(name, value)
             if isinstance(value, Tensor) or name == "class_weight":
-                # an option as the others are, so not in the state dict; but it moves with .to()
+                # like the other options it is not in the state dict, but it moves with .to()
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
 
     def options(self) -> dict[str, Any]:
-        """What the function is called with."""
+        """The keyword arguments for the function."""
         return {name: getattr(self, name) for name in self.defaults}
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return type(self).function(input, target, weight, **self.options())
 
     def added_by(self, adder: object) -> Loss:
-        """This loss with another ``process_group``, and with buffers that move by themselves."""
+        """A copy with ``adder`` as process group; moving its buffers leaves this loss alone."""
         twin = copy.copy(self)
         attributes = vars(twin)
-        attributes["process_group"] = adder  # past nn.Module, which would make it a submodule
+        attributes["process_group"] = adder  # nn.Module would make it a submodule
         attributes["_buffers"] = dict(self._buffers)
         return twin
 

@@ -1,7 +1,8 @@
 """Which classes are scored and what they weigh.
 
 This acts on sums that are kept per class, a few numbers, so the pass over the data knows nothing of
-it. The small tensors that it needs are made once and kept, because a copy to a device waits for it.
+it. The small tensors that it needs are made once and kept, because a copy to a device waits for
+that device.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from customloss.reference.sums import sums_dtype
 
 
 def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keeps what ``make(device, *key)`` returns: the result is called with a tensor of the device,
-    ``(like, *key)``, makes the tensor on the CPU once for each set of arguments, and copies it.
+    """Keeps the tensors that ``make(device, *key)`` returns.
 
-    Where a tensor made now would not be an ordinary one (while compiling, under transforms and
-    modes, in a CUDA graph that is being captured) it is made on the device and not kept. So
-    ``make`` only fills: it copies nothing from the CPU.
+    The result is called as ``(like, *key)``, with any tensor ``like`` on the device. Once for each
+    device and key it makes the tensor on the CPU and copies it to the device.
+
+    Where a new tensor would not be an ordinary one (while compiling, under transforms and modes, in
+    a CUDA graph that is being captured) it is made on the device and not kept. So ``make`` may only
+    fill tensors, and copies nothing from the CPU.
     """
 
     @lru_cache(maxsize=256)
@@ -39,7 +42,7 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def from_cache(like: Tensor, *key: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return make(like.device, *key)
-        # a fake tensor brings its mode along
+        # beside a fake tensor the new one has to be fake too
         with getattr(like, "fake_mode", None) or nullcontext():
             return (
                 once(like.device, *key)
@@ -72,11 +75,10 @@ class Classes(NamedTuple):
     """The classes of an input that are scored."""
 
     weight: Tensor | None  # of every class of the input
-    runs: tuple[tuple[int, int], ...] | None  # of consecutive class numbers; None: all
+    runs: tuple[tuple[int, int], ...] | None  # [start, stop) of class numbers; None: all
 
     def scored(self, values: Tensor) -> Tensor:
-        """``values[..., classes]``, in views where they are consecutive: nothing is copied to a
-        device."""
+        """``values[..., classes]``, in slices: an index tensor would be copied to the device."""
         if self.runs is None:
             return values
         parts = [values[..., start:stop] for start, stop in self.runs]
@@ -93,12 +95,12 @@ class Classes(NamedTuple):
         return (sums.sum(-1, keepdim=True), None) if pooled else (sums, weight)
 
     def learned(self) -> bool:
-        """Whether somebody differentiates by the weights."""
+        """Whether the weights need a gradient."""
         return self.weight is not None and self.weight.requires_grad
 
     def table(self, input: Tensor) -> Tensor:
-        """``[2, classes]``: what each class counts in a score, and in a loss of all classes beside
-        it."""
+        """``[2, classes]``: the weight of each class in the score, and in the pointwise loss, which
+        is about all classes."""
         count = input.shape[1] if input.dim() > 1 else 1
         scored = _scored(input, self.runs, count, sums_dtype(input.device))
         return scored if self.weight is None else self.weight.to(scored.dtype) * scored
@@ -131,7 +133,7 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
 
 
 def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
-    """One number per class, as a tensor; a sequence as float64, where ``like`` is."""
+    """One number per class, as a tensor; a sequence becomes one on the device of ``like``."""
     if isinstance(values, Tensor):
         if values.dim() != 1:
             raise ValueError(f"{name}: expected one number per class, got {list(values.shape)}")
@@ -151,7 +153,7 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
 
 
 def per_class(name: str, values: object, input: Tensor) -> Tensor:
-    """One number for each class of the input, where it is."""
+    """One number for each class of the input, on its device."""
     tensor = is_dtensor.gathered(as_tensor(name, values, input))
     count = input.shape[1] if input.dim() > 1 else 1
     if tensor.shape[0] != count:
@@ -165,7 +167,7 @@ def per_class(name: str, values: object, input: Tensor) -> Tensor:
 
 
 def _runs(classes: object, background: object, count: int) -> tuple[tuple[int, int], ...] | None:
-    """Class numbers as runs of consecutive ones, half-open."""
+    """The scored classes as half-open runs of consecutive numbers; None if all are scored."""
     if not isinstance(background, bool):
         raise TypeError(f"include_background: expected True or False, got {background!r}")
     if not background:

@@ -32,10 +32,10 @@ def confusion_loss(
 
     Args:
         score: ``score(tp, fp, fn, tn)`` in torch operations, as those of ``customloss.scores``. It
-            gets float64 tensors ``[samples, classes]`` (1 where they are pooled, else those that
-            are scored) and returns the similarity of every group in that shape, or one per sample,
-            ``[samples, 1]``; 1 is perfect. Where it may divide 0 by 0, use
-            ``customloss.scores.ratio``; if it needs more sums than these four,
+            gets float64 tensors ``[samples, classes]``, with the classes that are scored and with
+            size 1 where samples or classes are pooled. It returns the similarity of every group in
+            that shape, or one per sample, ``[samples, 1]``; 1 is perfect. Where it may divide 0 by
+            0, use ``customloss.scores.ratio``; if it needs more sums than these four, use
             ``customloss.scores.uses``.
         input, target, weight: see :func:`soft_f1_loss`, as are the options.
         link: also ``"log_cosh"`` log cosh(1 - s) and ``"log_power"`` (-log s)^gamma; see
@@ -88,7 +88,7 @@ class ConfusionLoss(Loss):
         return ", ".join(filter(None, (score_name(self.score), super().extra_repr())))
 
 
-# ---- means of ratios, and correlations -----------------------------------------------------------
+# ---- losses of the package -----------------------------------------------------------------------
 
 
 @takes(Grouping)
@@ -163,8 +163,8 @@ def fowlkes_mallows_loss(
 ) -> Tensor:
     """``1 - precision^(1-w) recall^w``, w = recall_weight in [0, 1]: a weighted geometric mean.
 
-    ``smooth`` is added to both sides of precision and of recall. It is no smaller than Fβ at
-    β² = w / (1 - w), and falls into "predict everything" more easily: see
+    ``smooth`` is added to both sides of precision and of recall. The similarity is no smaller than
+    Fβ at β² = w / (1 - w), and the loss falls into "predict everything" more easily: see
     :func:`log_precision_recall_loss`, which is its ``link="log"``. Other arguments and errors are
     those of :func:`soft_f1_loss`.
 
@@ -198,10 +198,11 @@ def log_precision_recall_loss(
     """``-(1-w) log precision - w log recall``, w = recall_weight in [0, 1].
 
     Degenerate minima: at w = 1 "predict everything" is perfect, at w = 0 "predict almost nothing,
-    but that surely". In between a network that has learnt nothing is driven towards everything at
-    a constant speed w, and above w = 0.7 "everything" often beats what can be learnt: add binary
-    cross-entropy (half its weight suffices), or use ``soft_f1_loss(link="log")``, which bounds this
-    loss from above. Arguments: :func:`fowlkes_mallows_loss`.
+    but only true positives". In between a network that has learnt nothing is driven towards
+    "everything" at a constant speed w, and above w = 0.7 "everything" often beats what can be
+    learnt: add binary cross-entropy (half its weight suffices), or use
+    ``soft_f1_loss(link="log")``, which bounds this loss from above. Arguments:
+    :func:`fowlkes_mallows_loss`.
     """
     score = at(scores.fowlkes_mallows, recall_weight=recall_weight, smooth=smooth)
     return confusion_loss(score, input, target, weight, link="log", **options)
@@ -229,7 +230,7 @@ def generalized_dice_loss(
     smooth: float = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
-    """``1 - (2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + s)``, summed over the classes: one group.
+    """``1 - (2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + s)``, with Σ over the classes.
 
     w is 1/T² (``weighting="square"``), 1/T (``"simple"``) or 1 (``"uniform"``) of a class with
     T = tp + fn; a class without positives gets the largest weight of the others. The weights have

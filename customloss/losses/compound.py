@@ -1,4 +1,4 @@
-"""A score and a pointwise loss of the same pass: Dice and cross-entropy, Dice and focal, others."""
+"""A score and a pointwise loss in one pass: Dice and cross-entropy, Dice and focal, others."""
 
 from __future__ import annotations
 
@@ -40,37 +40,39 @@ def compound_loss(
 ) -> Tensor:
     """``a · loss of a score + b · cross-entropy + c · focal``, one pass forward and one backward.
 
-    The pointwise part is a mean over the whole batch, for softmax over pixels and else over
+    The pointwise part is a mean over the whole batch: for softmax over its pixels, else over its
     elements. With w the element weights and v the class weights::
 
         softmax             Σ w v t (-log p)                  /  Σ w v t
         sigmoid, none       Σ w v [π t (-log p) + (1-t) (-log (1-p))]  /  Σ w v
 
-    The first is ``F.cross_entropy`` with its ``weight``, ``ignore_index`` and ``label_smoothing``;
-    the second, at π = ``pos_weight``, ``F.binary_cross_entropy_with_logits``, but for the
-    denominator where there is a ``weight``: torch divides by the number of elements. Focal puts
-    (1-p)^γ before the first logarithm and p^γ before the other, as torchvision's without its α.
+    The first is ``F.cross_entropy`` with its ``weight``, ``ignore_index`` and ``label_smoothing``.
+    The second, with π = ``pos_weight``, is ``F.binary_cross_entropy_with_logits``, except where
+    there is a ``weight``: torch still divides by the number of elements. Focal puts (1-p)^γ before
+    the first logarithm and p^γ before the second, as torchvision's does, without its α.
 
     Args:
-        score: see :func:`confusion_loss`, as are all that is not listed here.
+        score: see :func:`confusion_loss`, as for all arguments that are not listed here.
         score_weight, cross_entropy_weight, focal_weight: a, b and c, >= 0. A part of weight 0 is
             not computed.
         focal_gamma: γ, >= 0.
-        pos_weight: π, of the positives of a binary cross-entropy: a number, or one per class.
-        average, samplewise, reduction: of the score, to which the one pointwise loss is added;
-            ``samplewise=True`` with ``reduction="none"`` adds to each sample its own.
-            ``average="none"`` has no place for it.
-        classes, include_background: of the score. A softmax tells all classes apart, so its
-            cross-entropy is about all of them, as in MONAI and nnU-Net.
-        class_weight, ignore_index, label_smoothing, weight: of both parts. A batch in which nothing
-            counts has a pointwise loss of 0, and gradient 0.
+        pos_weight: π, the weight of the positives in a binary cross-entropy: a number, or one per
+            class.
+        average, samplewise, reduction: these are about the score, to which the pointwise loss of
+            the whole batch is added. With ``samplewise=True`` and ``reduction="none"`` each sample
+            gets its own pointwise loss. ``average="none"`` is refused: a pointwise loss is one
+            number for all classes.
+        classes, include_background: these are about the score. The pointwise loss is about all
+            classes, as in MONAI and nnU-Net.
+        class_weight, ignore_index, label_smoothing, weight: these are about both parts. A batch in
+            which nothing counts has a pointwise loss of 0, and gradient 0.
 
     Returns:
         As :func:`confusion_loss`.
 
     Raises:
-        TypeError, ValueError: as :func:`confusion_loss`; ``average="none"``; ``pos_weight`` of a
-            softmax; no part above 0.
+        TypeError, ValueError: as :func:`confusion_loss`; also for ``average="none"``, for
+            ``pos_weight`` with a softmax, and if no part has a weight above 0.
 
     Source: Taghanaki et al., "Combo loss: Handling input and output imbalance in multi-organ
     segmentation", CMIG 2019; Isensee et al., "nnU-Net", Nature Methods 2021; focal: Lin et al.,
@@ -151,7 +153,7 @@ def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
 
 
 def _pointwise(call: Request, score_weight: float, cross_entropy: float, focal: float) -> Pointwise:
-    """The factors of the pointwise loss; a part of weight 0 is not there."""
+    """The weight of the score and the factors of the pointwise loss."""
     if not (cross_entropy or focal):
         return Pointwise(score_weight)
     if call.options.get("activation") != "softmax":
@@ -218,10 +220,10 @@ def dice_ce_loss(
 ) -> Tensor:
     """``dice_weight · (1 - Dice) + ce_weight · cross-entropy``: what nnU-Net and MONAI train with.
 
-    :func:`compound_loss` of :func:`dice_loss`, of a SOFTMAX unless told otherwise; there are their
-    arguments and errors. nnU-Net's is ``link="negative", include_background=False`` with
-    ``samplewise=True`` unless its ``batch_dice``; MONAI's has ``samplewise=True`` unless its
-    ``batch``.
+    This is :func:`compound_loss` with the score of :func:`dice_loss`, of a SOFTMAX by default; they
+    explain the arguments and errors. nnU-Net's loss has ``link="negative"``,
+    ``include_background=False`` and, unless its ``batch_dice`` is set, ``samplewise=True``. MONAI's
+    has ``samplewise=True`` unless its ``batch`` is set.
     """
     given = {"activation": activation, **options}
     score = at(scores.dice, smooth=smooth)
@@ -270,11 +272,11 @@ def dice_bce_loss(
 ) -> Tensor:
     """``dice_weight · (1 - Dice) + bce_weight · binary cross-entropy``, of a sigmoid.
 
-    :func:`compound_loss` of :func:`dice_loss`; there are their arguments and errors.
-    ``activation`` is ``"sigmoid"``, or ``"none"`` for probabilities.
+    This is :func:`compound_loss` with the score of :func:`dice_loss`; they explain the arguments
+    and errors. ``activation`` is ``"sigmoid"``, or ``"none"`` for probabilities.
 
     Raises:
-        ValueError: also for ``activation="softmax"``: :func:`dice_ce_loss` has that.
+        ValueError: also for ``activation="softmax"``, for which there is :func:`dice_ce_loss`.
     """
     if activation == "softmax":
         raise ValueError(
@@ -323,11 +325,12 @@ def dice_focal_loss(
     activation: str = "sigmoid",
     **options: Unpack[Linking],
 ) -> Tensor:
-    """``dice_weight · (1 - Dice) + focal_weight · focal``, of a sigmoid unless told otherwise.
+    """``dice_weight · (1 - Dice) + focal_weight · focal``, of a sigmoid by default.
 
-    :func:`compound_loss` of :func:`dice_loss`; there are their arguments and errors. Both parts are
-    of the one ``activation``: with ``"softmax"`` focal is that of the true class of a pixel
-    (MONAI's ``DiceFocalLoss(softmax=True)`` leaves it a sigmoid's).
+    This is :func:`compound_loss` with the score of :func:`dice_loss`; they explain the arguments
+    and errors. Both parts have the same ``activation``: with ``"softmax"`` the focal loss is that
+    of the true class of a pixel (in MONAI's ``DiceFocalLoss(softmax=True)`` it is still that of a
+    sigmoid).
     """
     given = {"activation": activation, **options}
     score = at(scores.dice, smooth=smooth)
@@ -373,10 +376,10 @@ def tversky_ce_loss(
     activation: str = "softmax",
     **options: Unpack[Linking],
 ) -> Tensor:
-    """``tversky_weight · (1 - Tversky) + ce_weight · cross-entropy``, of a SOFTMAX unless told
-    otherwise.
+    """``tversky_weight · (1 - Tversky) + ce_weight · cross-entropy``, of a SOFTMAX by default.
 
-    :func:`compound_loss` of :func:`tversky_loss`; there are their arguments and errors.
+    This is :func:`compound_loss` with the score of :func:`tversky_loss`; they explain the arguments
+    and errors.
     """
     score = at(scores.tversky, fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth)
     given = {"activation": activation, **options}

@@ -1,5 +1,5 @@
-"""Losses of more than tp, fp, fn and tn: of squares, distances and logarithms, which are added up
-in the same pass."""
+"""Losses that need more sums than tp, fp, fn and tn, which the same pass adds up: of squares,
+distances and logarithms."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def squared_dice_loss(
 ) -> Tensor:
     """``1 - (2 Σ p t + s) / (Σ p² + Σ t² + s)``: the Dice loss of V-Net.
 
-    Unlike :func:`dice_loss` it is least, 0, at p = t for soft labels too: it is
-    Σ (p - t)² / (Σ p² + Σ t²). Arguments and errors are those of :func:`soft_f1_loss`.
+    It is Σ (p - t)² / (Σ p² + Σ t² + s), so unlike that of :func:`dice_loss` its minimum, 0, is at
+    p = t for soft labels too. Arguments and errors are those of :func:`soft_f1_loss`.
 
     Source: Milletari et al., "V-Net: Fully convolutional neural networks for volumetric medical
     image segmentation", 3DV 2016.
@@ -73,9 +73,9 @@ def semimetric_dice_loss(
 ) -> Tensor:
     """``1 - (P + T - A + s) / (P + T + s) = A / (P + T + s)``: the Dice semimetric loss.
 
-    P = Σp, T = Σt, A = Σ|p - t|. With hard labels it is :func:`dice_loss`; with soft ones (of
-    smoothing, distillation, several annotators) that is not least at p = t, and this is, at 0.
-    Arguments and errors are those of :func:`soft_f1_loss`.
+    P = Σp, T = Σt, A = Σ|p - t|. With hard labels it is :func:`dice_loss`. With soft labels (from
+    smoothing, distillation or several annotators) its minimum, 0, is at p = t, and that of
+    :func:`dice_loss` is not. Arguments and errors are those of :func:`soft_f1_loss`.
 
     Source: Wang et al., "Dice semimetric losses: Optimizing the Dice score with soft labels",
     MICCAI 2023.
@@ -108,8 +108,8 @@ def semimetric_jaccard_loss(
     """``1 - (P + T - A + 2s) / (P + T + A + 2s)``: the Jaccard metric loss.
 
     P, T and A are those of :func:`semimetric_dice_loss`. With hard labels it is
-    :func:`jaccard_loss`; with soft ones it is least at p = t, at 0. Arguments and errors are those
-    of :func:`soft_f1_loss`.
+    :func:`jaccard_loss`; with soft labels its minimum, 0, is at p = t. Arguments and errors are
+    those of :func:`soft_f1_loss`.
 
     Source: Wang et al., "Jaccard metric losses: Optimizing the Jaccard index with soft labels",
     NeurIPS 2023.
@@ -143,10 +143,10 @@ def semimetric_tversky_loss(
 ) -> Tensor:
     """``1 - (tp' + s) / (tp' + fp_weight fp' + fn_weight fn' + s)``: Tversky for soft labels.
 
-    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0), from sums alone: tp' =
+    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0). They follow from sums: tp' =
     (P + T - A) / 2 with P, T and A of :func:`semimetric_dice_loss`. With hard labels it is
-    :func:`tversky_loss`; with soft ones it is least at p = t, at 0. Other arguments and errors are
-    those of :func:`tversky_loss`.
+    :func:`tversky_loss`; with soft labels its minimum, 0, is at p = t. Other arguments and errors
+    are those of :func:`tversky_loss`.
 
     Source: Wang et al., "Dice semimetric losses: Optimizing the Dice score with soft labels",
     MICCAI 2023.
@@ -188,13 +188,13 @@ def weighted_log_loss(
 ) -> Tensor:
     """``(w Σ t (-log p) + (1-w) Σ (1-t) (-log (1-p))) / Σ 1`` of every group, w = recall_weight.
 
-    A convex loss, decomposable over elements, whose threshold 1/2 is that of another trade-off:
-    w η > (1-w) (1-η), η the probability of a positive, is η > 1 - w. :func:`f_optimal_weight` is
-    the w that makes it optimal for Fβ. At w = 1/2 it is half the binary cross-entropy, and always
-    (1-w) times that with ``pos_weight`` w / (1-w). An empty group has loss 0.
+    The loss is convex and decomposes over elements. With η the true probability of a positive, the
+    best p is above 1/2 where w η > (1-w) (1-η), which is η > 1 - w. :func:`f_optimal_weight` is
+    the w that makes this threshold optimal for Fβ. The loss is (1-w) times the binary cross-entropy
+    with ``pos_weight`` w / (1-w), so half the plain one at w = 1/2. An empty group has loss 0.
 
-    ``absent`` speaks of groups without a positive here too. Other arguments and errors are those of
-    :func:`soft_f1_loss`; a softmax has no 1-p to take the logarithm of, and is refused.
+    ``absent`` is about groups without a positive, here too. Other arguments and errors are those of
+    :func:`soft_f1_loss`. ``activation="softmax"`` is refused: its log-loss has no log(1-p).
 
     Source: Parambath et al., "Optimizing F-measures by cost-sensitive classification", NIPS 2014.
     """
@@ -234,17 +234,18 @@ class WeightedLogLoss(Loss, name="weighted_log"):
 def f_optimal_weight(score: Tensor | float, beta: float = 1.0) -> Tensor | float:
     """``1 - F* / (1 + β²)``: the ``recall_weight`` that makes :func:`weighted_log_loss` Fβ-optimal.
 
-    The classifier with the best Fβ, F*, predicts 1 where η > F* / (1 + β²): at β = 1 from half of
-    F* on, so below 1/2. Weighing positives by w and negatives by 1-w moves 1/2 there.
-    F* is not known beforehand: take the Fβ that validation reached, or that of the last steps
-    (``StreamingLoss``, ``hard=True`` of :func:`confusion_sums`), without gradient.
+    The classifier with the best Fβ, F*, predicts 1 where the probability of a positive is above
+    F* / (1 + β²); at β = 1 that is half of F*, so at most 1/2. Weighing positives by w and
+    negatives by 1-w moves the threshold from 1/2 to there. F* is not known beforehand: take the Fβ
+    that validation reached, or that of the last steps (``StreamingLoss``, ``hard=True`` of
+    :func:`confusion_sums`), without gradient.
 
     Args:
         score: F*, in [0, 1]; a number, or a Tensor of any shape.
         beta: the β of Fβ, >= 0.
 
     Returns:
-        What ``score`` is: a number, or a Tensor without gradient.
+        A number, or a Tensor without gradient if ``score`` is a Tensor.
 
     Raises:
         TypeError, ValueError: no number, or one out of range.

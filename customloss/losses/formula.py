@@ -1,4 +1,4 @@
-"""What becomes of the sums: a ratio of them, any other score, a pointwise loss beside it."""
+"""What becomes of the sums: a ratio or any other score, and a pointwise loss beside it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Fo
 
 
 def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
-    """What the link makes of the score of the rows; ``extra`` tells which rows there are."""
+    """The linked score as a function of the rows; ``extra`` says which rows there are."""
     names = reference.rows(extra)
     wanted = [name for word in scores.used_by(score) for name in options.ROWS[word]]
 
@@ -49,7 +49,7 @@ def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
 
 
 def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]) -> Tensor:
-    """What the score makes of the sums, if that can be a similarity."""
+    """The score of the sums, checked to be a similarity of every group."""
     value: Any = score(*sums, **further)
     samples, classes = sums[0].shape
     if not isinstance(value, Tensor):
@@ -76,7 +76,7 @@ def at(score: Score, **parameters: float) -> Score:
 
 
 def score_name(score: object) -> str:
-    """What messages call a score."""
+    """The name of a score in messages."""
     while isinstance(score, partial):
         score = score.func
     return str(getattr(score, "__name__", type(score).__name__))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def ratio_loss(
     operator: str, input: Tensor, target: Tensor, weight: Tensor | None, **options: Any
 ) -> Tensor:
-    """The loss that ``torch.ops.customloss.<operator>`` computes, with the options that it does not
-    know: over ranks, and with classes that do not all count alike."""
+    """The loss that ``torch.ops.customloss.<operator>`` computes, also with the options that the
+    operator lacks: a process group, and those of classes."""
     group, classes = request.prepared(input, target, weight, options)
     if group is None and classes is None:
         try:
@@ -60,7 +60,7 @@ def soft_f1_loss(
         input: logits (or probabilities, ``activation="none"``), ``[N]``, ``[N, C]`` or
             ``[N, C, *spatial]``; float32, float64, float16 or bfloat16, any strides.
         target: the shape of ``input``; bool, integer or float, soft labels in [0, 1] allowed. Or
-            class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, of a signed integer or uint8.
+            class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, signed integers or uint8.
         weight: per-element weight or mask, broadcastable to ``input``. Weight 0 removes an
             element, even a NaN.
         beta: the β of Fβ, >= 0; above 1 it favours recall.
@@ -71,7 +71,7 @@ def soft_f1_loss(
         class_weight: a Tensor or sequence, one number per class of ``input``. Classes are averaged
             with these weights (Σ w L / Σ w; times their support if ``average="weighted"``),
             ``"micro"`` adds their sums up with them, and ``"none"`` multiplies each loss by its
-            weight. On a GPU pass a Tensor that is there: a sequence is copied at every call.
+            weight. A Tensor has to be on the device of ``input``; a sequence is copied there once.
         classes: the numbers of the classes that are scored, in the order that ``"none"`` keeps; a
             softmax still runs over all of them.
         include_background: False scores all classes but 0.
@@ -93,12 +93,13 @@ def soft_f1_loss(
             and the loss is that of the whole batch; see ``customloss.distributed``.
 
     Returns:
-        A scalar; ``[N]``, ``[C]`` or ``[N, C]`` with ``reduction="none"``, as samples and classes
-        are kept. float64 for float64 input, else float32.
+        A scalar; with ``reduction="none"`` also ``[N]``, ``[C]`` or ``[N, C]``, if samples, classes
+        or both are kept. float64 for float64 input, else float32.
 
     Raises:
         TypeError: a dtype or type that cannot be used; the message names the argument.
-        ValueError: shapes or devices that do not fit, a word or number out of range, or no group.
+        ValueError: shapes or devices that do not fit, a word or number out of range, or no group
+            to score.
 
     Source: Jansche, "Maximum Expected F-Measure Training of Logistic Regression Models",
     HLT/EMNLP 2005; -log F: Zhao et al., "Optimizing the F-measure for Threshold-free Salient
@@ -170,9 +171,9 @@ def tversky_loss(
 ) -> Tensor:
     """``1 - (tp + s) / (tp + fp_weight fp + fn_weight fn + s)``: the Tversky loss.
 
-    Weights of (1/2, 1/2) are Dice (at half its ``smooth``), (1, 1) Jaccard and
-    (1, β²) / (1 + β²) Fβ. Both are >= 0; named for what they weigh, since papers disagree on which
-    of α and β that is. Other arguments and errors are those of :func:`soft_f1_loss`.
+    Weights of (1/2, 1/2) give Dice (at half its ``smooth``), (1, 1) Jaccard and
+    (1, β²) / (1 + β²) Fβ. Both are >= 0. They are named for what they weigh, since papers disagree
+    on which of the two is α. Other arguments and errors are those of :func:`soft_f1_loss`.
 
     Source: Salehi et al., "Tversky loss function for image segmentation using 3D fully
     convolutional deep networks", MLMI 2017.
@@ -250,9 +251,9 @@ def focal_tversky_loss(
 ) -> Tensor:
     """``(1 - Tversky)^exponent`` of every group, before they are averaged.
 
-    ``exponent`` is what stands in the exponent: the paper's 1/γ at γ = 4/3. Below 1 it raises the
-    gradient of groups that are nearly right, above 1 it lowers it. At a perfect score the gradient
-    is 0. Other arguments and errors are those of :func:`tversky_loss`.
+    ``exponent`` is the paper's 1/γ, by default with its γ = 4/3. Below 1 it raises the gradient of
+    groups that are nearly right, above 1 it lowers it. At a perfect score the gradient is 0. Other
+    arguments and errors are those of :func:`tversky_loss`.
 
     Source: Abraham & Khan, "A novel focal Tversky loss function with improved attention U-Net for
     lesion segmentation", ISBI 2019.
@@ -301,9 +302,9 @@ def any_loss(
 ) -> Tensor:
     """AnyLoss: the soft-Fβ loss of ``sigmoid(amplification (p - 1/2))``, p a PROBABILITY.
 
-    ``input`` is the output of a sigmoid, as in the paper: the steep second one makes it nearly 0 or
-    1. It is :func:`soft_f1_loss` with ``logit_scale=amplification, logit_offset=0.5``; any other
-    score takes the same two options.
+    ``input`` is the output of a sigmoid, as in the paper: the second, steep sigmoid makes it nearly
+    0 or 1. The loss is :func:`soft_f1_loss` with ``logit_scale=amplification, logit_offset=0.5``;
+    any other score takes the same two options.
 
     Source: Han et al., "AnyLoss: Transforming classification metrics into loss functions",
     KDD 2024.
@@ -337,8 +338,8 @@ def sigmoid_f1_loss(
     """sigmoidF1: the soft-F1 loss of ``sigmoid(slope (x + shift))``, x a logit.
 
     The paper's S(u; β, η) = 1 / (1 + exp(β (u + η))) has β = -slope and η = shift. Its released
-    code applies S to a sigmoid of x, which leaves p in [0.5, 0.73] at the defaults: not done here
-    (pass ``x.sigmoid()`` to get it).
+    code applies S to a sigmoid of x, which leaves p in [0.5, 0.73] at the defaults. That is not
+    done here; pass ``x.sigmoid()`` to get it.
 
     Source: Bénédict et al., "sigmoidF1: A smooth F1 score surrogate loss for multilabel
     classification", TMLR 2022.

@@ -26,7 +26,7 @@ def register_score(name: str, score: Score) -> Score:
     """Makes ``customloss.loss(name)`` the :class:`customloss.ConfusionLoss` of a score.
 
     Args:
-        name: not yet taken, unless by the same score.
+        name: a name that is not taken yet, or taken by this very score.
         score: ``score(tp, fp, fn, tn)``, see :func:`customloss.confusion_loss`.
 
     Returns:
@@ -76,11 +76,11 @@ def loss_names() -> tuple[str, ...]:
 
 
 def _of_a_plugin(name: str) -> Score:
-    """Loads what an entry point names, once."""
-    found = {point.value: point for point in entry_points(group=ENTRY_POINTS, name=name)}
-    if not found:
+    """The score that an entry point names; it is then registered, so it is loaded once."""
+    points = {point.value: point for point in entry_points(group=ENTRY_POINTS, name=name)}
+    if not points:
         raise ValueError(f"name: expected one of {loss_names()}, got {name!r}")
-    if len(found) > 1:
-        raise ValueError(f"name: {name!r} is claimed by several plug-ins: {', '.join(found)}")
-    (point,) = found.values()
+    if len(points) > 1:
+        raise ValueError(f"name: {name!r} is claimed by several plug-ins: {', '.join(points)}")
+    (point,) = points.values()
     return register_score(name, point.load())

@@ -28,7 +28,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Request(NamedTuple):
-    """A call up to its formula."""
+    """A call of a loss, without its formula."""
 
     data: Data  # as the caller passed it
     elements: Elements
@@ -43,22 +43,22 @@ class Request(NamedTuple):
         return is_dtensor.sharded(*self.data)
 
     def constant_sums(self) -> bool:
-        """Whether the sums of targets and weights alone are constants: then nobody differentiates
-        by them."""
+        """Whether tp + fn and fp + tn are known to need no gradient: they depend on targets and
+        weights alone."""
         if torch.compiler.is_compiling() or transformed():
             return False
         _, target, weight = self.data
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
 
 
-# the options that no operator knows, and one whose bools an operator would take for integers
+# the options that no operator knows, and ``ignore_index``: an operator would take True for 1
 _BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {"ignore_index"}
 
 
 def prepared(
     input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any]
 ) -> tuple[ProcessGroup | None, Classes | None]:
-    """Checks what no operator can, and takes out of the options what no operator knows."""
+    """Checks what no operator checks, and takes out of ``given`` what no operator knows."""
     operands.are_tensors(input, target, weight)
     is_dtensor.ready(input)
     for name in given:
@@ -72,7 +72,7 @@ def prepared(
         operands.target_values(input, target, given.get("ignore_index"))
     asked = classes.asked_for(input, given)
     group: ProcessGroup | None = given.pop("process_group", None)
-    # A rank alone has nothing to add: the fused operator serves it.
+    # A group of one rank has nothing to add, so the fused operator serves it.
     if group is not None and not isinstance(group, distributed.Adder):
         group = group if distributed.group_size(group) > 1 else None
     return group, asked
@@ -81,7 +81,7 @@ def prepared(
 def of_ratio(
     operator: str, data: Data, given: dict[str, Any], group: Any, asked: Classes | None
 ) -> tuple[Request, Ratio]:
-    """A call of the loss that is the operator, with options that were prepared."""
+    """A call of a loss that an operator computes; its options went through ``prepared``."""
     elements, ratio, words = _for_ratio(operator, data.input.dim(), **given)
     return Request(data, elements, words, given, {}, group, asked), ratio
 
@@ -104,7 +104,7 @@ def of_score(
 
 
 def bad_options(operator: str, given: dict[str, Any]) -> None:
-    """Raises the TypeError or ValueError of options that the dispatcher refused, if it was they."""
+    """After the dispatcher refused a call: raises an error if the options are at fault."""
     checks.option_types(given, {**options.PARAMETERS[operator], **options.LOSS})
 
 
@@ -118,7 +118,7 @@ def _once(check: _F) -> _F:
             return check(*given, **keywords)
         try:
             return cached(*given, **keywords)
-        except TypeError:  # unhashable, so not a valid option: let the check name it
+        except TypeError:  # an unhashable option: the check names it
             return check(*given, **keywords)
 
     return cast(_F, checked)

@@ -5,7 +5,8 @@ FUSED              One operator reads the batch and makes the loss of it.
 SUMS_THEN_LOSS     One operator adds up the sums, another makes the loss of them. In between the
                    sums of other ranks, or of a mesh of DTensors, are added.
 COMPOSED           The sums, and torch operations on them, which are a few numbers per group: for
-                   scores that are no ratio, learned class weights, and samples over ranks.
+                   what the operators lack, like scores that are no ratio, learned class weights, or
+                   ``samplewise`` with a process group.
 =================  =============================================================================
 
 On every way the data is read once forward and once backward.
@@ -34,7 +35,7 @@ from customloss.reference.sums import accumulator
 
 
 class Route(Enum):
-    """See above."""
+    """The ways of the table above."""
 
     FUSED = "fused"
     SUMS_THEN_LOSS = "sums then loss"
@@ -51,7 +52,7 @@ def route(request: Request, formula: Formula) -> Route:
 
 
 def _has_closed_form(request: Request, formula: Formula) -> bool:
-    """Whether the operators know all that is asked for."""
+    """Whether the operators can compute this loss."""
     words, classes = request.words, request.classes
     if not isinstance(formula.score, Ratio) or words.link not in LINKS:
         return False
@@ -84,7 +85,7 @@ def loss(request: Request, formula: Formula) -> Tensor:
 
 
 def _without_class(request: Request, loss: Tensor) -> Tensor:
-    """An input without a class dimension keeps none."""
+    """Drops the class dimension of a loss that is kept per group, if the input has no classes."""
     keeps_groups = request.words.average == request.words.reduction == "none"
     return loss[..., 0] if keeps_groups and request.data.input.dim() == 1 else loss
 
@@ -126,6 +127,7 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     else:
         part = totals.of_part(sums, groups_of, words.average, samplewise)
         if beside and samplewise:
+            # the pointwise loss is one of the whole batch, so it needs the sums as well
             of_batch = sums.sum(1, keepdim=True)
             part = torch.cat([part, of_batch.flatten()])
         total = distributed.global_sums(part, request.group, options=_must_agree(request, formula))
@@ -144,7 +146,7 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
 
 
 def _sums(request: Request, pools: bool) -> Tensor:
-    """The operator ``confusion_sums``; classes that are pooled later are told apart."""
+    """Calls ``confusion_sums``; with ``pools`` it keeps the classes apart, to be pooled later."""
     if request.sharded() and not isinstance(request.group, (type(None), distributed.Adder)):
         raise ValueError(
             "process_group: expected None for DTensors, whose mesh says which ranks share the "
@@ -165,7 +167,7 @@ def _class_table(request: Request) -> Tensor | None:
 
 
 def _must_agree(request: Request, formula: Formula) -> object:
-    """What has to be equal on every rank, or their sums are sums of unlike things."""
+    """What has to be equal on every rank for their sums to mean the same."""
     return (
         formula.name, request.elements, sorted(request.options.items()), request.classes,
         formula.must_agree,
@@ -178,7 +180,7 @@ def _has_pointwise(formula: Formula) -> bool:
 
 
 def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) -> totals.Groups:
-    """The losses of the groups of ``[rows, samples, classes]``; ``rows`` are these unbound."""
+    """The losses of the groups of ``sums``; ``rows`` is ``sums.unbind(0)``, if it was made."""
     pools = pools_classes(request, formula)
     weight = None
     if request.classes is not None:
@@ -193,7 +195,7 @@ def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) 
         loss = _ratio_loss(request, formula.score, rows)
     else:
         loss = formula.score(rows)
-    if loss.shape[-1] != sums.shape[-1]:  # one for all classes of a sample
+    if loss.shape[-1] != sums.shape[-1]:  # the score makes one loss of all classes
         if weight is not None:
             raise ValueError(
                 f"class_weight: expected None for {formula.name!r}, which makes one score of all "

@@ -33,8 +33,8 @@ class ConfusionSums(NamedTuple):
 class ExtendedSums(NamedTuple):
     """The sums that were asked for, one number per group; None where they were not.
 
-    ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (softmax has none:
-    0), ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
+    ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
+    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
     ``focal = Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))]`` (softmax has no second term).
     """
 
@@ -111,14 +111,14 @@ def confusion_sums(
 
     Args:
         log_loss, squares, distance, focal, hard: sums to add up in the same pass, see
-            :class:`ExtendedSums`. ``hard`` are those of the decisions: the metric of training.
+            :class:`ExtendedSums`. ``hard`` are those of the decisions, for metrics in training.
         focal_gamma: the γ of ``focal``, >= 0.
         dtype: of the sums. By default float64 for float64 input, else float32; they are added
             up in float64 either way.
 
     Returns:
-        ``(tp, fp, fn, tn)``, each a scalar, ``[C]``, ``[N]`` (samplewise micro) or ``[N, C]``; an
-        :class:`ExtendedSums` of such if any further sum was asked for.
+        ``(tp, fp, fn, tn)``, each a scalar, ``[C]``, ``[N]`` (samplewise micro) or ``[N, C]``; if
+        any further sum was asked for, an :class:`ExtendedSums` of tensors of that shape.
 
     Example::
 
