@@ -3,7 +3,8 @@
 Every score takes ``tp, fp, fn, tn`` of one shape ``[samples, classes]``, one number per group, and
 returns the similarity of every group: 1 is perfect. It is ordinary differentiable PyTorch, so a
 score of your own is a function like these, for :class:`customloss.ConfusionLoss`. The sums are
-float64, so ``1 - score`` keeps its digits. One that needs other sums too says so with :func:`uses`.
+float64, so ``1 - score`` keeps its digits. A score that needs further sums declares them with
+:func:`uses`.
 This module imports nothing of the package.
 
 Where numerator and denominator are both 0, nothing was missed: the ratio is 1, its gradient 0.
@@ -46,21 +47,21 @@ _S = TypeVar("_S", bound=Callable[..., Any])
 
 
 def uses(*words: str) -> Callable[[_S], _S]:
-    """Declares what else a score is made of: it gets these sums as keyword arguments.
+    """Declares the further sums of a score, which it then gets as keyword arguments.
 
     ==============  ==============================================================================
     ``"log_loss"``  ``log_loss_pos`` Σ w t (-log p), ``log_loss_neg`` Σ w (1-t) (-log (1-p)); the
                     second is 0 for ``activation="softmax"``
     ``"squares"``   ``p2`` Σ w p², ``t2`` Σ w t², ``tp2`` Σ w t p²
     ``"distance"``  ``distance`` Σ w |p - t|
-    ``"focal"``     ``focal`` Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))], γ = 2 or what
-                    ``compound_loss`` is told; softmax has no second term
+    ``"focal"``     ``focal`` Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))], γ = 2 or the
+                    ``focal_gamma`` of ``compound_loss``; softmax has no second term
     ``"hard"``      ``hard_tp``, ``hard_fp``, ``hard_fn``, ``hard_tn`` of the decision (p > 1/2, or
                     the largest of a softmax), without gradient by the input
     ==============  ==============================================================================
 
     Each costs a little in the one pass that is made anyway. The decorator goes on a function, a
-    class with ``__call__``, or an ``nn.Module`` class; a ``functools.partial`` of it is as good.
+    class with ``__call__``, or an ``nn.Module`` class; a ``functools.partial`` of it works too.
 
     Raises:
         ValueError: another word.
@@ -88,12 +89,12 @@ def used_by(score: Callable[..., Any]) -> tuple[str, ...]:
     """The words that :func:`uses` put on a score."""
     while isinstance(score, partial):
         score = score.func
-    found: tuple[str, ...] = getattr(score, "uses_sums", ())
-    return found
+    words: tuple[str, ...] = getattr(score, "uses_sums", ())
+    return words
 
 
 class _Coefficients(NamedTuple):
-    """What a score makes of its parameters, and their defaults."""
+    """How A, B and C follow from the parameters of a score, and the defaults of these."""
 
     of: Callable[..., tuple[float, float, float]]
     defaults: dict[str, Any]
@@ -107,7 +108,7 @@ _COEFFICIENTS: dict[Callable[..., Any], _Coefficients] = {}
 def coefficients(of: Callable[..., tuple[float, float, float]]) -> Callable[[_S], _S]:
     """Declares that a score is the ratio ``(A tp + s) / (A tp + s + B fp + C fn)``.
 
-    ``of`` takes the score's parameters but ``smooth``, which is s, and returns A, B and C. Losses
+    ``of`` takes the score's parameters except ``smooth``, which is s; it returns A, B and C. Losses
     of such a score take one fused operator: it knows the loss and its gradient in closed form.
     """
 
@@ -137,7 +138,7 @@ def ratio(hit: Tensor, whole: Tensor) -> Tensor:
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """``base ** exponent``, exponent >= 0; below and at base 0 it is 0 (or 1), with gradient 0."""
+    """``base ** exponent``, exponent >= 0. At base <= 0 it is 0 (1 for exponent 0), gradient 0."""
     if exponent == 0:
         return torch.ones_like(base)
     zero = base <= 0
@@ -146,7 +147,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
 
 
 def linked(similarity: Tensor, link: str = "complement", gamma: float = 1.0) -> Tensor:
-    """The loss of a similarity s: what ``link`` makes of it, 0 at s = 1 (but for ``"negative"``).
+    """The loss that ``link`` makes of a similarity s: 0 at s = 1, except for ``"negative"``.
 
     ``"complement"`` 1 - s; ``"log"`` -log s, with s floored at 1e-30; ``"focal"`` (1 - s)^gamma;
     ``"negative"`` -s; ``"log_cosh"`` log cosh(1 - s), Jadon 2020; ``"log_power"`` (-log s)^gamma,
@@ -209,7 +210,7 @@ def fbeta(
 
 @coefficients(lambda: (2.0, 1.0, 1.0))
 def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
-    """``(2 tp + s) / (2 tp + fp + fn + s)``, which is F1. Milletari 2016 squares; this does not."""
+    """``(2 tp + s) / (2 tp + fp + fn + s)``, which is F1; no squares as in Milletari 2016."""
     return fbeta(tp, fp, fn, tn, smooth=smooth)
 
 
@@ -231,8 +232,8 @@ def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float
 
 
 def as_ratio(score: Callable[..., Any]) -> tuple[float, float, float, float] | None:
-    """``A, B, C, s`` of a score of this section, or of a ``functools.partial`` of one: it is then
-    ``(A tp + s) / (A tp + s + B fp + C fn)``, for which there are closed forms. Else None."""
+    """``A, B, C, s`` of a score that declared :func:`coefficients`, or of a ``functools.partial``
+    of one; None for any other score, and for parameters that are not plain numbers."""
     given: dict[str, Any] = {}
     while isinstance(score, partial) and not score.args:
         given, score = {**score.keywords, **given}, score.func
@@ -261,7 +262,7 @@ def squared_dice(
     tp2: Tensor,
     smooth: float = 0.0,
 ) -> Tensor:
-    """``(2 tp + s) / (Σp² + Σt² + s)``: V-Net's Dice, 1 at soft labels p = t. Milletari 2016."""
+    """``(2 tp + s) / (Σp² + Σt² + s)``: V-Net's Dice, 1 at p = t also if soft. Milletari 2016."""
     return ratio(2 * tp + smooth, p2 + t2 + smooth)
 
 
@@ -277,12 +278,12 @@ def semimetric_tversky(
     fn_weight: float = 0.5,
     smooth: float = 0.0,
 ) -> Tensor:
-    """Tversky of ``tp' = (P + T - A) / 2``, ``fp' = P - tp'``, ``fn' = T - tp'``: 1 at soft labels
-    p = t, and with hard labels the same as ever. P = Σp, T = Σt, A = Σ |p - t|. Wang 2023.
+    """Tversky of ``tp' = (P + T - A) / 2``, ``fp' = P - tp'``, ``fn' = T - tp'``: 1 at p = t also
+    for soft labels, and :func:`tversky` for hard ones. P = Σp, T = Σt, A = Σ |p - t|. Wang 2023.
 
-    In [0, 1], tp' = Σ min(p, t), fp' = Σ max(p - t, 0) and fn' = Σ max(t - p, 0).
+    For p and t in [0, 1], tp' = Σ min(p, t), fp' = Σ max(p - t, 0) and fn' = Σ max(t - p, 0).
     """
-    # no less than 0, and |fp' - fn'| no more than A: what rounding says beyond has no gradient
+    # tp' >= tp and |fp' - fn'| <= A; what rounding adds beyond is cut off and has no gradient
     hit = tp + 0.5 * (fp + fn - distance).clamp_min(0) + smooth
     miss = 0.5 * (fp_weight + fn_weight) * distance  # fp' + fn' = A, without cancellation
     if fp_weight != fn_weight:

@@ -1,4 +1,4 @@
-"""The second half of the specification: sums of the groups to similarities, losses and averages."""
+"""The second half of the specification: from sums to similarities, losses and averages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def similarity_loss(
         return torch.where(empty, torch.zeros_like(loss), loss)
     if link == "negative":
         return torch.where(empty, -torch.ones_like(hit), -hit / whole)
-    # not 0 / 1, whose gradient is not 0
+    # a constant 0 for an empty group: the gradient of 0 / 1 would not be 0
     complement = torch.where(empty, torch.zeros_like(miss), miss / whole)
     if link == "focal" and gamma != 1.0:
         positive = complement != 0
@@ -58,7 +58,7 @@ def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor
 
 
 def _mean(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted mean over the last dim and whether it is of something, else it is 0."""
+    """The weighted mean over the last dim, and whether any weight counts; it is 0 if none does."""
     total = weight.sum(-1)
     # a group of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
     hidden = (weight == 0) & ~torch.isfinite(loss)
@@ -76,7 +76,7 @@ def average_groups(
     reduction: str,
     class_weight: Tensor | None = None,
 ) -> Tensor:
-    """Losses ``[..., samples, classes]`` to what the caller asked for.
+    """From losses ``[..., samples, classes]`` to what the caller asked for.
 
     First over the classes of a sample (``"macro"`` and ``"micro"`` a mean, ``"weighted"`` by
     support tp + fn, ``"none"`` not at all), then ``reduction`` over what is left. Means are
@@ -116,7 +116,7 @@ def pointwise_loss(
 
     LP, LN and F are the rows of the log-losses and of focal; a = ``log_pos``, b = ``log_neg``,
     c = ``focal``, m = ``positives``, n = ``negatives``, v = ``class_weight``. The sums are over all
-    groups, or over those of each sample; over nothing that counts the loss is 0.
+    groups, or with ``keep_samples`` over those of each sample. Where nothing counts the loss is 0.
     """
     names = rows(extra)
     parts = [
@@ -148,13 +148,14 @@ def sums_loss(
     score_weight: float,
     pointwise: tuple[float, float, float, float, float],
 ) -> Tensor:
-    """``score_weight`` times the loss of a similarity, and a pointwise loss, of sums
+    """``score_weight`` times the loss of a similarity, plus a pointwise loss, from sums
     ``[rows, ..., samples, classes]``.
 
-    ``similarity`` is all that :func:`similarity_loss` takes; ``averaging`` the words of ``absent``,
-    ``average`` and ``reduction``; ``pointwise`` the factors of :func:`pointwise_loss`, of which the
-    first three are 0 where there is none. ``class_weight`` is ``[2, classes]``: of the score, where
-    a class of weight 0 is as if it were not there, and of the pointwise loss.
+    ``similarity`` holds the arguments of :func:`similarity_loss` behind the sums; ``averaging`` the
+    words of ``absent``, ``average`` and ``reduction``; ``pointwise`` the factors of
+    :func:`pointwise_loss`, of which the first three are 0 if there is no such loss.
+    ``class_weight`` is ``[2, classes]``: the first row is for the score, where a class of weight 0
+    is left out, and the second for the pointwise loss.
     """
     absent, average, reduction = averaging
     loss = sums.new_zeros(())
@@ -172,8 +173,8 @@ def sums_loss(
         groups = sums[0] if samplewise else sums[0, ..., 0, :]
         loss = torch.zeros_like(groups if average == "none" else groups[..., 0])
     if any(pointwise[:3]):
-        kept = samplewise and reduction == "none"
-        loss = loss + pointwise_loss(sums.unbind(0), extra, *pointwise, of_pointwise, kept)
+        keep_samples = samplewise and reduction == "none"
+        loss = loss + pointwise_loss(sums.unbind(0), extra, *pointwise, of_pointwise, keep_samples)
     return loss
 
 

@@ -18,7 +18,7 @@ LOG_FLOOR = 1e-30
 
 
 class Extra(enum.IntFlag):
-    """Sums beside tp, fp, fn, tn: which ones to add up, and in this order behind those four."""
+    """The sums to add up beside tp, fp, fn and tn. Their rows follow those four in this order."""
 
     LOG_LOSS = 1  # Σ w t (-log p), Σ w (1-t) (-log q); softmax has no second
     SQUARES = 2  # Σ w p², Σ w t², Σ w t p²
@@ -43,8 +43,8 @@ def rows(extra: int) -> tuple[str, ...]:
 
 
 class Probability(NamedTuple):
-    """``p``, its complement ``q = 1 - p`` without cancellation, and ``dp/dx`` (of a softmax the
-    derivative by the logit itself is ``p q``, and ``-p_c p_k`` by another)."""
+    """``p``, its complement ``q = 1 - p`` without cancellation, and ``dp/dx`` (for a softmax by the
+    logit of the same class, which is ``p q``; that by another class is ``-p_c p_k``)."""
 
     p: Tensor
     q: Tensor
@@ -52,7 +52,7 @@ class Probability(NamedTuple):
 
 
 def accumulator(input: Tensor) -> torch.dtype:
-    """Half inputs are computed with in float32, everything else as it is."""
+    """The dtype of all computations: float64 for float64 inputs, else float32."""
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
@@ -70,11 +70,11 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
     z = scale * (x - offset)
     if activation == "softmax":
         e, top, rest, whole = _softmax_terms(z)
-        # next to 1 the complement is the sum of the others
+        # the complement of the largest p is made of the other terms, so that nothing cancels
         p, q = e / whole, torch.where(top, rest, whole - e) / whole
         return Probability(p, q, scale * (p * q))
-    # autograd of y = sigmoid(z) is y (1 - y), which is 0 in float32 from z = 16.7 on: of the two
-    # only the smaller is made that way
+    # The derivative that autograd takes of y = sigmoid(z) is y (1 - y), which is 0 in float32 from
+    # z = 16.7 on. So only the smaller of p and q is a sigmoid, and the other its complement.
     negative = z < 0
     small = torch.sigmoid(torch.where(negative, z, -z))
     big = 1 - small
@@ -83,7 +83,7 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
 
 
 def _softmax_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(z - max), the place of the (first) maximum, the sum of the others, the whole sum."""
+    """exp(z - max), the place of the first maximum, the sum of the other terms, the whole sum."""
     top = _decision(z, "softmax")
     e = torch.exp(z - z.detach().amax(1, keepdim=True))
     zero = torch.zeros_like(e)
@@ -99,7 +99,7 @@ def _decision(values: Tensor, activation: str) -> Tensor:
 
 
 def _deciding(x: Tensor, p: Tensor, activation: str, scale: float, offset: float) -> Tensor:
-    """What :func:`_decision` is made on: z of a softmax, or else p."""
+    """The values that :func:`_decision` takes: z of a softmax, or else p."""
     return scale * (x.to(p.dtype) - offset) if activation == "softmax" else p
 
 
@@ -114,7 +114,7 @@ def log_losses(
 ) -> tuple[Tensor, Tensor]:
     """``-log p`` and ``-log q`` of every element, from logits where there are any.
 
-    Of probabilities the logarithms are floored at log 1e-30. A softmax has no ``-log q``: 0.
+    For probabilities the logarithms are floored at log 1e-30. For a softmax the second is 0.
     """
     x = input.to(accumulator(input))
     if activation == "none":
@@ -125,17 +125,18 @@ def log_losses(
         return -logsigmoid(z), -logsigmoid(-z)
     shifted = z - z.detach().amax(1, keepdim=True)
     _, top, rest, _ = _softmax_terms(z)
-    highest = torch.where(top, shifted, torch.zeros_like(shifted)).sum(1, keepdim=True)  # 0
+    highest = torch.where(top, shifted, torch.zeros_like(shifted)).sum(1, keepdim=True)
+    # highest is 0, but its gradient is not
     return torch.log1p(rest + torch.expm1(highest)) - shifted, torch.zeros_like(z)
 
 
 class Operands(NamedTuple):
-    """What the sums are made of; all but ``target`` and ``weight`` as they came."""
+    """What the sums are made of; ``target`` and ``weight`` have the dtype of ``accumulator``."""
 
-    input: Tensor  # zeros in the holes, unless another class needs it
-    target: Tensor  # of the input's shape; smoothed
-    weight: Tensor | None  # 0 where nothing counts
-    holes: Tensor | None  # where nothing may leak from
+    input: Tensor  # 0 where it is ignored, or of weight 0 and would spoil the sums
+    target: Tensor  # of the input's shape; smoothed; 0 in the holes
+    weight: Tensor | None
+    holes: Tensor | None  # elements that add nothing to the sums
 
 
 def operands(
@@ -146,14 +147,14 @@ def operands(
     ignore_index: int | None,
     label_smoothing: float,
 ) -> Operands:
-    """Class indices become one-hot, ignored ones weight 0, and holes are filled.
+    """Class numbers become one-hot, targets are smoothed, and holes are filled with 0.
 
-    A hole is what is ignored, or has weight 0 and would give no finite number.
+    A hole is an element that is ignored, or one of weight 0 whose terms would not be finite.
     """
     dtype = accumulator(input)
-    counts = None  # where the target says something
+    counts = None  # where the target is not ignored
     if not (target.is_floating_point() or target.dtype == torch.bool):
-        target = target.long()  # a narrow dtype takes -100 or 300 for the number it wraps to
+        target = target.long()  # in a narrow dtype -100 or 300 would wrap to another number
     if ignore_index is not None:
         counts = target != ignore_index
     if is_class_index(input, target):
@@ -173,7 +174,7 @@ def operands(
         usable = input.isfinite() if activation == "none" else ~input.isnan()
         unread = unweighted
         if activation == "softmax":
-            # a logit counts for all classes of its pixel
+            # every probability of a pixel depends on all of its logits
             usable = (usable & (input != torch.inf)).all(1, keepdim=True)
             usable = usable & (input != -torch.inf).any(1, keepdim=True)
             unread = unweighted.all(1, keepdim=True)
@@ -202,18 +203,18 @@ def group_dims(input: Tensor, per_sample: bool, per_class: bool) -> list[int]:
 
 
 def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, int]:
-    """Samples and classes that are told apart: the shape of one sum."""
+    """How many samples and classes are told apart: the shape of one sum."""
     classes = input.shape[1] if per_class and input.dim() > 1 else 1
     return (input.shape[0] if per_sample else 1), classes
 
 
 def _times(t: Tensor, log: Tensor) -> Tensor:
-    """``t log``, 0 where ``t`` is 0 however large the logarithm."""
+    """``t log``, which is 0 where ``t`` is 0, even if the logarithm is infinite."""
     return t * torch.where((t == 0) & log.isinf(), torch.zeros_like(log), log)
 
 
 def _far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
-    """``p - t``, with all digits next to a hard target."""
+    """``p - t``, which keeps its digits where p is close to a hard target."""
     return (1 - t) * p - t * q
 
 
@@ -247,7 +248,7 @@ def shares(
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """``base ** exponent``, exponent >= 0; at base 0 it is 0 (or 1), with gradient 0."""
+    """``base ** exponent``, exponent >= 0. At base <= 0 it is 0 (1 for exponent 0), gradient 0."""
     if exponent == 0:
         return torch.ones_like(base)
     zero = base <= 0
@@ -274,7 +275,7 @@ def confusion(
     ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
     A target with one class where the input has several holds class numbers: t = [target = c],
     and what lies outside of 0..C-1, or is ``ignore_index``, does not count. Smoothing makes t
-    ``(1-ε) t + ε/K``, K = C of class numbers and softmax, else 2.
+    ``(1-ε) t + ε/K``, with K = C for class numbers and for a softmax, else 2.
     """
     x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
     terms = _filled(shares(x, t, activation, scale, offset, extra, focal_gamma), holes)
@@ -317,26 +318,26 @@ def confusion_backward(
     ``dL/dt = w (p (g_tp - g_fp) + (1-p) (g_fn - g_tn))``
     ``dL/dw = t (p g_tp + (1-p) g_fn) + (1-t) (p g_fp + (1-p) g_tn)``
 
-    and the terms of the extra sums. Of a softmax, with u = dL/dp and h = -dL/d(log p), both of them
-    times w,
+    and the terms of the extra sums. For a softmax, with u = dL/dp and h = -dL/d(log p), both of
+    them times w,
 
     ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
     """
     x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
     spread = _spread(grad_sums.to(t.dtype), input, per_sample, per_class)
     g = dict(zip(rows(extra), spread.unbind(0)))
-    how = (activation, scale, offset, extra, focal_gamma)
+    options = (activation, scale, offset, extra, focal_gamma)
     if wrt == "weight":
-        terms = shares(x, t, *how).unbind(0)
+        terms = shares(x, t, *options).unbind(0)
         total = torch.stack([term * by for term, by in zip(terms, g.values())]).sum(0)
         return _filled(total, holes)
     if wrt == "target":
-        total, like = (1 - label_smoothing) * _by_target(x, t, g, *how), target
+        total, like = (1 - label_smoothing) * _by_target(x, t, g, *options), target
     elif activation == "softmax":
-        return _filled(_by_logit(x, t, w, g, *how), holes).to(input.dtype)
+        return _filled(_by_logit(x, t, w, g, *options), holes).to(input.dtype)
     else:
         p, q, slope = probability(x, activation, scale, offset)
-        u, h, k = _slopes(x, t, g, *how)
+        u, h, k = _slopes(x, t, g, *options)
         if activation == "sigmoid":
             total = slope * u - scale * (q * h - p * k)
         else:
@@ -415,7 +416,7 @@ def _by_logit(
     u, h, _ = _slopes(x, t, g, activation, scale, offset, extra, gamma)
     if w is not None:
         u, h = w * u, w * h
-    # taken from the largest, nothing cancels next to p = 1
+    # the u of the largest class is subtracted, so that nothing cancels next to p = 1
     top = _decision(_deciding(x, p, activation, scale, offset), activation)
     u = u - _filled(u, ~top).sum(1, keepdim=True)
     total = p * (u - (p * u).sum(1, keepdim=True))
