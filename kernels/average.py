@@ -1,9 +1,9 @@
-"""From the groups of a tile to averages and gradients: what the kernels of score.py share.
+"""What the kernels of score.py share: from the groups of a tile to averages and gradients.
 
 Groups are seen as ``rows`` x ``width``: an average runs over the width (the classes of a sample),
 the reduction over the rows.  ``average="none"`` makes every group a row of its own.  SUMMED says
-that the sums come without chunks, from the caller, who may weigh classes and ask for a POINTWISE
-loss beside the score; without it none of that is compiled.
+that the caller passes finished sums, which have no chunks.  Only then may the caller also weigh
+classes and ask for a POINTWISE loss beside the score; without SUMMED none of that is compiled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_partials(
     partials, plane, chunks, groups, group, inside,
     TN: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The four sums of every group, its chunks added in a fixed order."""
+    """The four sums of every group; its chunks are added in a fixed order."""
     tp = tl.zeros([GROUPS, PARTS], tl.float64)
     fp = tl.zeros([GROUPS, PARTS], tl.float64)
     fn = tl.zeros([GROUPS, PARTS], tl.float64)
@@ -70,7 +70,7 @@ def weighed_loss(
     tp_weight, fp_weight, fn_weight, smooth, gamma,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr,
 ):  # fmt: skip
-    """As group_loss; and the weight of the class, without which the group does not count."""
+    """Like group_loss, with class weights: a group whose class has weight 0 does not count."""
     value, g_tp, g_fp, g_fn, g_tn, counted, weight = group_loss(
         tp, fp, fn, tn, tp_weight, fp_weight, fn_weight, smooth, gamma, LINK, ABSENT, AVERAGE
     )
@@ -93,14 +93,14 @@ def to_groups(of_rows, R: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def ratio(a, b):
-    """A mean over nothing is 0."""
+    """a / b, and 0 where b is 0: a mean over nothing is 0."""
     nothing = b == 0.0
     return tl.where(nothing, 0.0, a / tl.where(nothing, 1.0, b))
 
 
 @triton.jit
 def lost_sums(lost, room, REDUCTION: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
-    """Numerator and denominator of the pointwise loss: of every row, or of all."""
+    """Numerator and denominator of the pointwise loss: of every row (NONE), or of all together."""
     if REDUCTION == NONE:
         found = of_rows(lost, R, W), of_rows(room, R, W)
     else:
@@ -129,7 +129,7 @@ def _score_grads(
     inner = tl.where(alive, outer * weight / safe, 0.0)
     shift = inner * 0.0
     if AVERAGE == WEIGHTED:
-        # the support tp + fn moves the average too
+        # the weight is the support tp + fn, which has a gradient too
         shift = tl.where(alive, outer * v * (value - mean) / safe, 0.0)
     g_tp = tl.where(alive, g_tp * inner + shift, 0.0)
     g_fp = tl.where(alive, g_fp * inner, 0.0)
@@ -146,7 +146,7 @@ def store_grads(
     AVERAGE: tl.constexpr, REDUCTION: tl.constexpr, SUMMED: tl.constexpr,
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """d(loss)/d(sums) of every group, given the mean, the weight and the pointwise sums of rows."""
+    """Stores d(loss)/d(sums), given the mean, the weight and the pointwise sums of every row."""
     if SUMMED:
         counted = counted & (score_weight != 0.0)
         outer = outer * score_weight
@@ -175,7 +175,7 @@ def store_grads(
 
 @triton.jit
 def tile_groups(row_block, width_block, rows, width, R: tl.constexpr, W: tl.constexpr):
-    """The groups of a tile of R rows by W of them, flat and in their row, and which exist."""
+    """Of the groups of a tile of R rows x W: the flat index, the column, and whether each exists."""
     lane = tl.arange(0, R * W)
     row = row_block.to(tl.int64) * R + lane // W
     column = width_block.to(tl.int64) * W + lane % W

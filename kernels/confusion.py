@@ -1,8 +1,10 @@
 """The soft confusion sums and their gradient in Triton: the twin of csrc/cuda/confusion.cu.
 
-Two launches forward (the pass over the data; the score of what it left), a third between them
-where that is thousands of partial sums (fold.py), and one backward.  No atomics: every partial sum
-has its own place, and they are added in a fixed order.  Nothing here waits for the device.
+Forward is two launches: the pass over the data, which leaves partial sums, and their score
+(score.py; two launches for many groups).  Where the pass leaves thousands of partial sums per
+group, a launch in between adds most of them up (fold.py).  Backward is one launch.  No atomics:
+every partial sum has its own place, and they are added in a fixed order.  Nothing here waits for
+the device.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from .score import loss_shape, score, sums_score
 
 __all__ = ["confusion", "confusion_backward", "confusion_score", "refusal", "sums_score"]
 
-# eight elements of a tile for each thread; enable_fp_fusion is spelt out because Triton's default
-# for it changes with 3.10
+# four warps have eight elements of a tile for each thread; enable_fp_fusion is spelt out because
+# Triton's default for it changes with 3.10
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 
-# what says nothing of the width of a load: no value of these has a kernel of its own
+# Triton compiles a kernel of its own for an argument that is 1 or a multiple of 16, so that loads
+# can be wide.  These arguments do not affect the width of a load, so no value of them needs that.
 COUNTS = ["plane", "tiles", "pieces", "grad_sample", "grad_class"]
 
 _INPUT, _TARGET, _WEIGHT = tl.constexpr(INPUT), tl.constexpr(TARGET), tl.constexpr(WEIGHT)
@@ -47,8 +50,8 @@ def _tile_sums(
     SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr, HARD: tl.constexpr,
     TN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The accumulators with one tile added."""
-    # all loads before any arithmetic: that many bytes are in flight
+    """Adds one tile to the accumulators."""
+    # all loads come before any arithmetic, so that many bytes are in flight at once
     if MASKED:
         x = tl.load(x_ptr + x_at, mask=inside, other=0)
         t = tl.load(t_ptr + t_at, mask=inside, other=0)
@@ -68,7 +71,7 @@ def _tile_sums(
         p = tl.where(inside, p, 0.0)
         q = tl.where(inside, q, 0.0)
     if HARD:
-        # a hard target selects: cheaper than a product, and the same value
+        # selecting by a hard target gives the value of the product, and is cheaper
         t = t != 0
         tp += tl.where(t, p, 0.0)
         fp += tl.where(t, 0.0, p)
@@ -122,7 +125,7 @@ def sums_kernel(
     tn = tl.zeros([ROWS, COLS], DTYPE)
     masked_from = first
     if EVEN or (AXES == 1 and COLS == 1):
-        # whole tiles need no mask, which would split their loads where the size is odd
+        # full tiles go without a mask, because it would split their loads where the size is odd
         masked_from = last
         if not EVEN:
             masked_from = tl.maximum(first, tl.minimum(last, sizes[0] // ROWS))
@@ -147,7 +150,7 @@ def sums_kernel(
                 SIGMOID, AFFINE, WIDE, HARD, TN, True,
             )  # fmt: skip
     at = partials + chunk.to(tl.int64) * groups + group
-    # stepping from plane to plane: 3 * plane may not fit 32 bits
+    # `at` steps from plane to plane because 3 * plane may not fit in 32 bits
     tl.store(at, tl.sum(tp, 0), mask=group < groups)
     at += plane
     tl.store(at, tl.sum(fp, 0), mask=group < groups)
@@ -167,7 +170,7 @@ def _tile_gradient(
     WRT: tl.constexpr, SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr,
     HARD: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of one tile."""
+    """Stores the gradient of one tile."""
     if MASKED:
         x = tl.load(x_ptr + x_at, mask=inside, other=0)
         if WRT != _TARGET:
@@ -201,7 +204,7 @@ def _tile_gradient(
         else:
             g = t * (p * a + q * b) + (1.0 - t) * (p * c + q * d)
     if w_ptr is not None:
-        removed = (w == 0.0) & ((g - g) != 0.0)  # and not finite
+        removed = (w == 0.0) & ((g - g) != 0.0)  # weight 0, and g is not finite
         g = tl.where(removed, 0.0, g) if WRT == _WEIGHT else weigh(g, w)
     if out.dtype.element_ty.primitive_bitwidth < 32:
         g = g.to(tl.float32)  # float64 has no direct conversion to bfloat16
@@ -294,9 +297,9 @@ def gradient_kernel(
 
 
 def refusal(device: torch.device) -> str | None:
-    """Why Triton cannot run on ``device``, if so."""
+    """Why Triton cannot run on ``device``; None if it can."""
     if not isinstance(sums_kernel, triton.JITFunction):
-        return None  # TRITON_INTERPRET=1 runs anywhere
+        return None  # the interpreter (TRITON_INTERPRET=1) runs anywhere
     if device.type in ("cuda", "xpu"):
         return None
     return (
@@ -324,7 +327,7 @@ def _constants(plan: Plan, data: Data, elements: Elements) -> dict[str, Any]:
 
 
 def _partials(data: Data, elements: Elements, with_tn: bool) -> tuple[int, int, Tensor]:
-    """The pass over the data: samples, classes, and partial sums ``[rows, chunks, groups]``."""
+    """Runs the pass over the data: samples, classes, partial sums ``[rows, chunks, groups]``."""
     if pixel.by_pixel(data, elements):
         return pixel.partials(data, elements, with_tn)
     input, target, weight = data
@@ -353,7 +356,7 @@ def confusion(data: Data, elements: Elements) -> Tensor:
 
 def confusion_score(data: Data, elements: Elements, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """See ``customloss::confusion_score``."""
-    with_tn = scoring.absent == ABSENT.index("penalize")  # nothing else depends on it
+    with_tn = scoring.absent == ABSENT.index("penalize")  # nothing else needs tn
     with on(data.input):
         samples, classes, partials = _partials(data, elements, with_tn)
         shape = loss_shape(
@@ -373,8 +376,8 @@ def _empty_gradient(data: Data, wrt: int) -> Tensor:
 
 
 def _strides_by_group(grad: Tensor | None, per_sample: bool) -> tuple[int, int]:
-    """The strides of the gradient by the loss along samples and classes; 0 where it has no such
-    dimension."""
+    """The strides of the incoming gradient along samples and classes, 0 for a dimension that it
+    lacks."""
     if grad is None or grad.dim() == 0:
         return 0, 0
     if grad.dim() == 2:

@@ -1,4 +1,4 @@
-"""What every kernel does to one element and where it finds it: the twin of csrc/element.h."""
+"""The maths of one element, and where it lies in memory: the twin of csrc/element.h."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def number(value, WIDE: tl.constexpr):
-    """As float32, or float64 if WIDE."""
+    """``value`` as float32, or as float64 if WIDE."""
     bits: tl.constexpr = value.dtype.primitive_bitwidth
     if WIDE:
         result = value.to(tl.float64)
     elif value.dtype.is_int() and bits > 1 and bits < 32:
-        # put the integer below the mantissa's leading bit: two cheap operations, where the
-        # conversion instruction would queue up behind exp2 and the division
+        # adding to the bits of 12582912 = 1.5 * 2^23 puts the integer into the mantissa: two cheap
+        # operations, where the conversion instruction would queue up behind exp2 and the division
         shifted = value.to(tl.int32) + 0x4B400000
         result = shifted.to(tl.float32, bitcast=True) - 12582912.0
     else:
@@ -47,7 +47,7 @@ def probability(x, scale, offset, SIGMOID: tl.constexpr, AFFINE: tl.constexpr, W
 
 @triton.jit
 def weigh(value, w):
-    """Weight 0 removes the element, whatever it holds: a NaN there must not leak."""
+    """w * value.  Weight 0 removes the element, whatever it holds: a NaN there must not leak."""
     return tl.where(w == 0.0, 0.0, w * value)
 
 
@@ -82,7 +82,10 @@ def offsets(strides, sizes, sample, cls, row, outer, AXES: tl.constexpr, SPLIT: 
 def tile_rows(
     tile, pieces, sizes, reduced, AXES: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr
 ):
-    """The reduced indices of a tile: (row, run of the innermost axis, which rows exist)."""
+    """The rows of a tile, the run of the innermost axis that they lie in, and which rows exist.
+
+    With SPLIT a row is an index in that run; without it, a flat index over all reduced axes.
+    """
     outer = tile * 0
     piece = tile
     limit = reduced

@@ -1,7 +1,8 @@
-"""Partial sums to fewer of them, or to sums: in float64 and in an order of the shape alone.
+"""Adds partial sums up to fewer of them, or to the sums, in float64.
 
-A pass leaves thousands of partials of a group.  A program that would read so many one after the
-other waits for memory each time, so many programs of this kernel add up most of them first.
+A pass can leave thousands of partial sums per group.  A single program that read them one after the
+other would wait for memory each time, so many programs of this kernel first add up most of them.
+The order of the additions depends on the shape alone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from .layout import ceil_div, power_of_2
 
-FOLD = 64  # partials of a group that the first fold leaves, at most
-FOLD_GROUPS = 128  # groups of a program
+FOLD = 64  # the most partial sums per group that a first fold leaves
+FOLD_GROUPS = 128  # the most groups of a program
 LANES = 1024  # partials that a program reads at once
-MOST_PARTIALS = 4096  # of one sum, that a program adds up: few reads after each other
+MOST_PARTIALS = 4096  # that a program adds up of one sum: more would be a long chain of reads
 
 # enable_fp_fusion is spelt out because Triton's default for it changes with 3.10
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
@@ -29,12 +30,13 @@ def fold_kernel(
     partials, out, chunks, groups, left, group_tiles,
     GROUPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds up most of the partial sums, or all.
+    """Adds up the partial sums of every group, to `left` of them.
 
-    Maths:  out[s, i, g] = Σ over the i-th of `left` stretches of chunks of partials[s, chunk, g],
+    Maths:  out[s, i, g] = Σ partials[s, chunk, g] over the i-th of `left` stretches of the chunks,
             in float64 and in a fixed order
     Launch: one program per sum, stretch and GROUPS groups
-    Moves:  reads the partials once (cached: just written), writes `left` doubles per sum and group
+    Moves:  reads the partials once (cached, since they were just written), writes `left` doubles per
+            sum and group
     """
     pid = tl.program_id(0)
     group = (pid % group_tiles).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
@@ -53,7 +55,7 @@ def fold_kernel(
 
 
 def fold(partials: Tensor, left: int) -> Tensor:
-    """Partial sums ``[rows, chunks, groups]`` to ``left`` of them per group, in float64."""
+    """Adds partial sums ``[rows, chunks, groups]`` up to ``left`` of them per group, in float64."""
     sums, chunks, groups = partials.shape
     out = partials.new_empty((sums, left, groups), dtype=torch.float64)
     if groups:
@@ -67,12 +69,12 @@ def fold(partials: Tensor, left: int) -> Tensor:
 
 
 def few(partials: Tensor, tile: int) -> Tensor:
-    """As many partials as a program of ``tile`` groups adds up: these, or folded ones."""
+    """``partials``, folded if they are more than a program of ``tile`` groups should add up."""
     most = max(1, MOST_PARTIALS // tile)
     return fold(partials, min(FOLD, most)) if partials.shape[1] > most else partials
 
 
 def total_sums(partials: Tensor, samples: int, classes: int) -> Tensor:
-    """Partials ``[rows, chunks, groups]`` to float64 sums ``[rows, samples, classes]``."""
+    """Adds partials ``[rows, chunks, groups]`` up to float64 sums ``[rows, samples, classes]``."""
     found = few(partials, min(power_of_2(partials.shape[2]), FOLD_GROUPS))
     return fold(found, 1).view(-1, samples, classes)

@@ -1,5 +1,5 @@
-"""The maths of one group: its loss and gradient by its sums, and what it adds to a pointwise loss.
-The twin of csrc/score.h, in float64.
+"""The maths of one group, in float64: its loss, the gradient by its sums, and what it adds to a
+pointwise loss.  The twin of csrc/score.h.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _SKIP = tl.constexpr(ABSENT.index("skip"))
 _PENALIZE = tl.constexpr(ABSENT.index("penalize"))
 WEIGHTED = tl.constexpr(AVERAGES.index("weighted"))
 
-# the parts of a pointwise loss that a kernel is compiled for
+# flags: the terms of a pointwise loss that a kernel is compiled for
 _LOG_POS, _LOG_NEG, _FOCUSED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
 
 
 def pointwise_parts(pointwise: Pointwise, extra: int) -> int:
-    """What there is to add up; a factor without a row adds nothing."""
+    """Flags of the terms to add up; a factor whose sum is not among ``extra`` adds nothing."""
     parts = 0
     if extra & Extra.LOG_LOSS:
         parts += (pointwise.log_pos != 0) + 2 * (pointwise.log_neg != 0)
@@ -38,7 +38,7 @@ def pointwise_parts(pointwise: Pointwise, extra: int) -> int:
 
 @triton.jit
 def _log1p(y):
-    # log(u) with u the rounded 1 + y, times y / (u - 1): the rounding of u cancels
+    # with u the rounded 1 + y, log(1 + y) is log(u) y / (u - 1): the rounding of u cancels
     u = 1.0 + y
     exact = (u == 1.0) | (y > 1e15)
     ratio = y / tl.where(exact, 1.0, u - 1.0)
@@ -78,7 +78,7 @@ def group_loss(
         if LINK == _FOCAL:
             plain = gamma == 1.0
             value = tl.where(plain, complement, _power(complement, gamma))
-            # a perfect group has slope 0: gamma < 1 would make it infinite
+            # a perfect group gets slope 0; gamma < 1 would make its slope infinite
             slope = tl.where(plain, 1.0, gamma * _power(complement, gamma - 1.0))
         g_tp = -slope * tp_weight * complement / whole
         g_fp = slope * fp_weight * similarity / whole
@@ -117,7 +117,7 @@ def group_loss(
 
 @triton.jit
 def class_weights(weights, column, inside):
-    """What the class of every group counts; 1 without weights."""
+    """The class weight of every group, 1 if there are none."""
     v = tl.full(column.shape, 1.0, tl.float64)
     if weights is not None:
         v = tl.load(weights + column, mask=inside, other=0.0)
@@ -126,13 +126,16 @@ def class_weights(weights, column, inside):
 
 @triton.jit
 def pointwise_weight(weights, column, inside, width):
-    """What it counts in a pointwise loss: the second row of the weights."""
+    """The class weight in the pointwise loss, which is the second row of the weights."""
     return class_weights(weights if weights is None else weights + width, column, inside)
 
 
 @triton.jit
 def row_of(sums, plane, group, ROW: tl.constexpr):
-    """Where the groups are in a row; stepping, as ROW * plane may not fit 32 bits."""
+    """Pointers to the groups in a row.
+
+    `at` steps because ROW * plane may not fit in 32 bits.
+    """
     at = sums + group
     for _ in tl.static_range(ROW):
         at += plane
@@ -146,6 +149,7 @@ def group_lost(
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
     """What a group adds to the numerator and the denominator of the pointwise loss."""
+    # the row of the focal sum
     F: tl.constexpr = 4 + 2 * (EXTRA & 1) + 3 * ((EXTRA >> 1) & 1) + ((EXTRA >> 2) & 1)
     lost = tl.zeros(tp.shape, tl.float64)
     if _LOG_POS & POINTWISE:
@@ -163,7 +167,7 @@ def store_lost_grads(
     grads, plane, group, inside, share, log_pos, log_neg, focal,
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the rows behind the first four: 0 but for those of the numerator."""
+    """Stores the gradient by the rows after the first four: 0 for those not in the numerator."""
     F: tl.constexpr = 4 + 2 * (EXTRA & 1) + 3 * ((EXTRA >> 1) & 1) + ((EXTRA >> 2) & 1)
     ROWS: tl.constexpr = F + ((EXTRA >> 3) & 1) + 4 * ((EXTRA >> 4) & 1)
     at = row_of(grads, plane, group, 4)
@@ -184,7 +188,10 @@ def store_lost_grads(
 
 @triton.jit
 def load_sums(sums, plane, group, inside):
-    """Four numbers per group, `plane` apart; stepping, as 3 * plane may not fit 32 bits."""
+    """Four numbers per group, `plane` apart.
+
+    `at` steps because 3 * plane may not fit in 32 bits.
+    """
     at = sums + group
     tp = tl.load(at, mask=inside, other=0.0).to(tl.float64)
     at += plane

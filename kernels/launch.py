@@ -1,4 +1,4 @@
-"""What every launch asks of its tensors."""
+"""What every launch needs of its tensors: their device, and their shapes and strides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .layout import Strided
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Makes the device of ``tensor`` current, because Triton launches on the current device."""
     device = tensor.device
     if device.type == "cpu" or device.index == torch.accelerator.current_device_index():
         return nullcontext()
@@ -20,5 +20,5 @@ def on(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def strided(tensor: Tensor | None) -> Strided:
-    """What a layout is made of."""
+    """Shape and strides, from which a layout is made."""
     return None if tensor is None else (tensor.shape, tensor.stride())

@@ -1,8 +1,8 @@
 """How tensors of any rank and strides become the loops of a kernel: the twin of csrc/layout.h.
 
 A kernel sees *groups* (the flattened sample x class pairs) times a *reduced* index over a few
-nested axes, and reaches an element of each operand by that operand's own strides: nothing is
-copied, a broadcast weight has stride 0.  It works in tiles of ``rows`` reduced indices by
+nested axes, and reaches an element of each operand by that operand's own strides.  Nothing is
+copied, and a broadcast weight has stride 0.  A kernel works in tiles of ``rows`` reduced indices by
 ``cols`` groups, and whichever of the two is contiguous in memory gets the long side.
 
 Everything here depends on shapes and strides alone, so it is computed once per geometry, and the
@@ -17,22 +17,22 @@ from math import gcd, prod
 from typing import NamedTuple
 
 TILE = 1024  # elements of a tile: eight for each of 128 threads, 16 bytes of float16
-MOST_COLUMNS = 512  # each brings four sums in float64, and a thread holds those of four
+MOST_COLUMNS = 512  # each has four sums in float64, and a thread holds the sums of four columns
 CLASS_RUN = 32  # neighbouring classes of an interleaved tile: 128 bytes of float32
-SHORT_AXIS = 64  # innermost axes below this are walked together with the next ones
-MOST_PARTIALS = 32768  # floats of one sum that all programs together leave behind
+SHORT_AXIS = 64  # an innermost axis shorter than this is walked together with the others
+MOST_PARTIALS = 32768  # the most floats of one sum that all programs together leave behind
 FEWEST_PROGRAMS, MOST_PROGRAMS = 1024, 4096  # where the input is large enough for them
-MOST_TILES = 256  # float32 additions per accumulator
+MOST_TILES = 256  # that a program adds up: as many float32 additions per accumulator
 INT32_LIMIT = 2**31 - 2**16
 
 PIXEL_TILE = 2048  # elements of a tile whose classes are read together, sixteen for each thread
-LOOPED_TILE = 4096  # of one that keeps no accumulators
-MOST_CLASSES = 32  # of a softmax whose pixels fit the registers
-PLANES = 4  # classes of a planar tile that need not all be in it
-LOOPED_PLANES = 8  # of one that walks over more
+LOOPED_TILE = 4096  # elements of a tile that is walked over, and so keeps no accumulators
+MOST_CLASSES = 32  # the most classes of a softmax whose pixels fit in registers
+PLANES = 4  # classes of a planar tile without a softmax, which need not have them all
+LOOPED_PLANES = 8  # classes of a planar tile that is walked over
 LOOPED_PIXELS = 128 * 1024  # bytes of logits that a walk leaves in the caches for the next one
-FEWEST_PIXELS = 16  # of a tile whose sums are stored: each costs as much as an element or two
-WALKED_PIXELS = 4  # of one that only looks for the largest logit
+FEWEST_PIXELS = 16  # of a tile whose sums are stored: a sum costs as much as one or two elements
+WALKED_PIXELS = 4  # of a tile in a launch that stores no sums (walk_plan)
 
 # shape and strides of an operand, None where it is absent
 Strided = tuple[Sequence[int], Sequence[int]] | None
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
     samples: int
     classes: int
     sizes: tuple[int, ...]
-    reduced: int  # their product; 0 where `split`: nothing is compiled for its divisors
+    reduced: int  # product of sizes; 0 where `split`, so that no kernel is compiled for divisors
     strides: tuple[tuple[int, ...], ...]
     rows: int
     cols: int
@@ -87,8 +87,11 @@ class Plan(NamedTuple):
 
 
 def inner_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """As the kernels take them: the outermost of several, where a batch is, limits nothing, and
-    nothing is compiled for its divisors."""
+    """``sizes`` as the kernels take them.
+
+    No kernel reads the outermost of several sizes, usually that of the batch.  It becomes 0, so
+    that no kernel is compiled for its divisors.
+    """
     return (0, *sizes[1:]) if len(sizes) > 1 else sizes
 
 
@@ -139,7 +142,7 @@ def make_layout(operands: Sequence[Strided], per_sample: bool, per_class: bool) 
 
 
 def _tile(layout: Layout, groups: int, extent: int) -> tuple[int, int]:
-    """Rows and columns of a tile, for ``extent`` reduced indices that can share one."""
+    """Rows and columns of a tile, for ``extent`` reduced indices that can share a tile."""
     if layout.interleaved:
         cols = min(power_of_2(groups), CLASS_RUN)
         if ceil_div(groups, cols) * cols > 1.25 * groups and cols > 16:
@@ -193,8 +196,10 @@ def plan(operands: tuple[Strided, ...], per_sample: bool, per_class: bool) -> Pl
 
 
 class PixelPlan(NamedTuple):
-    """As Plan, for kernels that read the classes of a pixel together; a tile is rows x cols of
-    pixels and classes, of one sample."""
+    """Like Plan, for kernels that read the classes of a pixel together.
+
+    A tile is ``rows`` pixels x ``cols`` classes of one sample.
+    """
 
     samples: int
     classes: int
@@ -210,10 +215,10 @@ class PixelPlan(NamedTuple):
     pieces: int
     per_chunk: int
     class_tiles: int
-    looped: bool  # a program walks over the classes: they do not fit a tile
-    kept: bool  # what the walk found of a pixel is kept in memory
-    apart: bool  # and is found by a launch of its own, see walk_plan
-    aligned: int  # pixels start at multiples of so many elements, where that has to be said
+    looped: bool  # the classes do not fit a tile, so a program walks over them
+    kept: bool  # what the walk finds out about a pixel is kept in memory
+    apart: bool  # the walk is a launch of its own, see walk_plan
+    aligned: int  # pixels start at multiples of so many elements, see _alignment
 
     @property
     def chunks(self) -> int:
@@ -226,21 +231,21 @@ class PixelPlan(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Of a sample."""
+        """Pixels of a sample."""
         return prod(self.sizes)
 
 
 def _pixel_tile(
     layout: Layout, extent: int, softmax: bool, sums: int, size: int
 ) -> tuple[int, int, bool]:
-    """Pixels and classes of a tile, for ``extent`` pixels that can share one, and whether the
-    classes are walked over."""
+    """Pixels and classes of a tile, for ``extent`` pixels that can share a tile, and whether a
+    program walks over the classes."""
     most = power_of_2(extent)
     classes = power_of_2(layout.cls.size)
     wide = size > 4
     if softmax and classes > MOST_CLASSES // (2 if wide else 1):
         cols = 2 * CLASS_RUN if layout.interleaved else LOOPED_PLANES
-        # more registers would spill, where reductions cross threads or there is more to add up
+        # fewer where reductions cross threads, or there are more sums: registers would spill
         elements = LOOPED_TILE // (2 if wide else 1)
         elements = elements // (2 if layout.interleaved else 1) // (4 if sums > 4 else 1)
         cached = max(LOOPED_PIXELS // (layout.cls.size * size), FEWEST_PIXELS)
@@ -248,26 +253,29 @@ def _pixel_tile(
         return rows, min(classes, elements // rows, MOST_COLUMNS), True
     elements = PIXEL_TILE // (1 if sums <= 4 else 2 if sums <= 8 else 4) // (2 if wide else 1)
     if layout.interleaved and classes < 4:
-        elements //= 2  # more addresses for each element
+        elements //= 2  # there are more addresses for each element
     if not softmax:
         cols = min(classes, CLASS_RUN if layout.interleaved else PLANES)
         return min(elements // cols, most), cols, False
-    # a thread of a planar tile has all classes of its pixels: nothing to exchange
+    # with at least 128 pixels a thread has all classes of its pixels, and exchanges nothing
     least = 128 if sums <= 4 and not layout.interleaved else 1
     return min(max(elements // classes, least), most), classes, False
 
 
 def _alignment(classes: int, pitches: list[int]) -> int:
-    """A compiler sees for itself what is a multiple of 16, and nothing less."""
+    """The alignment to tell the compiler, or 1; it sees for itself only multiples of 16."""
     if all(pitch % 16 == 0 for pitch in pitches):
         return 1
     return gcd(4, classes, *pitches)
 
 
 def _kept_plan(plan: PixelPlan, size: int) -> PixelPlan:
-    """Where the sums of a tile would weigh as much as what it reads: a program adds up several
-    tiles of a block of classes.  Out of the caches, or, where not even a tile fits these, after a
-    launch that only walks."""
+    """The plan where a program adds up several tiles of a block of classes, if there are enough.
+
+    Storing the sums of every tile would move as many bytes as reading it.  A program takes the
+    tiles out of the caches after its own walk; where not even one tile fits there, the walk is a
+    launch before (``apart``).
+    """
     cached = LOOPED_PIXELS // (plan.classes * size)
     tiles = plan.samples * plan.tiles
     if cached < plan.rows:
@@ -281,7 +289,7 @@ def _kept_plan(plan: PixelPlan, size: int) -> PixelPlan:
 
 
 def walk_plan(plan: PixelPlan, size: int) -> PixelPlan:
-    """The launch before one that is `apart`: fewer pixels, so more programs."""
+    """The plan of a walk that is a launch of its own: fewer pixels in a tile, so more programs."""
     elements = LOOPED_TILE // (4 if size > 4 else 2)
     inner = plan.sizes[-1] if plan.split else plan.pixels
     rows = plan.rows if plan.strides[0][1] != 1 else min(plan.rows, WALKED_PIXELS)
@@ -297,8 +305,10 @@ def pixel_plan(
     operands: tuple[Strided, ...], per_sample: bool, per_class: bool, softmax: bool, sums: int,
     size: int,
 ) -> PixelPlan:  # fmt: skip
-    """How to run over ``operands``, whose first is the input of ``size`` bytes an element, with
-    ``sums`` accumulators for each element of a tile; a fourth is the gradient."""
+    """How to run over ``operands``: input, target, weight and, in a backward pass, the gradient.
+
+    An element of the input has ``size`` bytes, an element of a tile has ``sums`` accumulators.
+    """
     layout = make_layout(operands, per_sample, True)
     axes = layout.reduced
     reduced, inner = prod(axis.size for axis in axes), axes[-1].size

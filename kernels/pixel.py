@@ -1,10 +1,10 @@
 """Soft confusion sums and gradients of elements whose class matters, in Triton: softmax, class
-numbers, removed targets, smoothing and the sums beside tp, fp, fn, tn.
+numbers, ignored targets, smoothing and the sums beside tp, fp, fn, tn.
 
-Forward is a pass over the data and a look at the partial sums it leaves; backward is one pass.  A
-softmax of few classes has all of them in a tile; one of many walks over them (pixel_walk.py).  No
-atomics: every partial sum has its own place, and they are added in a fixed order.  Nothing here
-waits for the device.
+Forward is a pass over the data, which leaves partial sums; backward is one pass.  For a softmax of
+few classes a tile has all of them; for one of many classes a program walks over them
+(pixel_walk.py).  No atomics: every partial sum has its own place, and they are added in a fixed
+order.  Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def pixel_sums_kernel(
     N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr,
     CLASSES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """The N sums of a chunk of the pixels of a sample, of the classes of a tile.
+    """The N sums of a chunk of the pixels of a sample, for the classes of a tile.
 
     Maths:  tp = Σ w t p, fp = Σ w (1-t) p, fn = Σ w t q, tn = Σ w (1-t) q, and those of EXTRA, with
-            p = exp(z - max z) / Σ exp(z - max z) over the classes of the tile, which are all there
-            are, or a sigmoid, or x itself; t = [target = c], or the target; smoothed
+            p = exp(z - max z) / Σ exp(z - max z) over all classes, which the tile then has, or a
+            sigmoid, or x itself; t = [target = c], or the target; smoothed
     Launch: one program per sample, chunk of `per_chunk` tiles and tile of classes
     Moves:  reads input, target and weight once (a class number once per tile of classes); writes
             N floats per chunk and group
@@ -155,7 +155,7 @@ def pixel_gradient_kernel(
         )
         if (element.SOFTMAX & HOW) and WRT == WRT_INPUT:
             v, h = mixed_slopes(p, q, positive, t, w, gamma, g, c, classes, EXTRA, HOW)
-            # taken from that of a largest, nothing cancels next to p = 1
+            # relative to the v of a largest class, nothing cancels next to p = 1
             v -= tl.max(tl.where(e == 1.0, v, -INFINITY), 1)[:, None]
             total = p * (v - tl.sum(p * v, 1)[:, None])
             if element.LOGS & EXTRA:
@@ -177,7 +177,7 @@ def pixel_gradient_kernel(
 
 
 def is_labels(input: Tensor, target: Tensor) -> bool:
-    """The target holds class numbers: one class where the input has several."""
+    """Whether the target holds class numbers: it has one class where the input has several."""
     return _labels(input.shape, target.shape)
 
 
@@ -186,7 +186,7 @@ def _labels(input: Sequence[int], target: Sequence[int]) -> bool:
 
 
 def by_pixel(data: Data, elements: Elements) -> bool:
-    """Whether these kernels are the ones to run."""
+    """Whether a call needs the kernels of this file, and not those of confusion.py."""
     return (
         elements.activation == SOFTMAX
         or elements.ignore_index is not None
@@ -197,23 +197,25 @@ def by_pixel(data: Data, elements: Elements) -> bool:
 
 
 class Launch(NamedTuple):
-    """What both passes tell their kernels."""
+    """What a pass hands to its kernel."""
 
     plan: PixelPlan
-    classes: int  # that the groups tell apart; 1 where a group has all of them
+    classes: int  # those that groups tell apart; 1 where a group has all of them
     rows: int
     numbers: tuple[Any, ...]
     walk: tuple[Any, ...]
     constants: dict[str, Any]
-    before: Launch | None  # that of the walk, where it is a launch of its own
+    before: Launch | None  # the walk, where it is a launch of its own
 
 
 @lru_cache(maxsize=1024)
 def prepare(
     operands: tuple[Strided, ...], dtype: torch.dtype, hard: bool, flags: int, elements: Elements
 ) -> Launch:
-    """The launch for a geometry and its options, which take longer to work out than to look up;
-    ``hard``: the target is bool.  Nothing here holds on to a tensor."""
+    """The launch for a geometry and its options; ``hard`` says that the target is bool.
+
+    It is cached, as it takes longer to work out than to look up.  It holds on to no tensor.
+    """
     input, target, weight = operands[:3]
     assert input is not None and target is not None
     scale, offset, smoothing = elements.scale, elements.offset, elements.label_smoothing
@@ -221,7 +223,7 @@ def prepare(
     per_class = elements.per_class and len(input[0]) > 1
     softmax = elements.activation == SOFTMAX
     rows = len(reference.rows(elements.extra))
-    # a forward pass knows whether it adds up tn; a backward pass has the gradient by it
+    # a forward pass may leave out tn; a backward pass always has the gradient by it
     rows -= not flags & How.TN
     plan = pixel_plan(operands, elements.per_sample, per_class, softmax, rows, dtype.itemsize)
     labels = _labels(input[0], target[0])
@@ -269,10 +271,10 @@ def _launch(
         plan.classes, plan.class_tiles, plan.chunks, plan.reduced, plan.tiles, plan.pieces,
         plan.per_chunk, inner_sizes(plan.sizes), *plan.strides,
     )  # fmt: skip
-    # small tiles leave no thread of a warp without an element
+    # small tiles get fewer warps, so that no thread is without an element
     warps = min(4, power_of_2(max(1, plan.rows * plan.cols // 128)))
     if plan.kept and not plan.apart and plan.rows * plan.cols >= 2048:
-        warps = 8  # of four, a thread would spill what it walks with and adds up
+        warps = 8  # with four, a thread would spill the values of its walk and its sums
     constants = {
         "EXTRA": extra,
         "AXES": len(plan.sizes),
@@ -286,7 +288,7 @@ def _launch(
 
 
 def partials(data: Data, elements: Elements, with_tn: bool) -> tuple[int, int, Tensor]:
-    """The pass over the data: samples, classes, and partial sums ``[rows, chunks, groups]``."""
+    """Runs the pass over the data: samples, classes, partial sums ``[rows, chunks, groups]``."""
     input, target, weight = data
     plan, classes, rows, numbers, walk, constants, before = prepare(
         (strided(input), strided(target), strided(weight)), input.dtype,

@@ -1,8 +1,8 @@
 """The maths of elements whose class matters: the twin of csrc/pixel.h.
 
 A pixel is one place, with a logit for every class; a tile is [pixels, classes].  What an element
-adds to the sums is a tuple, one entry for each row of ``reference.rows(extra)``: what is not asked
-for has no entry, and costs nothing.
+adds to the sums is a tuple with an entry for each row of ``reference.rows(extra)``.  A sum that is
+not asked for has no entry, and costs nothing.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class How(enum.IntFlag):
     IGNORE = enum.auto()
     WEIGHT = enum.auto()
     EACH = enum.auto()  # the weight differs between the classes of a pixel
-    KEEP = enum.auto()  # the gradient by the weight, where weight 0 removes nothing finite
+    KEEP = enum.auto()  # the gradient by the weight: weight 0 removes only what is not finite
     EVEN = enum.auto()  # every tile is full of pixels
-    PADDED = enum.auto()  # but not of classes
+    PADDED = enum.auto()  # some tiles are not full of classes
     MASKED = enum.auto()  # some elements of a tile may not count
-    BARE = enum.auto()  # and neither has a softmax made their p and q 0
+    BARE = enum.auto()  # MASKED, and no softmax has set the p and q of those elements to 0
     POOLED = enum.auto()  # one group for all classes
     TN = enum.auto()
     SPLIT = enum.auto()  # Plan.split
     LONG = enum.auto()  # Plan.long
     FOURS = enum.auto()  # PixelPlan.aligned is 4
-    PAIRS = enum.auto()  # or 2
+    PAIRS = enum.auto()  # PixelPlan.aligned is 2
 
 
 SOFTMAX, PROBABILITIES = tl.constexpr(int(How.SOFTMAX)), tl.constexpr(int(How.PROBABILITIES))
@@ -83,7 +83,7 @@ def log1p(u):
 def power(base, exponent, HOW: tl.constexpr):
     """base ** exponent for exponent >= 0; 0 at base 0, but 1 if the exponent is 0."""
     log = tl.log(tl.where(base > 0.0, base, 1.0))
-    # base - base keeps a NaN
+    # base - base is 0, or NaN if base is NaN
     return tl.where((base > 0.0) | (exponent == 0.0), exponential(exponent * log, HOW), base - base)
 
 
@@ -121,9 +121,10 @@ def outcome(x, scale, offset, EXTRA: tl.constexpr, HOW: tl.constexpr):
 
 @triton.jit
 def softmax_sums(whole, others):
-    """Given the sums of all e and of those below 1: the sum without one largest, and 1 / (1 + it).
+    """`rest`, the sum of the e without one largest, and 1 / (1 + rest).
 
-    Only a single largest can be next to p = 1, and then nothing is taken off a larger number.
+    `whole` is the sum of all e, `others` of those below 1.  Only a single largest class can be next
+    to p = 1; then `rest` is `others`, and is not a difference.
     """
     rest = tl.where(whole - others > 1.5, whole - 1.0, others)
     return rest, 1.0 / (1.0 + rest)
@@ -150,6 +151,7 @@ def as_float(t, p, HOW: tl.constexpr):
 
 @triton.jit
 def _kept(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
+    """w * value; where HOW has the flag BY, 0 for elements that do not count."""
     if WEIGHT & HOW:
         value = weigh(value, w)
     if BY & HOW:
@@ -159,7 +161,7 @@ def _kept(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
 
 @triton.jit
 def _times(t, log):
-    """0 log 0 is 0."""
+    """t * log, where 0 log 0 is 0."""
     return tl.where(t == 0.0, 0.0, t * log)
 
 
@@ -172,7 +174,7 @@ def shares(
     pw = _kept(p, w, live, BARE, HOW)
     qw = _kept(q, w, live, BARE, HOW)
     if BINARY & HOW:
-        # a hard target selects: cheaper than a product, and the same value
+        # selecting by a hard target gives the value of the product, and is cheaper
         found = (tl.where(t, pw, 0.0), tl.where(t, 0.0, pw), tl.where(t, qw, 0.0))
         if TN & HOW:
             found += (tl.where(t, 0.0, qw),)
@@ -223,7 +225,7 @@ def _sign(value):
 
 @triton.jit
 def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
-    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` is that of by_sums."""
+    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` comes from pixel_tile.by_sums."""
     S: tl.constexpr = 4 + 2 * (EXTRA & 1)
     D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
     F: tl.constexpr = D + ((EXTRA >> 2) & 1)
@@ -299,7 +301,7 @@ def target_gradient(
 
 @triton.jit
 def weight_gradient(own, g):
-    """dL/dw: the shares, weighed by the gradient by the sums."""
+    """dL/dw: the shares of an element times the gradient by the sums."""
     total = own[0] * g[0]
     for row in tl.static_range(1, len(own)):
         total += own[row] * g[row]

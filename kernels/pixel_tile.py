@@ -1,5 +1,8 @@
-"""What the kernels of pixel.py share: how a tile of pixels and classes is read, and what is left of
-it.  ``HOW`` holds flags of pixel_element.How, ``EXTRA`` those of reference.Extra."""
+"""What the kernels of pixel.py and pixel_walk.py share: reading a tile of pixels and classes, and
+storing its sums or its gradient.
+
+``HOW`` holds flags of pixel_element.How, ``EXTRA`` those of reference.Extra.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
 INFINITY = tl.constexpr(float("inf"))
 _NO_CLASS = tl.constexpr(2**31 - 1)
 
-# what says nothing of the width of a load: no value of these has a kernel of its own; a
-# `per_chunk` of 1 has, which keeps no accumulators
+# arguments that do not affect the width of a load, so no value of them needs a kernel of its own (see
+# confusion.py); `per_chunk` is not among them, because a kernel for 1 keeps no accumulators
 COUNTS = [
     "ignore", "plane", "groups", "chunks", "tiles", "pieces", "grad_sample", "grad_class",
     "kept_plane", "pixels",
@@ -59,10 +62,10 @@ def at_of(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl.con
 
 @triton.jit
 def logits_at(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl.constexpr):
-    """As at_of, in the input and the gradient."""
+    """Like at_of, for the input and its gradient, whose alignment may be known."""
     split: tl.constexpr = (element.SPLIT & HOW) != 0
     place = offsets(strides, sizes, sample, tl.arange(0, 1), row, outer, AXES, split)
-    # a stride below 16 says nothing of this by itself, and loads would be single elements
+    # the compiler does not see this where strides are no multiples of 16: it would load single elements
     if element.FOURS & HOW:
         place = tl.multiple_of(place, (4, 4))
     elif element.PAIRS & HOW:
@@ -72,7 +75,7 @@ def logits_at(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl
 
 @triton.jit
 def known_multiple(classes, HOW: tl.constexpr):
-    """The number of classes, so that the compiler sees what divides it: masks in groups."""
+    """The number of classes; the compiler sees what divides it, and masks whole vectors."""
     if element.FOURS & HOW:
         classes = classes // 4 * 4
     elif element.PAIRS & HOW:
@@ -85,7 +88,7 @@ def pixels_of(
     t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes, ignore,
     AXES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """Of every pixel [P, 1]: its class number, whether it counts, and its weight."""
+    """Of every pixel, as [P, 1]: its class number, whether it counts, and its weight."""
     none = tl.arange(0, 1)
     masked: tl.constexpr = not (element.EVEN & HOW)
     live = exists
@@ -100,7 +103,7 @@ def pixels_of(
         live = live & (own >= 0) & (own < classes)
         if element.IGNORE & HOW:
             live = live & (own != ignore)
-        # compared in its own width: a wide number must not become a class when it is cut off
+        # narrowed after the comparisons: a wide number that is cut off must not become a class
         y = tl.where(live, own, -1).to(tl.int32)
     if (element.WEIGHT & HOW) and not (element.EACH & HOW):
         w = get(w_ptr, at_of(w_strides, sizes, sample, none, row, outer, AXES, HOW), exists, masked)
@@ -133,12 +136,15 @@ def tile_of(
     classes, ignore, on, off, y, live, w,
     AXES: tl.constexpr, READ: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """x, t, w and which elements count; what does not holds zeros.  `READ`: all of the classes
-    are here, so that what they say of their pixel is not known yet."""
+    """x, t, w and which elements count; the others hold zeros.
+
+    READ says that the tile has all classes of its pixels.  Then it is found out here whether any of
+    them has weight; otherwise a walk has done that before.
+    """
     masked: tl.constexpr = ((element.EVEN & HOW) == 0) or ((element.PADDED & HOW) != 0)
     wide: tl.constexpr = (element.WIDE & HOW) != 0
     mask = exists & (c < classes)
-    # all loads before any arithmetic: that many bytes are in flight
+    # all loads come before any arithmetic, so that many bytes are in flight at once
     x = get(x_ptr, logits_at(x_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
     if element.LABELS & HOW:
         t = c == y
@@ -176,7 +182,7 @@ def tile_of(
 def logits(x, scale, c, classes, HOW: tl.constexpr):
     z = x
     if element.AFFINE & HOW:
-        z = scale * x  # the offset is that of all classes
+        z = scale * x  # all classes have the same offset, which a softmax cancels
     if element.PADDED & HOW:
         z = tl.where((c < classes), z, -INFINITY)
     return z
@@ -184,9 +190,9 @@ def logits(x, scale, c, classes, HOW: tl.constexpr):
 
 @triton.jit
 def largest_of(z, c, FIRST: tl.constexpr):
-    """The largest logit of every pixel, and its first class where that is asked for."""
+    """The largest logit of every pixel, and (FIRST) the first class that has it."""
     if FIRST:
-        z = tl.where(z != z, INFINITY, z)
+        z = tl.where(z != z, INFINITY, z)  # a NaN is the largest, as for torch.argmax
     largest = tl.max(z, 1)[:, None]
     first = tl.full(largest.shape, 0, tl.int32)
     if FIRST:
@@ -204,7 +210,7 @@ def sum_below_one(e):
 def outcome_of(
     x, live, c, classes, scale, offset, EXTRA: tl.constexpr, FIRST: tl.constexpr, HOW: tl.constexpr
 ):
-    """exp(z - max z), p, q, their logarithms and the decision, of a tile with all its classes."""
+    """exp(z - max z), p, q, -log p, -log q and the decision, of a tile with all its classes."""
     if element.SOFTMAX & HOW:
         z = logits(x, scale, c, classes, HOW)
         largest, first = largest_of(z, c, FIRST)
@@ -276,7 +282,7 @@ def leave(
         mask = c < classes
     for row in tl.static_range(N):
         tl.store(at, tl.sum(values[row], 0)[None, :], mask=mask)
-        at += plane  # row * plane may not fit 32 bits
+        at += plane  # a step, as row * plane may not fit in 32 bits
 
 
 # ---- what a tile leaves: a gradient ------------------------------------------------------------
@@ -287,8 +293,12 @@ def by_sums(
     coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
     WRT: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the N sums of every class, in the shape of c; a row that counts only by its
-    difference to another holds that: tp - fn, fp - tn; by the target tp - fp, -, fn - tn, -."""
+    """The gradient by the N sums of every class, in the shape of c.
+
+    A row of which only the difference to another is needed holds that difference: g_tp - g_fn and
+    g_fp - g_tn in rows 0 and 1 for the gradient by the input, g_tp - g_fp and g_fn - g_tn in rows
+    0 and 2 for that by the target.
+    """
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     cls = c * 0 if element.POOLED & HOW else c
     at = coefficients + (sample if element.POOLED & HOW else sample * classes) + cls
@@ -306,7 +316,7 @@ def by_sums(
     found = ()
     for row in tl.static_range(N):
         g = whole[row]
-        # before it is rounded: what both have in common may be all that float32 keeps
+        # subtracted before rounding: what both have in common may be all that float32 keeps
         if WRT == WRT_INPUT and row < 2:
             g -= whole[row + 2]
         if WRT == WRT_TARGET and (row == 0 or row == 2 or (row >= H and (row - H) % 2 == 0)):
@@ -320,7 +330,7 @@ def own_gradient(
     p, q, positive, negative, decided, t, w, g, scale, spread, gamma,
     WRT: tl.constexpr, EXTRA: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of elements that no other class of their pixel has a say in."""
+    """The gradient of elements that does not depend on other classes of their pixel."""
     if WRT == WRT_INPUT:
         by_p, h, k = element.slopes(p, q, positive, negative, t, gamma, g, EXTRA, HOW)
         total = element.input_gradient(p, q, by_p, h, k, scale, EXTRA, HOW)
@@ -337,7 +347,7 @@ def own_gradient(
         own = element.shares(p, q, positive, negative, decided, t, gamma, w, w, EXTRA, plain)
         total = element.weight_gradient(own, g)
         if element.WEIGHT & HOW:
-            # what is removed and not finite
+            # weight 0 removes what is not finite
             total = tl.where((w == 0.0) & ((total - total) != 0.0), 0.0, total)
     return total
 
@@ -361,7 +371,7 @@ def put(
     out, out_strides, sizes, sample, c, row, outer, exists, live, classes, total,
     AXES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradient of a tile, 0 where nothing counts."""
+    """Stores the gradient of a tile, and 0 for elements that do not count."""
     if element.MASKED & HOW:
         total = tl.where(live, total, 0.0)
     if out.dtype.element_ty.primitive_bitwidth < 32:

@@ -1,8 +1,8 @@
-"""The softmax of many classes: a program walks over the classes of its pixels in blocks, first for
-the largest logit and the sum of the exponentials, rescaled as the largest grows, and again, out of
-the caches, for what every class adds or gets.
+"""The softmax of many classes.  A program walks over the classes of its pixels in blocks.  The first
+walk finds the largest logit and the sum of the exponentials, which is rescaled as the largest grows.
+The next, out of the caches, takes what every class adds to the sums, or writes its gradient.
 
-The sums of a class over a few pixels weigh as much as the pixels do.  Where that is so, what the
+The sums of a class over a few pixels are as many bytes as the pixels.  Where that is so, what the
 walk found is kept, 8 bytes a pixel, and a program adds up several tiles of a block of classes.
 """
 
@@ -55,8 +55,8 @@ def _walk(
     FIRST: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr,
     HOW: tl.constexpr,
 ):  # fmt: skip
-    """Of every pixel [P, 1]: the largest logit and its class (FIRST), the sum of the exponentials
-    of the others, 1 / (1 + that), and whether it counts."""
+    """Of every pixel, as [P, 1]: the largest logit and its class (FIRST), the sum `rest` of the
+    exponentials of the others, 1 / (1 + rest), and whether it counts."""
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     masked: tl.constexpr = ((element.EVEN & HOW) == 0) or ((element.PADDED & HOW) != 0)
     largest = tl.full([PIXELS, 1], -INFINITY, DTYPE)
@@ -79,10 +79,10 @@ def _walk(
         here, which = largest_of(z, c, FIRST)
         higher = here > largest
         new = tl.where(higher, here, largest)
-        base = tl.where(new == -INFINITY, 0.0, new)  # inf - inf would be a NaN for good
+        base = tl.where(new == -INFINITY, 0.0, new)  # inf - inf would leave a NaN in the sums
         e = element.exponential(z - base, HOW)
         shrunk = element.exponential(largest - base, HOW)
-        # the largest of before is one of the others now
+        # the largest so far becomes one of the others
         others = tl.where(higher, whole, others) * shrunk + sum_below_one(e)
         whole = whole * shrunk + tl.sum(e, 1)[:, None]
         largest = new
@@ -104,7 +104,7 @@ def _block(
     classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
     EXTRA: tl.constexpr, AXES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """Classes c of pixels that _walk went over: p, q, -log p, t, w, live."""
+    """p, q, -log p, t, w and live for the classes c of pixels that _walk has been over."""
     x, t, w, live = tile_of(
         x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
         exists, classes, ignore, on, off, y, live, w, AXES, False, HOW,
@@ -186,7 +186,7 @@ def _keep(kept, plane, at, exists, largest, first, rest, live, FIRST: tl.constex
     kept += at
     tl.store(kept, largest, mask=exists)
     kept += plane
-    tl.store(kept, tl.where(live, rest, -1.0), mask=exists)  # which is otherwise not negative
+    tl.store(kept, tl.where(live, rest, -1.0), mask=exists)  # a pixel that counts has rest >= 0
     if FIRST:
         kept += plane
         tl.store(kept, first.to(largest.dtype, bitcast=largest.dtype.primitive_bitwidth == 32),
@@ -195,7 +195,7 @@ def _keep(kept, plane, at, exists, largest, first, rest, live, FIRST: tl.constex
 
 @triton.jit
 def _recall(kept, plane, at, exists, live, FIRST: tl.constexpr, HOW: tl.constexpr):
-    """What _walk returned."""
+    """Loads what _walk returned."""
     kept += at
     largest = tl.load(kept, mask=exists, other=0.0)
     kept += plane
@@ -272,8 +272,8 @@ def softmax_kept_sums_kernel(
     """The N sums of a chunk of the pixels of a sample, whose classes do not fit a tile.
 
     Maths:  as softmax_sums_kernel
-    Launch: one program per sample and chunk of `per_chunk` tiles (WALKS); or also per tile of
-            classes, behind softmax_walk_kernel
+    Launch: one program per sample and chunk of `per_chunk` tiles; without WALKS also per tile of
+            classes, after softmax_walk_kernel
     Moves:  reads input twice, the second time out of a cache (WALKS), target and weight once per
             block of classes, and what was kept of the pixels; writes N floats per chunk and group
     """
@@ -362,8 +362,8 @@ def softmax_gradient_kernel(
 ):  # fmt: skip
     """The gradient of every element of a tile of pixels, whose classes do not fit a tile.
 
-    Maths:  as pixel_gradient_kernel; a walk for max z and Σ exp(z - max z), by input a second for
-            Σ p_c v_c and Σ h_c
+    Maths:  as pixel_gradient_kernel; a first walk finds max z and Σ exp(z - max z), and for the
+            gradient by the input a second finds Σ p_c v_c and Σ h_c
     Launch: one program per sample and tile of pixels
     Moves:  reads input, target and weight once a walk, all but the first time out of a cache;
             writes the gradient once

@@ -1,6 +1,8 @@
-"""From partial sums to the loss and its gradient by the sums, in float64, as a second launch behind
-the pass over the data; and the same from sums that somebody added up before (SUMMED), with class
-weights and a pointwise loss beside the score.  The twin of csrc/average.h and csrc/cuda/finish.cuh.
+"""The loss and its gradient by the sums, in float64.  The twin of csrc/average.h and, on the device,
+of csrc/cuda/finish.cuh and csrc/cuda/score.cuh.
+
+It starts from the partial sums that the pass over the data left, or (SUMMED) from finished sums.
+Class weights and a pointwise loss beside the score come only with the latter.
 
 Up to ``ONE_PROGRAM`` groups take one launch; more of them take two, because every program of the
 last one needs denominators that depend on all the sums.
@@ -39,7 +41,7 @@ ONE_PROGRAM = 1024  # groups that one program scores
 GROUP_TILE = 512  # groups of a program where there are more
 LANES = 1024  # partials, or entries, that a program reads at once
 
-# eight warps: four groups, in float64, are what the registers of a thread hold
+# with eight warps a thread has four groups, which is what its registers hold in float64
 OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 
 
@@ -56,14 +58,14 @@ def score_kernel(
     TN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """Adds the partial sums of every group and scores them, where few groups are enough.
+    """Adds the partial sums of every group and scores them, where all groups fit a tile.
 
     Maths:  loss = reduce over rows of average over width of link(sums), and d(loss)/d(sums);
-            SUMMED: score_weight times that + Σ w P / Σ w Q (POINTWISE), of rows or of all, with
+            SUMMED: score_weight times that + Σ w P / Σ w Q (POINTWISE), per row or over all, with
             P = log_pos LP + log_neg LN + focal F, Q = positives (tp + fn) + negatives (fp + tn)
     Launch: one program; it holds all groups in one tile of R x W
     Moves:  reads 3 or 4 x chunks x groups floats, writes 4 x groups doubles and the loss; SUMMED:
-            reads the sums that count, writes as many coefficients as there are sums
+            reads the sums that the loss needs, writes as many coefficients as there are sums
     """
     zero = tl.program_id(0)
     group, column, inside = tile_groups(zero, zero, rows, width, R, W)
@@ -112,14 +114,14 @@ def entry_kernel(
     TN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """Adds the partial sums of every group, and what its tile knows of the averages.
+    """Adds the partial sums of every group, and stores what its tile adds to the averages.
 
     Maths:  entries = (Σ means, number of means) of the tile's rows, or, for rows wider than a
             tile (WIDE), the share (Σ w loss, Σ w) of this stretch of its row; and (Σ w P, Σ w Q)
             of a pointwise loss
     Launch: one program per tile of R rows x W of their groups
     Moves:  reads 3 or 4 x chunks x groups floats, writes 4 x groups doubles, 2 per program; SUMMED:
-            reads the sums that count, writes 2 or 4 doubles per program
+            reads the sums that the loss needs, writes 2 or 4 doubles per program
     """
     pid = tl.program_id(0)
     group, column, inside = tile_groups(pid // width_blocks, pid % width_blocks, rows, width, R, W)
@@ -155,7 +157,7 @@ def entry_kernel(
 
 @triton.jit
 def _own_entries(entries, here):
-    """An entry of a row that is wider than a tile: all of its stretches added."""
+    """The entry of a row that is wider than a tile: the sum over its stretches."""
     return tl.sum(tl.load(entries, mask=here, other=0.0), 0)[None]
 
 
@@ -164,7 +166,7 @@ def _all_entries(
     entries, programs, width_blocks,
     WIDE: tl.constexpr, POINTWISE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The sums of all means, their number, and the pointwise sums: [1] each."""
+    """Over all rows: the sum of the means, their number, and the pointwise sums, each as [1]."""
     part = tl.arange(0, COLS)
     means = tl.zeros([ROWS], tl.float64)
     count = tl.zeros([ROWS], tl.float64)
@@ -270,8 +272,7 @@ def finish_kernel(
 
 
 def loss_shape(scoring: Scoring, samples: int | None, classes: int | None) -> list[int]:
-    """The dimensions that a loss keeps; None where the groups do not tell samples or classes
-    apart."""
+    """The shape of a loss; ``samples`` or ``classes`` is None where groups do not tell them apart."""
     if scoring.reduction != REDUCTIONS.index("none"):
         return []
     if scoring.average != AVERAGES.index("none"):
@@ -280,7 +281,7 @@ def loss_shape(scoring: Scoring, samples: int | None, classes: int | None) -> li
 
 
 def _similarity(scoring: Scoring) -> tuple[float, ...]:
-    """The numbers of a score in the order of the kernels, which are compiled for its words."""
+    """The numbers of a score, in the order of the kernels; its words are compiled into these."""
     return scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth, scoring.gamma
 
 
@@ -299,7 +300,7 @@ def score(
     scoring: Scoring,
     loss: Tensor,
 ) -> Tensor:
-    """Partials ``[3 or 4, chunks, groups]`` to ``loss``, which is written, and d(loss)/d(sums)."""
+    """Writes ``loss`` from partials ``[3 or 4, chunks, groups]``, and returns d(loss)/d(sums)."""
     coefficients = partials.new_empty((4, samples, classes), dtype=torch.float64)
     constants = {"TN": partials.shape[0] == 4, "SUMMED": False, "POINTWISE": 0, "EXTRA": 0}
     _finish(partials, coefficients, scoring, SCORE_ALONE, None, loss, constants)
@@ -335,7 +336,7 @@ def _finish(
     loss: Tensor,
     constants: dict[str, Any],
 ) -> None:
-    """Writes ``coefficients`` and ``loss``, of partials, or of sums (SUMMED)."""
+    """Writes ``coefficients`` and ``loss``; with SUMMED, ``partials`` are finished sums."""
     samples, classes = coefficients.shape[1:]
     groups = samples * classes
     alone = scoring.average == AVERAGES.index("none")
@@ -386,6 +387,6 @@ def _finish(
 
 
 def _parts(chunks: int, groups: int) -> int:
-    """How many partials of each of ``groups`` are read at once: one of three, not a kernel each."""
+    """How many partials of each group are read at once; three cases, as each compiles a kernel."""
     most = max(1, LANES // groups)
     return 1 if chunks == 1 else most if chunks > 16 else min(16, most)
