@@ -58,10 +58,10 @@ def sums_of(
     TN: tl.constexpr, SUMMED: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     if SUMMED:
-        found = load_sums(partials, plane, group, inside)
+        sums = load_sums(partials, plane, group, inside)
     else:
-        found = add_partials(partials, plane, chunks, groups, group, inside, TN, GROUPS, PARTS)
-    return found
+        sums = add_partials(partials, plane, chunks, groups, group, inside, TN, GROUPS, PARTS)
+    return sums
 
 
 @triton.jit
@@ -102,10 +102,10 @@ def ratio(a, b):
 def lost_sums(lost, room, REDUCTION: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     """Numerator and denominator of the pointwise loss: of every row (NONE), or of all together."""
     if REDUCTION == NONE:
-        found = of_rows(lost, R, W), of_rows(room, R, W)
+        sums = of_rows(lost, R, W), of_rows(room, R, W)
     else:
-        found = tl.sum(lost, 0)[None], tl.sum(room, 0)[None]
-    return found
+        sums = tl.sum(lost, 0)[None], tl.sum(room, 0)[None]
+    return sums
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def store_grads(
 
 @triton.jit
 def tile_groups(row_block, width_block, rows, width, R: tl.constexpr, W: tl.constexpr):
-    """Of the groups of a tile of R rows x W: the flat index, the column, and whether each exists."""
+    """The flat index and column of the groups of a tile of R rows x W, and which groups exist."""
     lane = tl.arange(0, R * W)
     row = row_block.to(tl.int64) * R + lane // W
     column = width_block.to(tl.int64) * W + lane % W

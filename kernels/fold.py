@@ -35,7 +35,7 @@ def fold_kernel(
     Maths:  out[s, i, g] = Σ partials[s, chunk, g] over the i-th of `left` stretches of the chunks,
             in float64 and in a fixed order
     Launch: one program per sum, stretch and GROUPS groups
-    Moves:  reads the partials once (cached, since they were just written), writes `left` doubles per
+    Moves:  reads the partials once (cached, as they were just written), writes `left` doubles per
             sum and group
     """
     pid = tl.program_id(0)
@@ -76,5 +76,5 @@ def few(partials: Tensor, tile: int) -> Tensor:
 
 def total_sums(partials: Tensor, samples: int, classes: int) -> Tensor:
     """Adds partials ``[rows, chunks, groups]`` up to float64 sums ``[rows, samples, classes]``."""
-    found = few(partials, min(power_of_2(partials.shape[2]), FOLD_GROUPS))
-    return fold(found, 1).view(-1, samples, classes)
+    folded = few(partials, min(power_of_2(partials.shape[2]), FOLD_GROUPS))
+    return fold(folded, 1).view(-1, samples, classes)

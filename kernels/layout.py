@@ -109,8 +109,8 @@ def _stride(operand: Strided, dim: int, rank: int) -> int:
     if operand is None:
         return 0
     shape, strides = operand
-    own = dim - (rank - len(shape))
-    return 0 if own < 0 or shape[own] == 1 else strides[own]
+    own_dim = dim - (rank - len(shape))
+    return 0 if own_dim < 0 or shape[own_dim] == 1 else strides[own_dim]
 
 
 def _mergeable(outer: Axis, inner: Axis) -> bool:

@@ -84,7 +84,7 @@ def pixel_sums_kernel(
     scale, offset = tl.full([1, 1], scale, DTYPE), tl.full([1, 1], offset, DTYPE)
     on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
     gamma = tl.full([1, 1], gamma, DTYPE)
-    found = zeros(N, PIXELS, CLASSES, HOW)
+    sums = zeros(N, PIXELS, CLASSES, HOW)
     for tile in range(first, last):
         row, outer, inside = tile_rows(
             tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
@@ -100,11 +100,11 @@ def pixel_sums_kernel(
         _, p, q, positive, negative, decided = outcome_of(
             x, live, c, classes, scale, offset, EXTRA, (element.HARD & EXTRA) != 0, HOW
         )
-        own = element.shares(p, q, positive, negative, decided, t, gamma, w, live, EXTRA, HOW)
-        found = plus(found, own, N)
+        share = element.shares(p, q, positive, negative, decided, t, gamma, w, live, EXTRA, HOW)
+        sums = plus(sums, share, N)
     if element.POOLED & HOW:
-        found = pooled(found, c, classes, N, HOW)
-    leave(partials, plane, groups, found, chunk, sample, c, classes, N, HOW)
+        sums = pooled(sums, c, classes, N, HOW)
+    leave(partials, plane, groups, sums, chunk, sample, c, classes, N, HOW)
 
 
 # ---- backward --------------------------------------------------------------------------------

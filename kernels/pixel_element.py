@@ -175,13 +175,13 @@ def shares(
     qw = _kept(q, w, live, BARE, HOW)
     if BINARY & HOW:
         # selecting by a hard target gives the value of the product, and is cheaper
-        found = (tl.where(t, pw, 0.0), tl.where(t, 0.0, pw), tl.where(t, qw, 0.0))
+        result = (tl.where(t, pw, 0.0), tl.where(t, 0.0, pw), tl.where(t, qw, 0.0))
         if TN & HOW:
-            found += (tl.where(t, 0.0, qw),)
+            result += (tl.where(t, 0.0, qw),)
     else:
-        found = (t * pw, (1.0 - t) * pw, t * qw)
+        result = (t * pw, (1.0 - t) * pw, t * qw)
         if TN & HOW:
-            found += ((1.0 - t) * qw,)
+            result += ((1.0 - t) * qw,)
     if EXTRA:
         t = as_float(t, p, HOW)
         u = 1.0 - t
@@ -189,33 +189,33 @@ def shares(
             missed = _times(t, positive)
             alarm = p * 0.0 if SOFTMAX & HOW else _times(u, negative)
         if LOG_LOSS & EXTRA:
-            found += (
+            result += (
                 _kept(missed, w, live, MASKED, HOW),
                 _kept(alarm, w, live, MASKED, HOW),
             )
         if SQUARES & EXTRA:
-            found += (
+            result += (
                 _kept(p * p, w, live, MASKED, HOW),
                 _kept(t * t, w, live, MASKED, HOW),
                 _kept(t * (p * p), w, live, MASKED, HOW),
             )
         if DISTANCE & EXTRA:
-            found += (_kept(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
+            result += (_kept(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
         if FOCAL & EXTRA:
             focal = missed * power(q, gamma, HOW)
             if not (SOFTMAX & HOW):
                 focal += alarm * power(p, gamma, HOW)
-            found += (_kept(focal, w, live, MASKED, HOW),)
+            result += (_kept(focal, w, live, MASKED, HOW),)
         if HARD & EXTRA:
             tw = _kept(t, w, live, MASKED, HOW)
             uw = _kept(u, w, live, MASKED, HOW)
-            found += (
+            result += (
                 tl.where(decided, tw, 0.0),
                 tl.where(decided, uw, 0.0),
                 tl.where(decided, 0.0, tw),
                 tl.where(decided, 0.0, uw),
             )
-    return found
+    return result
 
 
 @triton.jit
@@ -300,9 +300,9 @@ def target_gradient(
 
 
 @triton.jit
-def weight_gradient(own, g):
+def weight_gradient(share, g):
     """dL/dw: the shares of an element times the gradient by the sums."""
-    total = own[0] * g[0]
-    for row in tl.static_range(1, len(own)):
-        total += own[row] * g[row]
+    total = share[0] * g[0]
+    for row in tl.static_range(1, len(share)):
+        total += share[row] * g[row]
     return total

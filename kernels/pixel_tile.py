@@ -18,8 +18,8 @@ WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
 INFINITY = tl.constexpr(float("inf"))
 _NO_CLASS = tl.constexpr(2**31 - 1)
 
-# arguments that do not affect the width of a load, so no value of them needs a kernel of its own (see
-# confusion.py); `per_chunk` is not among them, because a kernel for 1 keeps no accumulators
+# arguments that do not affect the width of a load, so no value of them needs a kernel of its own
+# (see confusion.py); `per_chunk` is not among them, because a kernel for 1 keeps no accumulators
 COUNTS = [
     "ignore", "plane", "groups", "chunks", "tiles", "pieces", "grad_sample", "grad_class",
     "kept_plane", "pixels",
@@ -65,7 +65,8 @@ def logits_at(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl
     """Like at_of, for the input and its gradient, whose alignment may be known."""
     split: tl.constexpr = (element.SPLIT & HOW) != 0
     place = offsets(strides, sizes, sample, tl.arange(0, 1), row, outer, AXES, split)
-    # the compiler does not see this where strides are no multiples of 16: it would load single elements
+    # the compiler does not see this where strides are no multiples of 16, and would load single
+    # elements
     if element.FOURS & HOW:
         place = tl.multiple_of(place, (4, 4))
     elif element.PAIRS & HOW:
@@ -95,16 +96,16 @@ def pixels_of(
     y = exists
     w = exists
     if element.LABELS & HOW:
-        own = get(
+        label = get(
             t_ptr, at_of(t_strides, sizes, sample, none, row, outer, AXES, HOW), exists, masked
         )
-        if own.dtype.primitive_bitwidth < 32:
-            own = own.to(tl.int32)
-        live = live & (own >= 0) & (own < classes)
+        if label.dtype.primitive_bitwidth < 32:
+            label = label.to(tl.int32)
+        live = live & (label >= 0) & (label < classes)
         if element.IGNORE & HOW:
-            live = live & (own != ignore)
+            live = live & (label != ignore)
         # narrowed after the comparisons: a wide number that is cut off must not become a class
-        y = tl.where(live, own, -1).to(tl.int32)
+        y = tl.where(live, label, -1).to(tl.int32)
     if (element.WEIGHT & HOW) and not (element.EACH & HOW):
         w = get(w_ptr, at_of(w_strides, sizes, sample, none, row, outer, AXES, HOW), exists, masked)
         w = number(w, (element.WIDE & HOW) != 0)
@@ -234,39 +235,39 @@ def outcome_of(
 @triton.jit
 def zeros(N: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr, HOW: tl.constexpr):
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
-    found = (tl.zeros([PIXELS, CLASSES], DTYPE),)
+    result = (tl.zeros([PIXELS, CLASSES], DTYPE),)
     for _ in tl.static_range(1, N):
-        found += (tl.zeros([PIXELS, CLASSES], DTYPE),)
-    return found
+        result += (tl.zeros([PIXELS, CLASSES], DTYPE),)
+    return result
 
 
 @triton.jit
 def plus(a, b, N: tl.constexpr):
-    found = (a[0] + b[0],)
+    result = (a[0] + b[0],)
     for row in tl.static_range(1, N):
-        found += (a[row] + b[row],)
-    return found
+        result += (a[row] + b[row],)
+    return result
 
 
 @triton.jit
 def pooled(values, c, classes, N: tl.constexpr, HOW: tl.constexpr):
     """The sums over the classes of a tile: [P, 1]."""
-    found = ()
+    result = ()
     for row in tl.static_range(N):
         value = values[row]
         if element.PADDED & HOW:
             value = tl.where((c < classes), value, 0.0)
-        found += (tl.sum(value, 1)[:, None],)
-    return found
+        result += (tl.sum(value, 1)[:, None],)
+    return result
 
 
 @triton.jit
 def over_pixels(values, N: tl.constexpr):
     """The sums over the pixels of a tile: [1, C]."""
-    found = (tl.sum(values[0], 0)[None, :],)
+    result = (tl.sum(values[0], 0)[None, :],)
     for row in tl.static_range(1, N):
-        found += (tl.sum(values[row], 0)[None, :],)
-    return found
+        result += (tl.sum(values[row], 0)[None, :],)
+    return result
 
 
 @triton.jit
@@ -297,7 +298,7 @@ def by_sums(
 
     A row of which only the difference to another is needed holds that difference: g_tp - g_fn and
     g_fp - g_tn in rows 0 and 1 for the gradient by the input, g_tp - g_fp and g_fn - g_tn in rows
-    0 and 2 for that by the target.
+    0 and 2 for that by the target, and likewise for the hard counts.
     """
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     cls = c * 0 if element.POOLED & HOW else c
@@ -313,7 +314,7 @@ def by_sums(
     for _ in tl.static_range(N):
         whole += (tl.load(at, mask=known, other=0.0),)
         at += groups
-    found = ()
+    result = ()
     for row in tl.static_range(N):
         g = whole[row]
         # subtracted before rounding: what both have in common may be all that float32 keeps
@@ -321,8 +322,8 @@ def by_sums(
             g -= whole[row + 2]
         if WRT == WRT_TARGET and (row == 0 or row == 2 or (row >= H and (row - H) % 2 == 0)):
             g -= whole[row + 1]
-        found += ((g * outer).to(DTYPE),)
-    return found
+        result += ((g * outer).to(DTYPE),)
+    return result
 
 
 @triton.jit
@@ -344,8 +345,8 @@ def own_gradient(
             total = weigh(total, w)
     else:
         plain: tl.constexpr = ~(element.WEIGHT | element.MASKED | element.BARE) & HOW
-        own = element.shares(p, q, positive, negative, decided, t, gamma, w, w, EXTRA, plain)
-        total = element.weight_gradient(own, g)
+        share = element.shares(p, q, positive, negative, decided, t, gamma, w, w, EXTRA, plain)
+        total = element.weight_gradient(share, g)
         if element.WEIGHT & HOW:
             # weight 0 removes what is not finite
             total = tl.where((w == 0.0) & ((total - total) != 0.0), 0.0, total)

@@ -1,6 +1,7 @@
-"""The softmax of many classes.  A program walks over the classes of its pixels in blocks.  The first
-walk finds the largest logit and the sum of the exponentials, which is rescaled as the largest grows.
-The next, out of the caches, takes what every class adds to the sums, or writes its gradient.
+"""The softmax of many classes: a program walks over the classes of its pixels in blocks.
+
+The first walk finds the largest logit and the sum of the exponentials, which it rescales as the
+largest grows.  The next, out of the caches, adds up the sums of every class or writes its gradient.
 
 The sums of a class over a few pixels are as many bytes as the pixels.  Where that is so, what the
 walk found is kept, 8 bytes a pixel, and a program adds up several tiles of a block of classes.
@@ -76,9 +77,9 @@ def _walk(
             w = get(w_ptr, at_of(w_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
             weights = tl.maximum(weights, tl.max((w != 0).to(tl.int32), 1)[:, None])
         z = logits(x, scale, c, classes, HOW)
-        here, which = largest_of(z, c, FIRST)
-        higher = here > largest
-        new = tl.where(higher, here, largest)
+        block_largest, block_first = largest_of(z, c, FIRST)
+        higher = block_largest > largest
+        new = tl.where(higher, block_largest, largest)
         base = tl.where(new == -INFINITY, 0.0, new)  # inf - inf would leave a NaN in the sums
         e = element.exponential(z - base, HOW)
         shrunk = element.exponential(largest - base, HOW)
@@ -87,7 +88,7 @@ def _walk(
         whole = whole * shrunk + tl.sum(e, 1)[:, None]
         largest = new
         if FIRST:
-            first = tl.where(higher, which, first)
+            first = tl.where(higher, block_first, first)
     rest, inverse = element.softmax_sums(whole, others)
     if (element.EACH & HOW) and not (element.KEEP & HOW):
         live = live & (weights > 0)
@@ -149,7 +150,7 @@ def softmax_sums_kernel(
         x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
         classes, ignore, scale, live, first_largest, AXES, PIXELS, CLASSES, HOW,
     )  # fmt: skip
-    found = zeros(N, PIXELS, 1, HOW)
+    sums = zeros(N, PIXELS, 1, HOW)
     for start in range(0, classes, CLASSES):
         c = classes_from(start, CLASSES, HOW)
         p, q, positive, t, own_w, own_live = _block(
@@ -157,16 +158,16 @@ def softmax_sums_kernel(
             exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
             EXTRA, AXES, HOW,
         )  # fmt: skip
-        own = element.shares(
+        share = element.shares(
             p, q, positive, positive, c == first, t, gamma, own_w, own_live, EXTRA, HOW
         )
         if element.POOLED & HOW:
-            found = plus(found, pooled(own, c, classes, N, HOW), N)
+            sums = plus(sums, pooled(share, c, classes, N, HOW), N)
         else:
-            leave(partials, plane, groups, own, tile, sample, c, classes, N, HOW)
+            leave(partials, plane, groups, share, tile, sample, c, classes, N, HOW)
     if element.POOLED & HOW:
         c = tl.arange(0, 1)[None, :]
-        leave(partials, plane, groups, found, tile, sample, c, classes, N, HOW)
+        leave(partials, plane, groups, sums, tile, sample, c, classes, N, HOW)
 
 
 # ---- sums of several tiles ---------------------------------------------------------------------
@@ -208,8 +209,8 @@ def _recall(kept, plane, at, exists, live, FIRST: tl.constexpr, HOW: tl.constexp
     first = tl.full(largest.shape, 0, tl.int32)
     if FIRST:
         kept += plane
-        own = tl.load(kept, mask=exists, other=0.0)
-        first = own.to(tl.int32, bitcast=largest.dtype.primitive_bitwidth == 32)
+        bits = tl.load(kept, mask=exists, other=0.0)
+        first = bits.to(tl.int32, bitcast=largest.dtype.primitive_bitwidth == 32)
     return largest, first, rest, inverse, live
 
 
@@ -299,7 +300,7 @@ def softmax_kept_sums_kernel(
         end = classes
     for start in range(begin, end, CLASSES):
         c = classes_from(start, CLASSES, HOW)
-        found = zeros(N, 1, CLASSES, HOW)
+        sums = zeros(N, 1, CLASSES, HOW)
         for tile in range(first_tile, last_tile):
             row, outer, inside = tile_rows(
                 tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
@@ -318,11 +319,11 @@ def softmax_kept_sums_kernel(
                 exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
                 EXTRA, AXES, HOW,
             )  # fmt: skip
-            own = element.shares(
+            share = element.shares(
                 p, q, positive, positive, c == first, t, gamma, own_w, own_live, EXTRA, HOW
             )
-            found = plus(found, over_pixels(own, N), N)
-        leave(partials, plane, groups, found, chunk, sample, c, classes, N, HOW)
+            sums = plus(sums, over_pixels(share, N), N)
+        leave(partials, plane, groups, sums, chunk, sample, c, classes, N, HOW)
 
 
 # ---- gradient ----------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""The loss and its gradient by the sums, in float64.  The twin of csrc/average.h and, on the device,
-of csrc/cuda/finish.cuh and csrc/cuda/score.cuh.
+"""The loss and its gradient by the sums, in float64: the twin of csrc/average.h, and of finish.cuh
+and score.cuh in csrc/cuda.
 
 It starts from the partial sums that the pass over the data left, or (SUMMED) from finished sums.
 Class weights and a pointwise loss beside the score come only with the latter.
@@ -88,14 +88,14 @@ def score_kernel(
         lost, room = lost_sums(lost, room, REDUCTION, R, W)
     if REDUCTION == NONE:
         row = tl.arange(0, R)
-        found = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
-        tl.store(loss + row, found, mask=row < rows)
+        result = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
+        tl.store(loss + row, result, mask=row < rows)
     else:
         if REDUCTION == MEAN:
             outer = ratio(outer, tl.sum(tl.where(total != 0.0, outer, 0.0), 0)[None])
-        found = tl.sum(mean, 0)[None] * outer
-        found = compound(found, lost, room, score_weight, SUMMED, POINTWISE)
-        tl.store(loss + tl.arange(0, 1), found)
+        result = tl.sum(mean, 0)[None] * outer
+        result = compound(result, lost, room, score_weight, SUMMED, POINTWISE)
+        tl.store(loss + tl.arange(0, 1), result)
     store_grads(
         coefficients, groups, group, column, inside, width, class_weight,
         value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
@@ -156,9 +156,9 @@ def entry_kernel(
 
 
 @triton.jit
-def _own_entries(entries, here):
+def _own_entries(entries, in_row):
     """The entry of a row that is wider than a tile: the sum over its stretches."""
-    return tl.sum(tl.load(entries, mask=here, other=0.0), 0)[None]
+    return tl.sum(tl.load(entries, mask=in_row, other=0.0), 0)[None]
 
 
 @triton.jit
@@ -224,11 +224,11 @@ def finish_kernel(
         tp_weight, fp_weight, fn_weight, smooth, gamma, LINK, ABSENT, AVERAGE,
     )  # fmt: skip
     part = tl.arange(0, COLS)
-    own = entries + row_block * width_blocks + part
-    here = part < width_blocks
+    entry = entries + row_block * width_blocks + part
+    in_row = part < width_blocks
     if WIDE:
-        total = _own_entries(own + programs, here)
-        mean = ratio(_own_entries(own, here), total)
+        total = _own_entries(entry + programs, in_row)
+        mean = ratio(_own_entries(entry, in_row), total)
     else:
         total = of_rows(weight, R, W)
         mean = ratio(of_rows(tl.where(weight == 0.0, 0.0, weight * value), R, W), total)
@@ -237,10 +237,10 @@ def finish_kernel(
     lost, room = outer, outer
     if REDUCTION == NONE:
         if POINTWISE and WIDE:
-            own += programs
-            lost = _own_entries(own + programs, here)
-            own += programs
-            room = _own_entries(own + programs, here)
+            entry += programs
+            lost = _own_entries(entry + programs, in_row)
+            entry += programs
+            room = _own_entries(entry + programs, in_row)
         elif POINTWISE:
             lost, room = group_lost(
                 sums, groups, group, column, inside, width, class_weight, tp, fp, fn, tn,
@@ -248,9 +248,9 @@ def finish_kernel(
             )  # fmt: skip
             lost, room = lost_sums(lost, room, REDUCTION, R, W)
         row = row_block.to(tl.int64) * R + tl.arange(0, R)
-        found = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
+        result = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
         # the first of the programs that share a row writes it
-        tl.store(loss + row, found, mask=row + (pid % width_blocks).to(tl.int64) * rows < rows)
+        tl.store(loss + row, result, mask=row + (pid % width_blocks).to(tl.int64) * rows < rows)
     else:
         means, count, lost, room = _all_entries(
             entries, programs, width_blocks, WIDE, POINTWISE, ROWS, COLS
@@ -258,8 +258,8 @@ def finish_kernel(
         if REDUCTION == MEAN:
             outer = ratio(outer, count)
         lane = tl.arange(0, 1)
-        found = compound(means * outer, lost, room, score_weight, SUMMED, POINTWISE)
-        tl.store(loss + lane, found, mask=lane + pid == 0)
+        result = compound(means * outer, lost, room, score_weight, SUMMED, POINTWISE)
+        tl.store(loss + lane, result, mask=lane + pid == 0)
     store_grads(
         coefficients, groups, group, column, inside, width, class_weight,
         value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
@@ -272,7 +272,7 @@ def finish_kernel(
 
 
 def loss_shape(scoring: Scoring, samples: int | None, classes: int | None) -> list[int]:
-    """The shape of a loss; ``samples`` or ``classes`` is None where groups do not tell them apart."""
+    """The shape of a loss; ``samples`` or ``classes`` is None where groups do not tell it apart."""
     if scoring.reduction != REDUCTIONS.index("none"):
         return []
     if scoring.average != AVERAGES.index("none"):
