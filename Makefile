@@ -1,15 +1,15 @@
 # make test | test-rest | test-all | demo | bench | lint | format | build | clean
 #
-# Everything is installed into $(VENV), nothing outside this folder. It is built anew when
-# pyproject.toml, setup.py, csrc/ or TORCH changes.
+# Everything is installed into $(VENV), and nothing outside this folder. The package is built again
+# when pyproject.toml, setup.py, csrc/ or TORCH changes.
 #
 #   TORCH     what to install as torch. The default is the version that the committed benchmarks
 #             used. `make test TORCH=torch` takes the newest; where that is a CUDA build and a
 #             CUDA toolkit is found, the CUDA kernels are built as well.
 #   PYTHON    the interpreter of the environment
 #   PYTEST    more arguments for pytest, e.g. `make test PYTEST='-k backward -x'`
-#   WORKERS   test processes at once
-#   MINUTES   `make test-rest` starts no test later than that; without it, all are run
+#   WORKERS   how many test processes run at once
+#   MINUTES   `make test-rest` starts no test after so many minutes; without it, all are run
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -31,10 +31,10 @@ endif
 extra = $(BIN)/python -c "import importlib.metadata as m; print(*(r.split(';')[0] \
 	for r in m.requires('customloss') if 'extra == \"$(1)\"' in r), sep='\n')" \
 	> $(VENV)/$(1).txt && $(PIP) install -q -r $(VENV)/$(1).txt
-# one thread each for the test processes; a test that is about threads sets its own number
+# each test process has one thread; a test that is about threads sets its own number
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-# what takes a few minutes; the rest has further cases of the same kinds, and what takes long
+# these take a few minutes; the rest are further cases of the same kinds, and tests that take long
 DEFAULT := not more and not slow and not sanitize and not packaging
 
 .PHONY: test test-rest test-all demo bench lint format build clean
@@ -43,7 +43,7 @@ DEFAULT := not more and not slow and not sanitize and not packaging
 test: $(STAMP)
 	$(TEST) -m "$(DEFAULT)" $(PYTEST)
 
-# in the order that the tests come in: wheels last
+# in the order in which the tests are collected, which has the wheels last
 test-rest: $(STAMP)
 	$(TEST) --dist loadgroup --no-loadscope-reorder -m "not ($(DEFAULT))" \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(PYTEST)
@@ -75,7 +75,7 @@ clean:
 	rm -f customloss/_C.abi3.so customloss/_C_cuda.abi3.so customloss/_C*.cpython-*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-# torch first and by itself: the build below compiles against it instead of fetching another
+# torch is installed first, so that the build below compiles against it and fetches no other
 $(TORCH_STAMP): | $(VENV)/bin/python
 	rm -f $(VENV)/.torch-*
 	$(PIP) install -q "$(TORCH)" "setuptools>=77" ninja

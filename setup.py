@@ -3,8 +3,9 @@
 Everything else about the package is in pyproject.toml. What can be set in the environment:
 
 CUSTOMLOSS_CUDA       auto (default): build _C_cuda if torch has CUDA and a toolkit of its major
-                      version is found, whether or not this machine has a GPU; 1: do so or fail
-                      with the reason; 0: do not. FORCE_CUDA=1 means CUSTOMLOSS_CUDA=1
+                      version is found, whether or not this machine has a GPU; 1: build it, or
+                      fail with the reason; 0: do not build it. FORCE_CUDA=1 means
+                      CUSTOMLOSS_CUDA=1
 TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX"; default: ARCHS below, cut to what nvcc knows
 CUDA_HOME             the toolkit; default: the one that the nvcc on PATH belongs to
 MAX_JOBS              how many compilers run at once
@@ -54,7 +55,7 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", "-Wreorder", STABLE_ABI]
 
 
 def sources(folder: str) -> list[str]:
-    """Relative, because setuptools wants them so; sorted, because builds should repeat."""
+    """The sources of a folder: relative, as setuptools wants them, and sorted, so builds repeat."""
     found = (HERE / "csrc" / folder).glob("*.c[pu]*")
     return sorted(path.relative_to(HERE).as_posix() for path in found if path.suffix != ".cuh")
 
@@ -76,7 +77,7 @@ class Toolkit(NamedTuple):
 
 
 def find_toolkit() -> Toolkit:
-    """Raises RuntimeError with the reason where there is none to build with."""
+    """The toolkit to build with; raises RuntimeError with the reason where there is none."""
     if torch.version.cuda is None:
         raise RuntimeError("this torch has no CUDA")
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -126,7 +127,7 @@ record: dict[str, str | None] = {
 toolkit = None
 try:
     toolkit = decide_cuda()
-    # cpp_extension reads the first when it is imported, the second when it compiles
+    # cpp_extension reads CUDA_HOME when it is imported, the architectures when it compiles
     os.environ |= {"CUDA_HOME": str(toolkit.home), "TORCH_CUDA_ARCH_LIST": toolkit.archs}
     record |= {"cuda": toolkit.version, "cuda_archs": toolkit.archs, "no_cuda": None}
 except RuntimeError as reason:
@@ -144,7 +145,8 @@ cxx_flags = [
     f"-isystem{torch_home}/include",  # no warnings about torch's own headers
     *(WERROR if WARNINGS_ARE_ERRORS else []),
 ]
-# the standard library ahead of torch's, which export unversioned copies of some templates
+# the standard library is linked before torch's libraries, because these export unversioned copies
+# of some of its templates
 standard = ["stdc++"] if sys.platform == "linux" else []
 extensions = [
     cpp_extension.CppExtension(
@@ -157,7 +159,7 @@ extensions = [
 ]
 if toolkit is not None:
     host_flags = [flag for flag in cxx_flags if flag.startswith(("-f", "-g", "-Wall"))]
-    # cpp_extension adds no architectures where any flag has "arch" in it, be it in a path
+    # cpp_extension adds no architectures if any flag contains "arch", even within a path
     host_flags = [flag for flag in host_flags if "arch" not in flag]
     cuda = cpp_extension.CUDAExtension(
         "customloss._C_cuda",
@@ -182,7 +184,7 @@ if toolkit is not None:
 
 
 class BuildPython(build_py):
-    """Starts from nothing: libraries and modules of an earlier build must not end in a wheel."""
+    """Starts from nothing: files of an earlier build must not end up in a wheel."""
 
     def run(self) -> None:
         shutil.rmtree(Path(self.build_lib) / "customloss", ignore_errors=True)
@@ -190,7 +192,7 @@ class BuildPython(build_py):
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Leaves beside the libraries what they were built with, for ``customloss.build_info()``."""
+    """Writes beside the libraries what they were built with, for ``customloss.build_info()``."""
 
     def run(self) -> None:
         super().run()
