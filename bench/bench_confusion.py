@@ -1,8 +1,8 @@
 """pytest-benchmark over the cases and rivals of ``customloss._bench``.
 
-One test is one pass of one case by one family. What makes the time judgeable is in
-``extra_info``: bytes, GB/s, percent of the roof, threads, and how wrong the answer is. An answer
-that fails the gate is not timed: ours fails the test, a rival is skipped.
+One test is one pass of one case by one family. ``extra_info`` has what is needed to judge the time:
+bytes, GB/s, percent of the roof, threads, and how wrong the answer is. An answer that fails the
+gate is not timed: if it is ours the test fails, if it is a rival's the test is skipped.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from customloss._bench import cases, machine, measure, run
 from customloss._bench.rivals import COMPILED, FAMILIES, OURS
 
-# what rivals and the compiler warn about is not ours to raise
+# warnings of rivals and of the compiler are not errors of ours
 pytestmark = pytest.mark.filterwarnings("default")
 
 
 class Ready(NamedTuple):
-    """A case with its field, and the roof that was measured beside it."""
+    """A case with its inputs and judged implementations, and the roof measured beside them."""
 
     case: cases.Case
     field: run.Field
@@ -34,19 +34,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     families = [
         name for name in FAMILIES if not (name == COMPILED and config.getoption("no_compile"))
     ]
-    found = [(case, which, name) for case in suite for which in case.passes for name in families]
+    runs = [(case, which, name) for case in suite for which in case.passes for name in families]
     metafunc.parametrize(
         ("ready", "which", "family"),
-        found,
+        runs,
         indirect=["ready"],
-        ids=[f"{case.name}-{which}-{name}".replace(" ", "_") for case, which, name in found],
+        ids=[f"{case.name}-{which}-{name}".replace(" ", "_") for case, which, name in runs],
         scope="module",
     )
 
 
 @pytest.fixture(scope="module")
 def ready(request: pytest.FixtureRequest, device: torch.device) -> Ready:
-    """Judged once a case; pytest keeps the tests of one case together."""
+    """Judges every implementation once per case; pytest keeps the tests of a case together."""
     case = request.param
     compile = not request.config.getoption("no_compile")
     field = run.prepare(case, device, compile=compile)
@@ -68,7 +68,7 @@ def _racer(ready: Ready, which: str, family: str, repeat: int) -> run.Contender:
 
 
 def _finished(work: Callable[[Any], Any], device: torch.device) -> Callable[[Any], Any]:
-    """The work until the device is done with it: pytest-benchmark reads the host's clock."""
+    """``work``, until the device is done with it: pytest-benchmark reads the clock of the host."""
     if device.type != "cuda":
         return work
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one run: builds, tests, sanitizes and times this tree.
 #
-#   bench/gpu.sh [VENV]   python of that environment, else the one on PATH; it has to have torch
+#   bench/gpu.sh [VENV]   the python of that environment, else the one on PATH; it needs torch
 #
 #   NAME=...              folder in bench/results; default: the name of the GPU
 #   PYTEST='-k graphs -x' more arguments for the tests
 #   SKIP='build bench'    steps to leave out
-#   CUSTOMLOSS_CUDA=0     builds without the compiled kernels: Triton's are then what is tested
+#   CUSTOMLOSS_CUDA=0     builds no compiled CUDA kernels, so that Triton's are tested
 #
-# A step that fails does not stop those behind it. The exit status is the sum of those that failed:
+# A step that fails does not stop the later ones. The exit status is the sum over the failed steps:
 # 1 build, 2 tests, 4 memcheck, 8 racecheck, 16 synccheck, 32 bench; 64: torch sees no GPU.
 set -euo pipefail
 python=${1:+$(cd "$1" && pwd)/bin/}python
@@ -19,7 +19,7 @@ summary=()
 
 skipped() { [[ " ${SKIP:-} " == *" $1 "* ]]; }
 
-# step NAME STATUS COMMAND...: runs it, keeps what it prints, and takes down whether it failed
+# step NAME STATUS COMMAND...: runs COMMAND, logs what it prints, and records whether it failed
 step() {
   local name=$1 status=$2 log=$out/$1.log
   shift 2
@@ -43,7 +43,7 @@ build() {
     "$python" -c 'import customloss; print(customloss.build_info())'
 }
 
-# a run in which every test was skipped is none
+# a run in which every test was skipped counts as failed
 tests() {
   "$python" -m pytest -m cuda -o junit_family=xunit2 --junit-xml="$out/tests.xml" "$@" &&
     "$python" - "$out/tests.xml" <<'PYTHON'
@@ -58,7 +58,7 @@ sys.exit(ran == 0)
 PYTHON
 }
 
-# one allocation per tensor, so that a step over its end is seen
+# every tensor is an allocation of its own, so that an access beyond its end is seen
 sanitized() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 9 \
     "$python" -m pytest -m cuda -p no:cacheprovider -o timeout=3600 \
@@ -85,7 +85,7 @@ name=${NAME:-$kind}
 results=bench/results/$name
 mkdir -p "$results"
 
-# word by word on purpose
+# PYTEST is unquoted on purpose, so that it is split into words
 # shellcheck disable=SC2086
 step tests 2 tests ${PYTEST:-}
 sanitizer=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer || true)

@@ -1,8 +1,9 @@
 """Writes the committed results into Markdown, so that no number in it is typed by hand.
 
-Between ``<!-- table: FOLDER/FILE.json -->`` and ``<!-- /table -->`` in bench/README.md, or in the
-files named, stands what ``customloss bench`` saved as bench/results/FOLDER/FILE.json; between
-``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->`` a few rows of it::
+A result is what ``customloss bench`` saved as bench/results/FOLDER/FILE.json. All of it is written
+between ``<!-- table: FOLDER/FILE.json -->`` and ``<!-- /table -->``, and a few rows of it between
+``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->``. The files are those named, or
+bench/README.md::
 
     python bench/table.py [--check] [FILE.md ...]
 """

@@ -17,9 +17,10 @@ BOTH = PASSES[2]
 class Case:
     """One tensor problem: logits of ``shape`` and ``dtype``, and a target.
 
-    The target is bool, of that shape, and p a sigmoid; or it is class numbers of dtype ``labels``,
-    and p a softmax. The loss is soft-F1 (which is Dice) with a group per class (dim 1), averaged
-    over the classes; ``beside`` it may stand a mean ``"cross_entropy"`` or a mean ``"focal"`` loss.
+    Without ``labels`` the target is bool, of that shape, and p is a sigmoid. With it the target is
+    class numbers of that dtype, and p is a softmax. The loss is soft-F1 (which is Dice) with a
+    group per class (dim 1), averaged over the classes. ``beside`` names a mean loss that is added:
+    ``"cross_entropy"`` or ``"focal"``.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Case:
     dtype: torch.dtype
     passes: tuple[str, ...] = PASSES
     channels_last: bool = False
-    latency: bool = False  # too small to be about memory: time many calls, compare no roof
+    latency: bool = False  # memory does not matter: many calls are timed, and there is no roof
     labels: torch.dtype | None = None
     beside: str = ""
 
@@ -37,7 +38,7 @@ class Case:
 
     @property
     def read_bytes(self) -> int:
-        """Logits and target, once: what either pass has to read."""
+        """Logits and target once, which both passes have to read."""
         target = self.elements * torch.bool.itemsize
         if self.labels is not None:
             target = self.elements // self.shape[1] * self.labels.itemsize
@@ -45,11 +46,11 @@ class Case:
 
     @property
     def written_bytes(self) -> int:
-        """The gradient: what the backward has to write."""
+        """The gradient, which the backward pass has to write."""
         return self.elements * self.dtype.itemsize
 
     def moved_bytes(self, which: str) -> int:
-        """The least a two-pass implementation can move."""
+        """The least that a two-pass implementation can move in the pass ``which``."""
         backward = self.read_bytes + self.written_bytes
         return {"forward": self.read_bytes, "backward": backward}.get(
             which, self.read_bytes + backward
@@ -101,7 +102,7 @@ QUICK = (
     _NAMED["64 logits"],
 )
 
-# every kind of case at a size that measures nothing but whether the benchmark itself works
+# every kind of case, so small that it only shows whether the benchmark itself works
 SMOKE = (
     Case("image float32", (2, 1, 32, 32), torch.float32),
     Case("channels_last float16", (2, 4, 16, 16), torch.float16, (BOTH,), channels_last=True),
@@ -119,8 +120,10 @@ SUITES = {"quick": QUICK, "full": FULL, "smoke": SMOKE}
 
 
 def make_inputs(case: Case, device: torch.device) -> Inputs:
-    """Logits N(0, 3²) and one positive in ten, likelier where the logit is high; or class numbers,
-    likelier those with a high logit."""
+    """Logits N(0, 3²), and a target that is likelier where the logit is high.
+
+    It is bool with one positive in ten, or class numbers.
+    """
     generator = torch.Generator(device).manual_seed(0)
     noise = torch.randn(case.shape, generator=generator, device=device)
     logits = 3 * torch.randn(case.shape, generator=generator, device=device)
@@ -133,13 +136,13 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
         logits = logits.contiguous(memory_format=torch.channels_last)
         if case.labels is None:
             target = target.contiguous(memory_format=torch.channels_last)
-    # without it most gradients of 16 M elements are 0 in float16; 2**16 is inf there
+    # without a scale most gradients of 16 M elements are 0 in float16, where 2**16 is inf
     scale = 2.0**15 if case.dtype == torch.float16 else 1.0
     return Inputs(logits.requires_grad_(), target, scale)
 
 
 def copies(inputs: Inputs, count: int) -> list[Inputs]:
-    """The same numbers in other places: to rotate through, so that no cache holds the next one."""
+    """The same numbers in other places: where they take turns, no cache holds the next one."""
     fresh = [
         Inputs(inputs.input.detach().clone().requires_grad_(), inputs.target.clone(), inputs.scale)
         for _ in range(count - 1)
@@ -148,7 +151,7 @@ def copies(inputs: Inputs, count: int) -> list[Inputs]:
 
 
 def copies_needed(case: Case, cache_bytes: int) -> int:
-    """How many copies are three caches large; eight at most."""
+    """How many copies fill the cache three times, from two to eight; one for a latency."""
     if case.latency:
         return 1
     return max(2, min(8, math.ceil(3 * cache_bytes / case.read_bytes)))

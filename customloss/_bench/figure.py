@@ -1,4 +1,4 @@
-"""The benchmark as a picture: how close everybody comes to the roof."""
+"""The benchmark as a picture: how close every implementation comes to the roof."""
 
 from __future__ import annotations
 

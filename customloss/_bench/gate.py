@@ -47,7 +47,7 @@ class Verdict:
 
 
 def _chunks(input: Tensor, target: Tensor, dim: int) -> list[tuple[Tensor, Tensor]]:
-    """Slices: the reference keeps some ten float64 tensors of what it is given."""
+    """Slices, because the reference keeps about ten float64 tensors of the size of its input."""
     rows = max(1, _CHUNK * input.shape[dim] // max(1, input.numel()))
     return list(zip(input.split(rows, dim), target.split(rows, dim)))
 
@@ -69,7 +69,7 @@ def expected(case: Case, inputs: Inputs) -> Expected:
     loss = reference.similarity_loss(sums, 2.0, 1.0, 1.0, 0.0, "complement", 1.0).mean()
     if case.beside:
         focal = float(case.beside == "focal")
-        # a softmax counts pixels and has no second log-loss, a sigmoid counts elements
+        # a softmax has no second log-loss and is divided by pixels, a sigmoid by elements
         factors = (1.0 - focal, 1.0 - focal, focal, 1.0, 0.0 if labels else 1.0)
         loss = loss + reference.pointwise_loss(sums.unbind(0), extra, *factors)
     (grad_sums,) = torch.autograd.grad(inputs.scale * loss, sums)

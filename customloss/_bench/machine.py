@@ -1,4 +1,4 @@
-"""On what: everything a reader needs to judge a timing."""
+"""The machine of a benchmark: everything about it that a reader needs to judge a timing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def cpu_model() -> str:
-    """As the kernel names it."""
+    """The model of the CPU, as the operating system names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -39,14 +39,14 @@ def _cpu_cache_bytes() -> int:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The last-level cache that inputs must be larger than."""
+    """The size of the last-level cache, which inputs must not fit."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return _cpu_cache_bytes()
 
 
 def load_average() -> float | None:
-    """Runnable processes over the last minute."""
+    """The number of runnable processes, averaged over the last minute."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 

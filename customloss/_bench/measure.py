@@ -1,4 +1,4 @@
-"""How: interleaved samples of one pass, the roof beside them, and the memory of a step."""
+"""How it is measured: samples of a pass in turns, with the roof, and the memory of a step."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ def _itself(inputs: Inputs) -> Inputs:
 
 
 def task(loss: Loss, which: str, repeat: int = 1) -> Task:
-    """One pass of a loss: forward is without autograd, as in validation; backward alone is timed
-    on a graph recorded before the clock starts."""
+    """One pass of a loss.
+
+    Forward is without autograd, as in validation. Backward is timed on a graph that is recorded
+    before the clock starts.
+    """
 
     def forward(inputs: Inputs) -> Tensor:
         with torch.no_grad():
@@ -56,8 +59,8 @@ def task(loss: Loss, which: str, repeat: int = 1) -> Task:
 
 
 def roof_tasks(device: torch.device, bytes: int) -> dict[str, Task]:
-    """What this machine can do: read, copy into fresh memory (as a gradient is written), and copy
-    into memory that is there already (which spares the page faults and a gradient cannot have).
+    """Probes of what the memory can do: reading, copying into fresh memory (as a gradient is
+    written), and copying into existing memory, which spares the page faults of a gradient.
 
     Two sources take turns, so that neither is in a cache when its turn comes.
     """
@@ -90,8 +93,8 @@ def _sample_cpu(job: Task, inputs: Inputs) -> float:
 
 
 def _sample_cuda(job: Task, inputs: Inputs) -> float:
-    """Events around work that is queued behind 1 ms of waiting, so that the launches are not
-    timed; many repeats mean a latency, which is host time until the device is done."""
+    """Times with events, around work that is queued behind 1 ms of waiting, so that launches are
+    not timed. Many repeats mean a latency, which is host time until the device is done."""
     prepared = job.prepare(inputs)
     torch.cuda.synchronize()
     if job.repeat > 1:
@@ -126,13 +129,13 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Samples of every task, taken in turns and in another order every round.
 
-    Noise then hits all alike and ratios are taken within a round. Stops after ``rounds``, or
-    after ``seconds`` once there are five.
+    Noise then hits all tasks alike, and ratios are taken within a round. Stops after ``rounds``, or
+    after ``seconds`` once there were five rounds.
     """
     names = list(tasks)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
-        sample(tasks[name], inputs[0])  # warm
+        sample(tasks[name], inputs[0])  # warms up, and is not kept
     deadline = time.monotonic() + seconds
     for index in range(rounds):
         order = names[index % len(names) :] + names[: index % len(names)]
@@ -146,7 +149,7 @@ def interleave(
 
 
 class Spread(NamedTuple):
-    """The middle and the edges of a sample."""
+    """The middle and the edges of many samples."""
 
     median: float
     p10: float
@@ -171,13 +174,13 @@ def ratio(theirs: list[float], ours: list[float]) -> Spread:
 
 def saved_bytes(loss: Loss, inputs: Inputs) -> int:
     """What autograd keeps from forward to backward, beyond the caller's own tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (inputs.input, inputs.target)}
+    callers = {tensor.untyped_storage().data_ptr() for tensor in (inputs.input, inputs.target)}
     saved: dict[int, int] = {}
     kept = []  # so that no address is used twice while we count
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in callers:
             saved[storage.data_ptr()] = storage.nbytes()
         kept.append(tensor)
         return tensor
@@ -189,17 +192,17 @@ def saved_bytes(loss: Loss, inputs: Inputs) -> int:
 
 @contextmanager
 def _resident_peak() -> Iterator[dict[str, int | None]]:
-    """The largest resident size inside the block, above that at its start. Linux and glibc."""
-    found: dict[str, int | None] = {"bytes": None}
+    """The peak of resident memory in the block, less that at its start. Linux and glibc."""
+    peak: dict[str, int | None] = {"bytes": None}
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else freed memory is used again and nothing grows
+        ctypes.CDLL(None).malloc_trim(0)  # else freed memory is used again, and nothing grows
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_bytes("VmRSS")
     except (OSError, AttributeError):
-        yield found
+        yield peak
         return
-    yield found
-    found["bytes"] = max(0, _status_bytes("VmHWM") - before)
+    yield peak
+    peak["bytes"] = max(0, _status_bytes("VmHWM") - before)
 
 
 def _status_bytes(field: str) -> int:
@@ -217,6 +220,6 @@ def peak_bytes(loss: Loss, inputs: Inputs) -> int | None:
         gate.step(loss, inputs)
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
-    with _resident_peak() as found:
+    with _resident_peak() as peak:
         gate.step(loss, inputs)
-    return found["bytes"]
+    return peak["bytes"]

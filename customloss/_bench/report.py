@@ -1,4 +1,4 @@
-"""What came out: a table for the terminal, one for Markdown, a figure, and JSON."""
+"""The results: a table for the terminal, one for Markdown, and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from customloss._bench.cases import BOTH
 from customloss._bench.rivals import FAMILIES, OURS
 from customloss._bench.run import Document, Entry, Row
 
-WITHHELD = "withheld"  # in place of a speed-up whose answer was not right
+WITHHELD = "withheld"  # in place of a number where an answer was wrong
 NOTHING = "–"
 PASS_NAMES = {BOTH: "fwd+bwd"}
 
@@ -25,7 +25,7 @@ PASS_NAMES = {BOTH: "fwd+bwd"}
 
 
 def duration(seconds: float) -> str:
-    """In the unit that reads best."""
+    """A time in the unit that reads best."""
     return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
 
 
@@ -71,7 +71,7 @@ def _own_share(row: Row) -> str:
 
 
 def families(document: Document) -> list[str]:
-    """Whoever was timed somewhere, ours first."""
+    """The families that were timed, or were wrong, in some row; ours first."""
     return [
         family
         for family in FAMILIES
@@ -86,7 +86,7 @@ def _present(entry: Entry | None) -> bool:
 
 
 def absent(document: Document) -> dict[str, str]:
-    """Who is missing from the whole table, and why."""
+    """The families that are in no row of the table, and why."""
     raced = families(document)
     found: dict[str, str] = {}
     for row in document["rows"]:
@@ -97,7 +97,7 @@ def absent(document: Document) -> dict[str, str]:
 
 
 def heading(document: Document) -> str:
-    """The machine in a line."""
+    """The machine in one line."""
     m: dict[str, Any] = document["machine"]
     device = m.get("gpu") or m["cpu"]
     load = f"load {m['load_average']}" if m["load_average"] is not None else "load unknown"
@@ -114,7 +114,7 @@ def heading(document: Document) -> str:
 
 
 def busy_line(document: Document) -> str | None:
-    """A warning if others were at work when the benchmark began."""
+    """A warning if the machine was busy when the benchmark began."""
     load, cores = document["machine"]["load_average"], document["machine"]["cores"]
     if load is None or not cores or load < 0.5 * cores:
         return None
@@ -142,9 +142,9 @@ def roof_line(document: Document) -> str:
 
 
 def verdict(document: Document) -> str:
-    """A sentence that holds: every row against the fastest other right answer in it.
+    """A sentence over all rows, each compared with the fastest other right answer in it.
 
-    Faster and slower are said where the 10th and the 90th percentile of the ratio agree.
+    A row counts as faster or slower only where the 10th and the 90th percentile of its ratio agree.
     """
     closest = sorted(_closest(document))
     if not closest:
@@ -219,7 +219,7 @@ def _rich(title: str, header: list[str], lines: list[list[str]], left: int) -> T
 
 
 def _cell(text: str) -> Text:
-    """The spread goes below its median: columns stay narrow enough for a terminal."""
+    """The spread goes below its median, so that columns are narrow enough for a terminal."""
     return Text(text.replace("× (", "×\n("), style="red" if text == WITHHELD else "")
 
 
@@ -257,7 +257,7 @@ def _markdown_table(header: list[str], lines: list[list[str]], left: int) -> str
 
 
 def markdown(document: Document) -> str:
-    """The same, for a README."""
+    """Everything, for a README."""
     header, lines = _memory_table(document)
     parts = [
         f"{heading(document)} · {document['machine']['date']}  \n{roof_line(document)}",
@@ -271,7 +271,7 @@ def markdown(document: Document) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-# What a reader of the README wants to know first: case, pass, and what it is in words.
+# What a reader of the README wants to know first: case, pass, and a description.
 HEADLINE = (
     ("image float32", "forward", "soft-F1 forward, 16 masks of 1024², float32"),
     ("image bfloat16", BOTH, "its step, bfloat16 logits"),
@@ -309,7 +309,7 @@ def headline(document: Document) -> str:
 
 
 def save(document: Document, path: Path) -> None:
-    """As JSON that diffs well."""
+    """Writes JSON that diffs well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 

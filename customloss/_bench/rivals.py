@@ -1,4 +1,4 @@
-"""Against whom: the same loss as others would write it, each in its fastest correct form.
+"""The rivals: the same loss as others would write it, each in its fastest correct form.
 
 A family ("eager", "torch.compile", ...) may have several forms; ``run`` times all that pass the
 gate and reports the fastest. Every form computes ``mean over classes of 1 - 2 tp / (Σp + Σt)``, and
@@ -28,7 +28,7 @@ FAMILIES = (OURS, EAGER, COMPILED, "MONAI", "smp")
 
 
 class Unavailable(Exception):
-    """Why a rival is not in the race."""
+    """Raised where a rival is not in the race, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def _accumulator(input: Tensor) -> torch.dtype:
 
 
 def _group_dims(input: Tensor) -> list[int]:
-    """What is summed over: everything but the classes in dim 1."""
+    """The dims to sum over: all but the classes in dim 1."""
     return [dim for dim in range(input.dim()) if dim != 1]
 
 
 def formula_sums(input: Tensor, target: Tensor) -> Tensor:
-    """Product and sums; half dtypes are added up in float32, else float16 overflows."""
+    """A product and sums; half dtypes are added up in float32, else float16 overflows."""
     dims, dtype = _group_dims(input), _accumulator(input)
     p = input.sigmoid()
     tp = (p * target).sum(dims, dtype=dtype)
@@ -84,7 +84,7 @@ def formula_dot(input: Tensor, target: Tensor) -> Tensor:
 
 
 def formula_dot_in_own_dtype(input: Tensor, target: Tensor) -> Tensor:
-    """All in the input's dtype: right in bfloat16 to its two digits, overflows in float16."""
+    """All in the dtype of the input: right to two digits in bfloat16, overflows in float16."""
     p = input.sigmoid().flatten()
     tp = torch.dot(p, target.flatten().to(p.dtype))
     return 1 - 2 * tp / (p.sum() + torch.count_nonzero(target))
@@ -113,7 +113,7 @@ def _binary_focal(input: Tensor, target: Tensor) -> Tensor:
 
 
 def _with(formula: Loss, case: Case) -> Loss:
-    """A formula and what the case has beside it."""
+    """A formula plus the loss that the case has beside it."""
     if not case.beside:
         return formula
     beside: Loss = _binary_focal if case.beside == "focal" else _binary_cross_entropy
@@ -123,7 +123,7 @@ def _with(formula: Loss, case: Case) -> Loss:
 
 
 def _of_masks(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
-    """``options``: of torch.compile, if any."""
+    """Compiled with ``options`` of torch.compile, if there are any."""
 
     def build(case: Case) -> Loss:
         if case.labels is not None:
@@ -135,11 +135,11 @@ def _of_masks(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
     return build
 
 
-# ---- the same of a softmax and class numbers ---------------------------------------------------
+# ---- the same for a softmax and class numbers --------------------------------------------------
 
 
 def labels_compared(input: Tensor, target: Tensor) -> Tensor:
-    """The one-hot target as a comparison, which no int64 one-hot tensor goes through."""
+    """The one-hot target is a comparison, so that no int64 one-hot tensor is made."""
     dims, dtype = _group_dims(input), _accumulator(input)
     p = input.softmax(1)
     numbers = torch.arange(input.shape[1], device=input.device)
@@ -164,7 +164,7 @@ def _cross_entropy(input: Tensor, target: Tensor) -> Tensor:
 
 
 def _of_labels(formula: Loss, **options: Any) -> Callable[[Case], Loss]:
-    """``options``: of torch.compile, if any."""
+    """Compiled with ``options`` of torch.compile, if there are any."""
 
     def build(case: Case) -> Loss:
         if case.labels is None:
@@ -212,7 +212,7 @@ def _smp(case: Case) -> Loss:
 
 
 def rivals(device: torch.device, *, compile: bool = True) -> list[Rival]:
-    """Everyone who may race on this device, ours first."""
+    """All implementations that may race on this device, ours first."""
     found = [
         Rival(OURS, "op", _ours),
         Rival(EAGER, "sums", _of_masks(formula_sums)),

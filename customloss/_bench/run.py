@@ -72,8 +72,8 @@ class Settings(NamedTuple):
     """How much to measure."""
 
     rounds: int = 15
-    seconds: float = 6.0  # per row, once five rounds are in
-    repeat: int = 200  # calls in a sample of a latency
+    seconds: float = 6.0  # per row, but at least five rounds
+    repeat: int = 200  # calls in a sample, where a latency is measured
     compile: bool = True
 
 
@@ -123,7 +123,7 @@ def _families(contenders: Iterable[Contender]) -> dict[str, list[Contender]]:
 
 
 def prepare(case: Case, device: torch.device, *, compile: bool) -> Field:
-    """Makes the inputs and judges everybody on them."""
+    """Makes the inputs and judges every implementation on them."""
     if compile:
         torch.compiler.reset()  # else the eighth shape would silently run eagerly
     first = cases.make_inputs(case, device)
@@ -188,8 +188,8 @@ class Roof(NamedTuple):
 def roof(case: Case, which: str, samples: dict[str, list[float]]) -> Roof:
     """The roof of one pass.
 
-    A forward reads. A backward costs what cloning its output costs, plus what reading the rest
-    costs: with fresh memory to write to, that is closer than bytes over one bandwidth.
+    A forward pass costs reading its inputs. A backward pass costs a clone of its output, plus
+    reading the rest: it writes to fresh memory, so that is closer than bytes over one bandwidth.
     """
     if case.latency:
         return Roof(None, None, None, None)
@@ -216,7 +216,7 @@ def _entry(
         "value_error": one.verdict.value_error if one.verdict else None,
         "gradient_error": one.verdict.gradient_error if one.verdict else None,
         "seconds": list(measure.spread(taken)) if taken else None,
-        # ours is missing from the samples when the gate refused it: then nobody gets a ratio
+        # if the gate refused ours, it is missing from the samples, and nobody gets a ratio
         "speedup": list(measure.ratio(taken, ours)) if taken and ours else None,
         "saved_bytes": measure.saved_bytes(one.loss, inputs) if memory and one.loss else None,
         "peak_bytes": measure.peak_bytes(one.loss, inputs) if memory and one.loss else None,

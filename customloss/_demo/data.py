@@ -1,4 +1,4 @@
-"""Three small problems from data that scikit-learn carries with it: nothing is downloaded."""
+"""Three small problems from data that comes with scikit-learn: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def digits(seeds: int) -> Problem:
 
 
 def problems(seeds: int) -> list[Problem]:
-    """P80 stands beside P90: one gains from soft-F1, the other does not."""
+    """Both P90 and P80, because one gains from soft-F1 and the other does not."""
     return [diabetes(90, seeds), diabetes(80, seeds), digits(seeds)]

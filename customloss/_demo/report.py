@@ -1,4 +1,4 @@
-"""What came out of training: a table, sentences that the numbers choose, a figure, and JSON."""
+"""The results: a table, sentences that are chosen by the numbers, a figure, and JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CAVEAT = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, seed by seed."""
+    """The difference of two methods, seed by seed."""
 
     mean: float
     sd: float
@@ -80,7 +80,7 @@ def _compared(d: Difference, theirs: str) -> str:
 
 
 def sentence(problem: Problem, scores: Scores) -> str:
-    """What the numbers of one problem allow to say; the threshold is always named."""
+    """What the numbers of one problem show; the threshold is always named."""
     plain = difference(scores[OURS], scores[PLAIN])
     adjusted = difference(scores[OURS], scores[ADJUSTED])
     start = f"{problem.name} ({100 * problem.prevalence:.0f} % positive): "
@@ -160,13 +160,13 @@ def document(results: list[tuple[Problem, Scores]]) -> dict[str, Any]:
 
 
 def save(results: list[tuple[Problem, Scores]], path: Path) -> None:
-    """As JSON."""
+    """Writes JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document(results), indent=1, ensure_ascii=False) + "\n")
 
 
 def draw(results: list[tuple[Problem, Scores]], path: Path) -> None:
-    """A panel a problem: every seed a dot, the mean a bar."""
+    """Draws a panel per problem, with a dot for each seed and a bar at the mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(results), 2.9), layout="constrained")
@@ -176,7 +176,7 @@ def draw(results: list[tuple[Problem, Scores]], path: Path) -> None:
     for axes, (problem, scores), (low, high) in zip(panels, results, spans):
         _panel(axes, problem, scores)
         right = min(1.0, (low + high + width) / 2)
-        axes.set_xlim(right - width, right)  # equal scales: equal distances are equal gains
+        axes.set_xlim(right - width, right)  # equal scales in all panels
     panels[0].set_yticks(range(len(METHODS)), [f"{m.loss}\n{m.threshold}" for m in METHODS])
     panels[0].set_ylim(len(METHODS) - 0.5, -0.65)
     figure.supxlabel(

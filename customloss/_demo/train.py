@@ -2,8 +2,8 @@
 
 A logit tensor is ``[models, classes, rows]``. To the loss these are samples, classes and space:
 ``samplewise=True`` gives each class of each model a score of its own, and the train mask is the
-weight. The sum of the losses then trains hundreds of small models in one call, none of which sees
-another.
+weight. The sum of the losses then trains hundreds of small models in one call, and none of them
+influences another.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Models(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for inputs, outputs in pairwise(widths):
             weight = torch.randn(models, outputs, inputs, generator=generator) / inputs**0.5
-            # a linear model has one optimum for BCE; it starts from zero for all losses
+            # a linear model has a single optimum for BCE, so it can start from zero, for all losses
             self.weights.append(weight if problem.hidden else torch.zeros_like(weight))
             self.biases.append(torch.zeros(models, outputs, 1))
 
@@ -83,7 +83,7 @@ LOSSES = {"BCE": _bce, "soft-F1": _f1("complement"), "-log F1": _f1("log")}
 
 
 def fit(problem: Problem, loss: str, steps: int, tick: Callable[[], None]) -> Tensor:
-    """Trains with Adam on the train folds; the logits of all rows."""
+    """Trains with Adam on the train folds, and returns the logits of all rows."""
     models = Models(problem)
     optimiser = torch.optim.Adam(models.parameters(), lr=problem.learning_rate)
     train = problem.train[:, None]  # the same rows for every class
@@ -102,7 +102,7 @@ def fit(problem: Problem, loss: str, steps: int, tick: Callable[[], None]) -> Te
 
 
 def f1(predicted: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-    """Hard F1 ``[models, classes]`` on the rows of a mask; nothing to find and nothing found: 1."""
+    """Hard F1 ``[models, classes]`` on the rows of a mask; 1 if no row is positive or predicted."""
     tp = (predicted & target & rows).sum(-1)
     either = (predicted & rows).sum(-1) + (target & rows).sum(-1)
     return torch.where(either == 0, 1.0, 2 * tp / either.clamp_min(1))
@@ -111,8 +111,8 @@ def f1(predicted: Tensor, target: Tensor, rows: Tensor) -> Tensor:
 def best_threshold(logits: Tensor, target: Tensor, rows: Tensor) -> Tensor:
     """The threshold ``[models, classes, 1]`` with the best hard F1 on the rows of a mask.
 
-    Sorted from the top, k predictions hold the positives counted so far; the threshold lies half
-    way between the last one predicted and the next.
+    Predicting the k highest logits finds the positives among them, for every k at once. The
+    threshold lies half way between the last logit that is predicted positive and the next.
     """
     ordered, order = logits.masked_fill(~rows, -torch.inf).sort(-1, descending=True)
     hits = (target & rows).expand_as(logits).gather(-1, order).cumsum(-1)
