@@ -25,7 +25,7 @@ def train(accelerator: Accelerator, size: int) -> None:
     data = TensorDataset(x, x @ torch.randn(16, 4) > 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
     model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, size))
-    # after Accelerator(), which starts the process group
+    # built after Accelerator(), which starts the process group
     group = dist.group.WORLD if accelerator.num_processes > 1 else None
     criterion = customloss.SoftF1Loss(process_group=group)
 
@@ -50,7 +50,7 @@ def train(accelerator: Accelerator, size: int) -> None:
 
 
 def main() -> None:
-    # its backward() would divide by gradient_accumulation_steps, which stays 1
+    # accelerator.backward() divides by gradient_accumulation_steps, so that stays at 1
     accelerator = Accelerator(cpu=True)
     train(accelerator, SAMPLES)
     train(accelerator, SAMPLES // 4)

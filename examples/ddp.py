@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node 2 examples/ddp.py      # on GPUs (nccl) if there are enough, else gloo
 
-Each rank has its own shard of the data, of unlike size. The sums of all ranks are added up in one
-all-reduce of 4 numbers per class, so every rank prints the same loss, and the parameters follow
-those of a single process that sees the whole batch. Nothing is scaled by the number of ranks.
+Each rank has its own shard of the data, and the shards differ in size. The sums of all ranks are
+added up in one all-reduce of 4 numbers per class. So every rank prints the same loss, and the
+parameters follow those of a single process that sees the whole batch. Nothing is scaled by the
+number of ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SAMPLES, FEATURES, CLASSES, STEPS = 512, 16, 4, 50
 
 
 def start() -> torch.device:
-    """Joins the group that torchrun describes; the device of this rank."""
+    """Joins the group that torchrun describes, and returns the device of this rank."""
     rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         torch.cuda.set_device(rank)
@@ -34,7 +35,7 @@ def start() -> torch.device:
 
 
 def data(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rare labels that a linear model finds; the same on every rank."""
+    """Samples with rare labels that a linear model can find; the same on every rank."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, FEATURES, generator=generator)
     scores = x @ torch.randn(FEATURES, CLASSES, generator=generator)
@@ -42,7 +43,7 @@ def data(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, criterion: nn.Module, x: Tensor, target: Tensor) -> list[float]:
-    """The loss of every step."""
+    """Trains, and returns the loss of every step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     losses = []
     for _ in range(STEPS):
@@ -63,7 +64,7 @@ def compare(device: torch.device) -> None:
     """Trains on all ranks together, and on rank 0 once more by itself."""
     rank, world = dist.get_rank(), dist.get_world_size()
     x, target = data(device)
-    # shards of unlike size: rank r has r + 1 parts of all
+    # the shards differ in size: rank r has r + 1 parts of the data
     cuts = [SAMPLES * r * (r + 1) // (world * (world + 1)) for r in range(world + 1)]
     own = slice(cuts[rank], cuts[rank + 1])
 
@@ -80,7 +81,7 @@ def compare(device: torch.device) -> None:
 def main() -> None:
     device = start()
     compare(device)
-    gc.collect()  # a gloo group that something still refers to can abort the exit of Python
+    gc.collect()  # a gloo group that something still refers to can abort Python at exit
     dist.destroy_process_group()
 
 

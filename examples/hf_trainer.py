@@ -19,14 +19,14 @@ class Tagger(nn.Linear):
 
 
 def f1(outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """A compute_loss_func, without micro-batches."""
+    """A compute_loss_func, for steps without micro-batches."""
     return criterion(outputs["logits"], labels)
 
 
 class ExactTrainer(Trainer):
     """With gradient_accumulation_steps=k, k micro-batches train as one batch."""
 
-    loss_is_scaled_for_ga = True  # the gradients add up as they are
+    loss_is_scaled_for_ga = True  # the Trainer must not divide: the gradients add up as they are
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         samples, count = super().get_batch_samples(*args, **kwargs)

@@ -1,6 +1,6 @@
 """A LightningModule with the exact soft-F1 of the global batch.
 
-With devices=2 the batch is that of both processes.
+With ``devices=2`` the batch is that of both processes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import customloss
 
 
 class Tagger(lightning.LightningModule):
-    """Labels of 16 numbers."""
+    """Finds 4 labels from 16 numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.Linear(16, 4)
 
     def setup(self, stage: str) -> None:
-        # not in __init__: Lightning starts the process group in between, and before that it is None
+        # not in __init__: only after that does Lightning start the process group
         group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
         self.criterion = customloss.SoftF1Loss(process_group=group)
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
         x, target = batch
         loss = self.criterion(self.model(x), target)
-        self.log("loss", loss)  # every rank holds the same: sync_dist has nothing to do
+        self.log("loss", loss)  # the same on every rank, so sync_dist is not needed
         return loss
 
     def validation_step(self, batch: list[Tensor]) -> None:
