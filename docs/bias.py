@@ -5,8 +5,8 @@
 
 One population of probabilities that are calibrated (a label is 1 with its probability), prevalence
 about 3 %. Batches are drawn at random from it, and the mean over batches of 1 - loss is compared
-with that of the population, for each way of treating a batch: as it is, smoothed, left out where
-there is no positive, or as one of 8 parts whose sums are added up.
+with that of the population. A batch is scored as it is, smoothed, left out where it has no
+positive, or as one of 8 parts whose sums are added up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def similarities(p: Tensor, target: Tensor, **options: object) -> Tensor:
 
 
 def row(batch: int, p: Tensor, target: Tensor, whole: float) -> str:
-    """What a batch of this size is off by, per policy."""
+    """A line of the table: the bias of batches of this size, per policy."""
     generator = torch.Generator().manual_seed(batch)
     drawn = torch.randint(POPULATION, (DRAWS // batch, batch), generator=generator)
     p, target = p[drawn], target[drawn]
@@ -62,7 +62,7 @@ def row(batch: int, p: Tensor, target: Tensor, whole: float) -> str:
 
 
 def table() -> str:
-    """In Markdown."""
+    """The table in Markdown."""
     p, target = population()
     whole = float(similarities(p[None], target[None]))
     heads = [

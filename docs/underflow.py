@@ -1,4 +1,4 @@
-"""What a gradient in half precision loses, by the size of a group: the table of mixed_precision.md.
+"""What half precision loses of a gradient, by the size of a group: a table of mixed_precision.md.
 
     python docs/underflow.py            # print it
     python docs/underflow.py --write    # write it into docs/mixed_precision.md
@@ -24,7 +24,7 @@ SIZES = (2**10, 2**14, 2**18, 2**22)
 
 
 def gradients(size: int, dtype: torch.dtype, scale: float) -> tuple[Tensor, Tensor]:
-    """Of the scaled loss in ``dtype``, unscaled in float64; and that of float64."""
+    """The gradient of the scaled loss in ``dtype``, unscaled in float64, and the float64 one."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(size, generator=generator)
     target = torch.rand(size, generator=generator) < 0.05
@@ -55,7 +55,7 @@ def row(size: int) -> str:
 
 
 def table() -> str:
-    """In Markdown."""
+    """The table in Markdown."""
     heads = [
         "elements", "largest gradient", "0 in float16", "error in float16", "scaled by 2^10",
         "scaled by 2^16", "error in bfloat16",
