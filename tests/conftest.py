@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-# --import-mode=importlib leaves the path alone, and the tests share the files of support/
+# With --import-mode=importlib pytest does not change sys.path; the tests import from support/.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import paths
@@ -22,7 +22,7 @@ sys.path[:1] = map(str, paths.IMPORTED)
 import patience  # noqa: E402
 import selection  # noqa: E402
 
-# the same examples on every run: a failure is reproduced by running the test again
+# The examples are the same on every run, so that running the test again reproduces a failure.
 hypothesis.settings.register_profile(
     "customloss", deadline=None, derandomize=True, max_examples=40, print_blob=True
 )
@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("customloss")
 
 
 with warnings.catch_warnings():
-    # torch's own forward mode warns once, when its first use imports torch.jit decompositions
+    # The first use of torch's forward mode imports torch.jit decompositions, which warn once.
     warnings.simplefilter("ignore")
     torch.func.jvp(torch.sigmoid, (torch.zeros(1),), (torch.ones(1),))
 
@@ -49,7 +49,7 @@ def _same_start() -> Iterator[None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--minutes", type=float, help="start no test later than this many minutes")
     parser.addoption(
-        "--shard", help="K/N: of the selected tests every N-th, beginning with the K-th"
+        "--shard", help="K/N: every N-th of the selected tests, beginning with number K"
     )
 
 
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Iterator[None]:
     selection.mark_more(items)
-    yield  # here -m and -k take their choice
+    yield  # pytest deselects by -m and -k
     shard = config.getoption("shard")
     items[:] = selection.one_shard(items, shard) if shard else selection.in_order(items)
 
@@ -69,4 +69,4 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    patience.told(terminalreporter, config.getoption("minutes"))
+    patience.report(terminalreporter, config.getoption("minutes"))

@@ -1,12 +1,12 @@
-"""The sample inputs of every test: value, grad, opcheck, fake, compile, fuzz and bench.
+"""The sample inputs of the tests of values, gradients, operators, compilation and others.
 
 A :class:`Case` is a recipe with a name and a reason; :meth:`Case.build` turns it into tensors of
 a dtype on a device. The values depend on the name and the seed alone, so that two devices, or two
 backends, see the same numbers. :func:`sample_inputs` yields the built samples.
 
-The sizes are chosen for the edges of the CPU kernel, which any other kernel has in some form:
-a block is 1024 elements, a unit of work 65536; innermost axes below 64 are gathered; rows of C
-classes are folded ``1024 // C`` to a block and cut into bands of about ``65536 / C`` rows.
+The sizes are chosen for the edges of the CPU kernel; every other kernel has similar edges. A block
+is 1024 elements, a unit of work 65536; innermost axes below 64 are gathered; rows of C classes are
+folded, ``1024 // C`` to a block, and cut into bands of about ``65536 / C`` rows.
 The cases of softmax and class numbers are in pixel_cases.py.
 """
 
@@ -42,10 +42,11 @@ LAYOUTS = (
     "expanded_sample",
     "expanded_class",
 )
-# Shapes of a weight, by the dimensions in which it follows the input; "full" follows all.
+# Shapes of a weight, named after the dimensions that it shares with the input; "full" has them all.
 WEIGHTS = ("full", "mask", "class", "sample", "pixel", "last", "scalar", "ones_rank")
-# What the target says: "dense" of every element by itself; "numbers" [N, *spatial] and "column"
-# [N, 1, *spatial] name the class of a pixel, "onehot" does so densely, "shares" add up to 1.
+# Kinds of target: "dense" has a value for every element; "numbers" [N, *spatial] and "column"
+# [N, 1, *spatial] are class numbers; "onehot" is these as a dense target; the "shares" of a pixel
+# add up to 1.
 KINDS = ("dense", "numbers", "column", "onehot", "shares")
 
 
@@ -67,7 +68,7 @@ class Sample(NamedTuple):
         def widen(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.detach().double().contiguous()
 
-        numbers = self.target.shape != self.input.shape  # of classes: they stay integers
+        numbers = self.target.shape != self.input.shape  # class numbers stay integers
         target = self.target.contiguous() if numbers else widen(self.target)
         return Sample(widen(self.input), target, widen(self.weight), self.options)
 
@@ -77,9 +78,9 @@ def short(dtype: torch.dtype) -> str:
 
 
 def lay_out(values: Tensor, layout: str) -> Tensor:
-    """The same values (but where a stride is 0) at other strides.
+    """The same values at other strides; where a stride is 0, the first slice is repeated.
 
-    Memory between the elements holds NaN, or the largest integer: a wrong stride shows.
+    Memory between the elements holds NaN or a large integer, so that a wrong stride shows.
     """
     shape, rank = values.shape, values.dim()
     if layout == "contiguous" or rank == 0:
@@ -114,7 +115,7 @@ def _poisoned(values: Tensor, shape: tuple[int, ...]) -> Tensor:
         fill: float = float("nan")
     else:
         fill = 1 if dtype == torch.bool else min(torch.iinfo(dtype).max, 2**31 - 1)
-    # filled through a signed twin: some unsigned dtypes have no fill_
+    # filled in float64 and then converted, because some unsigned dtypes have no fill_
     return torch.full(shape, fill, dtype=torch.float64).to(dtype).to(values.device)
 
 
@@ -176,7 +177,7 @@ class Case:
             weight = 2 * uniform(weight_shape(self.weight, self.shape))
             weight = weight * (uniform(tuple(weight.shape)) > 0.2)  # a fifth are exactly 0
             if self.weight in ("scalar", "ones_rank"):
-                weight = weight + 0.5  # a group needs some weight
+                weight = weight + 0.5  # the only weight must not be 0
             masks = self.weight == "mask"
             weight = weight != 0 if masks else weight.to(self.weight_dtype or dtype)
             weight = lay_out(weight.to(device), self.weight_layout)
@@ -190,7 +191,7 @@ class Case:
         return Sample(input, target, weight, dict(self.options))
 
     def _target(self, uniform: Callable[[tuple[int, ...]], Tensor], dtype: torch.dtype) -> Tensor:
-        """Some of it is ``ignore_index``, where there is one; some class numbers are no class's."""
+        """A part is ``ignore_index``, if there is one; some class numbers name no class."""
         shape, ignored = self.shape, self.options.get("ignore_index")
         if self.kind != "dense":
             shape = shape[:1] + shape[2:]
@@ -209,7 +210,7 @@ class Case:
         elif self.target is None or self.target.is_floating_point:
             target = uniform(shape)
         else:
-            # a third of the targets positive, so that no usual group is without one
+            # A third of the targets are positive, so that few groups have none.
             target = uniform(shape) < 0.35
         if ignored is not None:
             some = uniform(tuple(target.shape)) < 0.15
@@ -274,8 +275,8 @@ SIZES = (
     _sized((2, 3, 6, 5), "stride 0 between classes of images", layout="expanded_class"),
 )
 
-# two rows at a time, which the target's layout keeps from merging: thousands of additions to one
-# float32 column, flushed to float64 in between
+# The target's layout keeps the axes from merging, so that the kernel gets two rows at a time. It
+# adds thousands of numbers to one float32 column, which is flushed to float64 in between.
 FLUSHED = Case(
     "flushed-columns",
     (9001, 4, 2),
@@ -285,7 +286,7 @@ FLUSHED = Case(
 )
 
 MIXED_LAYOUTS = tuple(
-    Case(f"{one}-{other}", (4, 6, 9), "operands of unlike layout", one, other, weight="full",
+    Case(f"{one}-{other}", (4, 6, 9), "operands of different layouts", one, other, weight="full",
          weight_layout=third)
     for one, other, third in (
         ("contiguous", "class_last", "transposed"),
@@ -365,7 +366,7 @@ def with_options(case: Case, name: str) -> Case:
     return replace(case, name=f"{case.name}-{name}", options=OPTIONS[name])
 
 
-# A third of the groups of these have no positive target, where `absent` matters.
+# About a quarter of the groups of these have no positive target, where `absent` matters.
 OPTIONED = tuple(
     with_options(base, name)
     for name in OPTIONS
@@ -397,7 +398,7 @@ FEW = (
 
 ALL = (*SIZES, FLUSHED, *MIXED_LAYOUTS, *TARGETS, *WEIGHTED, *OPTIONED, *FEW)
 
-# What bench/ times: the shapes people train with, large enough to leave the caches.
+# Shapes that people train with, large enough to leave the caches.
 BENCH = (
     Case("binary", (1 << 22,), "one long vector"),
     Case("multilabel", (1 << 15, 128), "rows of classes"),

@@ -1,8 +1,7 @@
-"""Builds through CMake for the tests: the pybind11 module of the header maths, and what else.
+"""Builds CMake targets for the tests, among them the pybind11 module of the header maths.
 
-Built through CMake once and kept under build/; where there is no compiler the tests say so and are
-skipped. On x86 there are two of them: for the default instruction set, and with FMA, which rounds
-differently.
+Builds are kept under build/; without a compiler the tests are skipped and say so. On x86 the module
+is built twice: for the default instruction set, and with FMA, which rounds differently.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 def tool(name: str) -> str | None:
-    """From the environment of this Python before that of the machine."""
+    """The path of a program; one installed beside this Python comes first."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     return shutil.which(name, path=path)
 
@@ -43,7 +42,7 @@ def cmake_build(target: str, *options: str, preset: str | None = None) -> Path:
         cmake, *kind, "-S", ROOT, "-B", build, "-G", "Ninja", *options,
         f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={ninja}",
     ]  # fmt: skip
-    with FileLock(build / "lock"):  # of the pytest-xdist workers one builds, the others find it
+    with FileLock(build / "lock"):  # one pytest-xdist worker builds, the others wait for it
         for command in (configure, [cmake, "--build", build, "--target", target]):
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
             assert done.returncode == 0, done.stdout + done.stderr

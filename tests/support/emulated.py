@@ -1,5 +1,4 @@
-"""The kernels of csrc/cuda on the CPU: whether they can be built, and libraries in processes of
-their own."""
+"""The kernels of csrc/cuda built for the CPU: as a fixture, and in a process of their own."""
 
 from __future__ import annotations
 

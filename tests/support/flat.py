@@ -1,4 +1,4 @@
-"""The plain backend, each primitive with one flat list of arguments, as the operators have it."""
+"""The primitives of the plain backend, taking a flat list of arguments as the operators do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the tests on a GPU share: the device, the backends, and operands that go there and back.
+"""What the tests on a GPU share: the device, the backends, and moving operands there and back.
 
-The judge is that of every other test, the reference in float64 on the CPU: operands are made there,
-go to the device in the same memory layout, and what comes of them is brought back.
+The judge is that of every other test, the reference in float64 on the CPU. Operands are made on the
+CPU and copied to the device in the same memory layout; the results are copied back.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MARKS = [
 def backend(name: str) -> Iterator[None]:
     """The compiled kernels or the Triton ones; skips the test where there are none, and says why.
 
-    Where no compiled kernels are loaded, Triton's are what "auto" takes: then they are not insisted
-    on, so that they are also tested behind the dispatcher.
+    Without compiled kernels "auto" takes Triton's. They are then not forced, so that they are
+    tested behind the dispatcher too.
     """
     compiled = libraries.loaded("_C_cuda")
     if name == "cuda" and not compiled:
@@ -49,12 +49,12 @@ def backend(name: str) -> Iterator[None]:
 
 
 def insists() -> bool:
-    """Whether the backend under test is another than the dispatcher's."""
+    """Whether the backend under test is forced, because "auto" would take another."""
     return customloss.current_backend() != "auto"
 
 
 class _Moved(torch.autograd.Function):
-    """The same memory on the device: strides, offset and what lies between the elements."""
+    """Copies the memory to the device: strides, offset and what lies between the elements."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class _Moved(torch.autograd.Function):
 
 
 def moved(tensor: Tensor | None) -> Tensor | None:
-    """An operand on the device, at the strides it has; its gradient comes back."""
+    """An operand on the device, with its strides; its gradient is copied back."""
     return None if tensor is None else _Moved.apply(tensor)
 
 
@@ -82,7 +82,7 @@ def on_device(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Also of NaN, and not of 0 and -0."""
+    """Whether all bits are equal: a NaN equals itself, and 0 differs from -0."""
     pair = (each.detach().cpu().contiguous().flatten().view(torch.uint8) for each in (one, other))
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(*pair)
 
@@ -92,7 +92,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def process_group(rank: int, world: int, store: str) -> Iterator[None]:
-    """This process as a rank with a GPU of its own."""
+    """Makes this process a rank with a GPU of its own."""
     torch.cuda.set_device(rank)
     dist.init_process_group(
         COMMUNICATION,
@@ -108,7 +108,7 @@ def process_group(rank: int, world: int, store: str) -> Iterator[None]:
 
 
 def run_ranks(world: int, check: Callable[[], None]) -> None:
-    """A check at top level of its file, on every rank."""
+    """Runs a check on every rank; it has to be at top level of its file."""
     name = Path(check.__code__.co_filename).stem
     with tempfile.TemporaryDirectory() as folder:
         given = (world, f"file://{folder}/store", name, check.__name__)

@@ -1,4 +1,4 @@
-"""How a number is judged: against the reference in float64, within the rounding of its dtype."""
+"""Judges numbers against the reference in float64, within the rounding of their dtype."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def assert_near(
 ) -> None:
     """``actual`` is ``expected`` (float64) up to arithmetic in one dtype and a final rounding.
 
-    ``magnitude`` is the size of the terms an element is a sum of, where they may cancel. Without
-    it, a tenth of the relative error of the largest element is granted.
+    An element may be a sum of terms that cancel; ``magnitude`` is the size of these terms. Without
+    it, a tenth of the relative error of the largest element is allowed as an absolute error.
     """
     assert expected.dtype == torch.float64
     assert actual.shape == expected.shape, f"{what}: {actual.shape} != {expected.shape}"
@@ -54,7 +54,7 @@ def assert_near(
         finite = expected[torch.isfinite(expected)].abs()
         magnitude = 0.1 * float(finite.max()) if finite.numel() else 0.0
     if isinstance(magnitude, Tensor):
-        # what the terms and then the last rounding explain is taken off, the rest judged as usual
+        # An error that the terms and the last rounding explain is removed before judging the rest.
         allowed = (relative * magnitude + least).expand(expected.shape) + rounding * expected.abs()
         close = (actual - expected).abs() <= allowed
         actual = torch.where(close, expected, actual)
@@ -85,7 +85,7 @@ def outer_gradient(loss: Tensor, seed: int = 7) -> Tensor:
 def differentiated(
     op: Any, sample: Sample, grad: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss and the gradients of the floating operands, from fresh leaves of their strides."""
+    """The loss and the gradients by the floating operands, which become fresh leaves."""
     leaves = [None if tensor is None else tensor.detach() for tensor in sample.operands]
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.is_floating_point()]
     for leaf in wanted:
@@ -104,7 +104,7 @@ class Judgement(NamedTuple):
 
 
 def elements_of(sample: Sample) -> tuple[Any, ...]:
-    """What ``reference.confusion`` takes beside the operands."""
+    """The arguments of ``reference.confusion`` that follow the operands."""
     options = sample.options
     extra = sum(flag for flag in reference.Extra if options.get(str(flag.name).lower()))
     return (
@@ -121,7 +121,7 @@ def elements_of(sample: Sample) -> tuple[Any, ...]:
 
 
 def judging(sample: Sample) -> Sample:
-    """In float64, class numbers as the reference takes them."""
+    """The sample in float64; class numbers get the dimension of size 1 that the reference wants."""
     wide = sample.as_double()
     numbers = wide.target.dim() < wide.input.dim()
     return wide._replace(target=wide.target.unsqueeze(1)) if numbers else wide
@@ -132,10 +132,10 @@ def reference_sums(sample: Sample) -> Tensor:
 
 
 def reference_gradients(sample: Sample, grad: Tensor | None = None) -> Judgement:
-    """As :func:`differentiated`, by the reference in float64, of the operands that float.
+    """As :func:`differentiated`, by the reference in float64.
 
-    By the formulas of ``reference.confusion_backward``: autograd of a sigmoid is p (1 - p), which
-    is off by 1e-16 / (1 - p).
+    The gradients are those of ``reference.confusion_backward``. Autograd's derivative of a sigmoid
+    is p (1 - p), which has a relative error of 1e-16 / (1 - p).
     """
     options = {"average": "macro", "samplewise": False, "beta": 1.0, **sample.options}
     average, samplewise, squared = options["average"], options["samplewise"], options["beta"] ** 2
@@ -151,24 +151,25 @@ def reference_gradients(sample: Sample, grad: Tensor | None = None) -> Judgement
     loss = loss.reshape(reference_loss(sample).shape)
     grad = outer_gradient(loss) if grad is None else grad.double()
     (by_sums,) = torch.autograd.grad(loss, sums, grad)
-    # a class weighted by its support moves every other class of its sample
+    # When classes are weighted by their support, each one changes the share of the others.
     size = by_sums.abs().amax((0, 2) if average == "weighted" else 0, keepdim=True)
     return Judgement(loss.detach(), *_by_operands(sample, by_sums, size.expand(by_sums.shape)))
 
 
 def reference_sums_gradients(sample: Sample, grad: Tensor) -> Judgement:
-    """The same of ``confusion_sums``."""
+    """As :func:`reference_gradients`, for ``confusion_sums``."""
     return Judgement(reference_sums(sample), *_by_operands(sample, grad, grad.abs()))
 
 
 def _by_operands(
     sample: Sample, by_sums: Tensor, size: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients and the size of their terms, given those of the sums.
+    """Gradients by the operands and the size of their terms, from those by the sums.
 
-    The terms are what an element would be if all it is the sum of had one sign and the derivatives
-    of its group were of this size: they may cancel altogether (one weight for all changes nothing)
-    and are rounded before they do.
+    An element of a gradient is a sum of terms, which are rounded before they are added and may
+    cancel completely: the gradient by a weight that all elements share is 0. The size of the terms
+    is what the element would be if all of them had the same sign and the derivatives by the sums
+    were ``size``.
     """
     operands, elements = judging(sample).operands, elements_of(sample)
 
@@ -191,8 +192,11 @@ def _by_operands(
 
 
 def _of_one_sign(size: Tensor, wrt: str, extra: int) -> list[Tensor]:
-    """Derivatives by the sums, in parts in which nothing cancels: by a logit, tp and fn have
-    opposite signs, by a target tp and fp."""
+    """Derivatives by the sums, split into parts in which nothing cancels.
+
+    The derivatives of tp and fn by a logit have opposite signs; so do those of tp and fp by a
+    target.
+    """
     names = reference.rows(extra)
     groups = [("tp", "fp"), ("fn", "tn")] if wrt == "input" else [("tp", "fn"), ("fp", "tn")]
     groups += [("p2", "t2", "tp2")] + [
@@ -223,7 +227,7 @@ def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Te
     weight = torch.ones_like(p) if w is None else w.abs()
     slope, h = (weight * slope).amax(1, keepdim=True), weight * h
     total = 2 * p * q * slope + p * h.sum(1, keepdim=True) + q * h
-    # z is rounded before it becomes an exponent: a relative error of |z| / 2^24 of all
+    # z is rounded before exp(z) is taken, which is a relative error of |z| / 2^24 in every term.
     rounded = 1 + 0.06 * (scale * (x - offset)).abs().amax(1, keepdim=True)
     total = abs(scale) * rounded * total
     return total if holes is None else total.masked_fill(holes, 0)
@@ -237,7 +241,7 @@ def assert_right(op: Any, sample: Sample, grad: Tensor | None = None) -> None:
 
 
 def assert_sums_right(sample: Sample, **extras: Any) -> None:
-    """The sums, the further ones that are asked for, and every gradient through them."""
+    """The sums, with the extras that are asked for, and all their gradients are the reference's."""
     own = {name: value for name, value in sample.options.items() if name in spec_options.SUMS}
     sample = sample._replace(options={**own, **extras})
     grad = outer_gradient(reference_sums(sample)) - 1  # of either sign

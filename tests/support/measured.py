@@ -8,9 +8,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def allocated(function: object) -> list[int]:
-    """The sizes of all that torch's CPU allocator gives while ``function`` runs."""
+    """The sizes of all blocks that torch's CPU allocator hands out while ``function`` runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        kept = function()  # noqa: F841  # alive to the end: what is freed is not what was taken
+        result = function()  # noqa: F841  # held, so that its memory does not count as freed
     return [
         event.cpu_memory_usage
         for event in profiled.events()

@@ -1,4 +1,4 @@
-"""What tests of a batch in parts share: a small model, and how near is equal."""
+"""A small model and a tolerance, shared by the tests that split a batch into parts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def network(dtype: torch.dtype) -> nn.Sequential:
 
 
 def assert_equal(own: Tensor, expected: Tensor, what: object = "") -> None:
-    """Equal but for the order in which the parts were added."""
+    """Equal up to the rounding that another order of additions causes."""
     error = (own - expected).abs().max() / expected.abs().max().clamp_min(1e-2)
     assert error <= TOLERANCE[own.dtype], f"{what}: off by {error:.1e}"

@@ -1,4 +1,4 @@
-"""Where things lie: the repository, the tests, and the folders whose files are imported by name."""
+"""Paths of the repository and the tests, and the folders whose files are imported by name."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 EMULATION = TESTS / "support" / "cuda_emulation"
 ROOMS = ("losses", "values", "ops", "batches", "backends", "project")
-# The rooms too: a process that a test starts finds the functions of that test's file by name.
+# The rooms are included because a process that a test starts imports the test's file by name.
 IMPORTED = (TESTS / "support", EMULATION, *(TESTS / room for room in ROOMS))

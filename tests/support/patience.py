@@ -1,4 +1,4 @@
-"""``pytest --minutes N``: a test that would start later than that is left out, and counted."""
+"""``pytest --minutes N`` leaves out the tests that would start later, and counts them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _REASON = "left out: the {:g} minutes of --minutes were over"
 
 
 def skip_if_over(minutes: float | None) -> None:
-    """Skips the test that is about to start, if the time is over."""
+    """Skips the test that is about to start if the time is over."""
     if minutes is not None and time.monotonic() - _STARTED > 60 * minutes:
         pytest.skip(_REASON.format(minutes))
 
 
-def told(reporter: Any, minutes: float | None) -> None:
+def report(reporter: Any, minutes: float | None) -> None:
     """Says at the end how many tests were left out."""
     if minutes is None:
         return
     reason = _REASON.format(minutes)
-    left = sum(reason in str(report.longrepr) for report in reporter.stats.get("skipped", ()))
+    left = sum(reason in str(skip.longrepr) for skip in reporter.stats.get("skipped", ()))
     reporter.write_line(f"{left} tests were left out, as {minutes:g} minutes were over")

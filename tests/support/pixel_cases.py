@@ -1,7 +1,7 @@
 """Cases where the classes of a pixel are read together: softmax, class numbers, smoothing.
 
-On the CPU a tile is about ``65536 / C`` pixels, between 16 and 512 of them in steps of 16, and a
-unit of work as many tiles as make ``65536 / C`` pixels; float32 sums are short runs of a tile.
+On the CPU a tile has about ``65536 / C`` pixels, between 16 and 512 of them in steps of 16. A unit
+of work has as many tiles as make ``65536 / C`` pixels. float32 sums span a short run of a tile.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SIZES = (
 
 LABELS = tuple(
     numbered(f"labels-{short(dtype)}-{kind}-{'x'.join(map(str, shape))}", shape,
-             "a dtype of class numbers, strays and what is ignored among them",
+             "a dtype of class numbers, some of them ignored or of no class",
              target=dtype, kind=kind, target_layout=layout, options={"ignore_index": ignored})
     for dtype, ignored in zip(LABEL_DTYPES, (255, -1, -100, 0, 2))
     for kind, shape, layout in (("numbers", (45, 7), None), ("column", (3, 4, 6, 5), "transposed"))
@@ -86,7 +86,7 @@ WEIGHTED = tuple(
 )  # fmt: skip
 
 MIXED_LAYOUTS = tuple(
-    Case(f"pixels-{one}-{other}-{kind}", (4, 6, 9, 3), "operands of unlike layout", one, other,
+    Case(f"pixels-{one}-{other}-{kind}", (4, 6, 9, 3), "operands of different layouts", one, other,
          target=None, kind=kind, weight="full", weight_layout=third, options=SOFTMAX)
     for one, other, third in (
         ("contiguous", "class_last", "transposed"),
@@ -144,7 +144,7 @@ READ = tuple(
     )
 )
 
-# What becomes of the sums, on both of the passes that a loss may take.
+# Options that decide what becomes of the sums.
 OUTCOMES: dict[str, dict[str, Any]] = {
     "micro": {"average": "micro"},
     "weighted": {"average": "weighted"},
@@ -168,7 +168,7 @@ OPTIONED = tuple(
                          ("sigmoid-ignored", "class"))
 )  # fmt: skip
 
-# The sums that may be added up beside tp, fp, fn and tn: alone, in pairs, all.
+# The extras beside tp, fp, fn and tn: alone, in pairs, all.
 EXTRAS: dict[str, dict[str, Any]] = {
     "log_loss": {"log_loss": True},
     "squares": {"squares": True},

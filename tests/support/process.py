@@ -1,4 +1,4 @@
-"""Python in a process of its own: for what is chosen once, and for what may crash."""
+"""Runs Python in a process of its own, for choices made once a process and code that may crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes on this machine that are the ranks of a gloo group, and what they check together."""
+"""Runs checks in processes on this machine that are the ranks of one gloo group."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# a rank that hangs is an error within the time a test may take
+# A rank that hangs becomes an error well before the test itself times out.
 PATIENCE = timedelta(seconds=60)
-# Ranks are forked from a process that has imported these: to import torch takes as long as most
-# checks. It has not imported customloss, which reads the environment of a rank.
+# Ranks are forked from a process that has imported these, because importing torch takes as long as
+# most checks. customloss is not among them: it reads the environment, which each run may change.
 IMPORTED = ["torch.distributed.tensor", "torch.testing", "pytest", "ranks"]
 
 
 def run(world: int, *checks: Callable[[], None], **environment: str) -> None:
-    """Every check on every rank, one after the other; what one of them raises is raised here.
+    """Runs every check on every rank, one after the other, and raises what one of them raises.
 
-    A check is found again by the name of its file and its own: it has to be at top level.
+    A rank finds a check by the names of its file and function, so a check has to be at top level.
     """
     names = [(Path(check.__code__.co_filename).stem, check.__name__) for check in checks]
     multiprocessing.set_forkserver_preload(IMPORTED)
@@ -44,6 +44,6 @@ def _rank(
     for module, check in names:
         torch.manual_seed(0)
         getattr(importlib.import_module(module), check)()
-    # a group that something still refers to, a traceback say, can abort the exit of Python
+    # Python can abort at exit if something, such as a traceback, still refers to the group.
     gc.collect()
     dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Sums of groups that are empty, absent, broken or usual, and what their loss is by its formulas.
+"""Sums of groups that are empty, absent, perfect or usual, and the formulas of their loss.
 
 The formulas are written out here once more, group by group in NumPy; nothing is taken from the
-reference. Derivatives are those of complex steps: f(x + ih).imag / h has no cancellation.
+reference. Derivatives are complex steps, because f(x + ih).imag / h has no cancellation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from customloss._spec.arguments import Pointwise, Scoring
 from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS
 
 F64 = torch.float64
-# log-losses, focal, both, every extra there is; and factors of the rows, some of them 0
+# The extras that are summed, and the factors of their rows, some of which are 0.
 BESIDE: dict[str, tuple[int, Pointwise]] = {
     "alone": (0, Pointwise()),
     "scaled": (0, Pointwise(0.3)),
@@ -73,7 +73,7 @@ def scoring(
 def sums_of(
     extra: int = 0, samples: int = 3, classes: int = 4, special: bool = True, seed: int = 0
 ) -> Tensor:
-    """Of several magnitudes; with some groups empty and some without a positive target."""
+    """Sums of several magnitudes, with some groups empty and some without a positive target."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(reference.rows(extra)), samples, classes)
     sums = (4 * torch.rand(shape, generator=generator, dtype=F64) - 2).exp()
@@ -87,7 +87,7 @@ def sums_of(
 
 
 def weights(kind: str, classes: int = 4, seed: int = 1) -> Tensor | None:
-    """``[2, classes]``: of the score, and of the pointwise loss."""
+    """Class weights ``[2, classes]``: those of the score, and those of the pointwise loss."""
     if kind == "none":
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ WEIGHTS = ("none", "any", "some are 0", "all are 0")
 
 
 def product(average: str, reduction: str, link: str) -> Iterator[tuple[str, Case]]:
-    """Every other choice beside these three, and its name."""
+    """All combinations of the other choices with these three, each with its name."""
     kinds = WEIGHTS[:1] if average == "none" else WEIGHTS
     names = WITHOUT if average == "none" else tuple(BESIDE)
     ratios = itertools.cycle(RATIOS)
@@ -125,14 +125,14 @@ def case_of(
     seed: int = 0,
     **how: Any,
 ) -> Case:
-    """``samples=None`` keeps none apart."""
+    """``samples=None`` keeps no samples apart: the whole batch is one row of groups."""
     extra, pointwise = BESIDE[beside]
     sums = sums_of(extra, 1 if samples is None else samples, classes, special, seed)
     per_sample = samples is not None
     return Case(sums, weights(weighted, classes), extra, per_sample, scoring(**how), pointwise)
 
 
-# ---- by the formulas -----------------------------------------------------------------------------
+# ---- the formulas --------------------------------------------------------------------------------
 
 
 class _Group(NamedTuple):
@@ -142,7 +142,7 @@ class _Group(NamedTuple):
 
 
 def _group(how: Scoring, tp: Any, fp: Any, fn: Any, tn: Any) -> _Group:
-    """The loss of one group; a branch is taken by the real part, where a step has none."""
+    """The loss of one group; branches look at the real part, which no complex step changes."""
     hit = how.tp_weight * tp + how.smooth
     miss = how.fp_weight * fp + how.fn_weight * fn
     link, absent, support = LINKS[how.link], ABSENT[how.absent], tp + fn
@@ -163,16 +163,16 @@ def _group(how: Scoring, tp: Any, fp: Any, fn: Any, tn: Any) -> _Group:
 
 
 def _score(case: Case, sums: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """[samples, classes] to the loss of the score."""
+    """The loss of the score, from sums ``[rows, samples, classes]`` and class weights ``v``."""
     how = case.scoring
     average, reduction = AVERAGES[how.average], REDUCTIONS[how.reduction]
     samples, classes = sums.shape[1:]
     rows, v = sums[:4].tolist(), v.tolist()  # Python's numbers are quicker than NumPy's
-    left, seen = [], []
+    losses, seen = [], []
     for s in range(samples):
         groups = [_group(how, *(row[s][c] for row in rows)) for c in range(classes)]
         if average == "none":
-            left += [group.loss for group in groups]
+            losses += [group.loss for group in groups]
             seen += [group.counted for group in groups]
             continue
         share = [
@@ -184,16 +184,16 @@ def _score(case: Case, sums: np.ndarray, v: np.ndarray) -> np.ndarray:
         total = sum(share, 0.0)
         seen.append(total.real != 0)
         parts = [each * group.loss for each, group in zip(share, groups) if each != 0]
-        left.append(sum(parts, 0.0) / total if seen[-1] else 0.0)
+        losses.append(sum(parts, 0.0) / total if seen[-1] else 0.0)
     if reduction == "none":
-        kept = ([samples] if case.per_sample else []) + ([classes] if average == "none" else [])
-        return np.array(left).reshape(kept)
-    total = sum((each for each, counts in zip(left, seen) if counts), 0.0)
+        shape = ([samples] if case.per_sample else []) + ([classes] if average == "none" else [])
+        return np.array(losses).reshape(shape)
+    total = sum((each for each, counts in zip(losses, seen) if counts), 0.0)
     return np.asarray(total if reduction == "sum" else total / max(sum(seen), 1))
 
 
 def _pointwise(case: Case, sums: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """One for all groups, or one for each sample."""
+    """The pointwise loss: one for all groups, or one for each sample."""
     names, factors = reference.rows(case.extra), case.pointwise
     lost, counted = 0.0, 0.0
     for name, factor in (

@@ -1,7 +1,7 @@
 """Which cases `make test` runs, and which wait for `make test-rest`: those marked ``more``.
 
-A case is ``more`` where `make test` has others of its kind. Two decorators of a test say so, beside
-the parameters that they choose from.
+A case is ``more`` if `make test` already runs others of its kind. Two decorators decide that; they
+stand next to the parameters that they choose from.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-# `make test` keeps of the product of the parameters as many combinations as the longest list has
-# values: every value of every list is in at least one of them.
+# Of the product of the parameters `make test` keeps as many combinations as the longest list has
+# values, chosen so that every value of every list is in at least one of them.
 covering = pytest.mark.covering
 
 
 def one_of_each(*kinds: Callable[..., Hashable]) -> pytest.MarkDecorator:
-    """`make test` keeps a case that is the first of a kind; a kind is a function of parameters.
+    """`make test` keeps the first case of every kind; each function maps parameters to a kind.
 
-    With no function, all cases are of one kind.
+    Without a function all cases are of one kind.
     """
     return pytest.mark.one_of_each.with_args(*kinds)
 
@@ -49,18 +49,18 @@ def _firsts(family: list[Any], kinds: tuple[Callable[..., Hashable], ...]) -> li
     seen: set[Any] = set()
     kept = []
     for item in family:
-        given = item.callspec.params
-        of = {
-            (kind, kind(*(given[name] for name in inspect.signature(kind).parameters)))
+        params = item.callspec.params
+        item_kinds = {
+            (kind, kind(*(params[name] for name in inspect.signature(kind).parameters)))
             for kind in kinds
         }
-        kept.append(not of <= seen)
-        seen |= of
+        kept.append(not item_kinds <= seen)
+        seen |= item_kinds
     return kept
 
 
 def _diagonal(family: list[Any]) -> list[bool]:
-    # Of each list the place of every item's value in it, which is the order of first appearance.
+    # For each list, the place of every item's value in it; values are in order of appearance.
     lists = []
     for names in _lists(family[0]):
         values = [tuple(id(item.callspec.params[name]) for name in names) for item in family]
@@ -75,13 +75,16 @@ def _diagonal(family: list[Any]) -> list[bool]:
 
 
 def _place(step: int, number: int, length: int) -> int:
-    """Every place comes up in the first ``length`` steps. Neighbouring lists are run through in
-    opposite directions, and shifted at every turn: so two lists of one length are mixed."""
+    """The place in a list at one step; the first ``length`` steps reach every place.
+
+    Neighbouring lists are walked in opposite directions and are shifted after each walk, so that
+    two lists of equal length do not always pair the same values.
+    """
     return ((-step if number % 2 else step) + number * (step // length)) % length
 
 
 def _lists(item: Any) -> list[tuple[str, ...]]:
-    """The names of the parameters; those that are given together are one list."""
+    """The names of the parameters, grouped by the ``parametrize`` that gives them together."""
     found: list[tuple[str, ...]] = []
     for mark in item.iter_markers("parametrize"):
         names = mark.args[0]
@@ -91,13 +94,13 @@ def _lists(item: Any) -> list[tuple[str, ...]]:
 
 
 def one_shard(items: list[pytest.Item], shard: str) -> list[pytest.Item]:
-    """Of shards "0/4" to "3/4" the named one; neighbours go to different shards."""
+    """The tests of one shard, "0/4" to "3/4"; neighbouring tests go to different shards."""
     number, _, count = shard.partition("/")
     return items[int(number) :: int(count)]
 
 
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
-    """What takes long comes late, and what builds wheels comes last."""
+    """Slow tests come late, and those that build wheels come last."""
     late = ("slow", "sanitize", "packaging")
 
     def rank(item: pytest.Item) -> int:

@@ -11,7 +11,7 @@ import customloss
 
 
 def load() -> None:
-    """``kernels/`` as ``customloss.kernels``, unless the installed package already has it."""
+    """Imports ``kernels/`` as ``customloss.kernels``, unless the installed package has it."""
     if importlib.util.find_spec("customloss.kernels") is not None:
         return
     folder = ROOT / "kernels"

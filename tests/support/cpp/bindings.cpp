@@ -1,7 +1,7 @@
-// Opens the header maths of csrc to pytest. Test-only: no wheel holds it.
+// Makes the header maths of csrc callable from pytest. For tests only: no wheel contains it.
 //
 //   element.h   exp_minus, probability, share, gradient     one element, float32 and float64
-//   pixel.h     logarithms, outcome, shares, slopes         one element whose class matters
+//   pixel.h     logarithms, outcome, shares, slopes         one element of a pixel, all sums
 //   score.h     similarity_loss, group_loss                 one group
 //   average.h   GroupAverage, CompoundLoss                  all groups
 //   layout.h    make_layout                                 any strides to a few loops
@@ -125,7 +125,7 @@ Array<T> each(const Array<T>& values, const Function& function) {
   return result;
 }
 
-// Calls body(activation) with it as a compile-time constant.
+// Calls body with the activation as a compile-time constant.
 template <class Body>
 void with_sigmoid(bool sigmoid, const Body& body) {
   sigmoid ? body(std::integral_constant<Activation, Activation::kSigmoid>{})
@@ -251,7 +251,7 @@ Scoring scoring_of(const ScoreArguments& score, int64_t over_classes, int64_t ov
   return {score_of(score), static_cast<Average>(over_classes), static_cast<Reduction>(over_rest)};
 }
 
-// As many as are left of the groups.
+// Room for as many losses as the average and the reduction leave.
 std::vector<double> losses_of(const Scoring& scoring, int64_t samples, int64_t classes) {
   if (scoring.reduction != Reduction::kNone) return {kUnwritten};
   const int64_t kept = scoring.average == Average::kNone ? classes : 1;
@@ -296,7 +296,7 @@ py::tuple axis_of(const Axis& axis) {
   return py::make_tuple(axis.size, std::vector<int64_t>(axis.stride, axis.stride + kOperands));
 }
 
-// An operand is (sizes, strides) or None -> a dict, or None where too many axes are left
+// An operand is (sizes, strides) or None. Returns a dict, or None where too many axes are left.
 py::object layout(
     const std::vector<std::optional<std::pair<std::vector<int64_t>, std::vector<int64_t>>>>&
         operands,

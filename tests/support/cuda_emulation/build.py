@@ -25,7 +25,7 @@ FLAGS = (
     "-shared",
     "-fvisibility=hidden",
     "-fno-strict-aliasing",
-    # as on the device, where element.h has the same expressions: no surprise between kernels
+    # No product is fused with a sum, so that equal expressions have equal bits in all kernels.
     "-ffp-contract=off",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
     "-Wall",
@@ -62,10 +62,10 @@ def build(sanitize: bool = False, root: Path = ROOT) -> Path:
         return target
     CACHE.mkdir(parents=True, exist_ok=True)
     torch_root = Path(torch.__file__).parent
-    # written aside and moved, so that test processes side by side never load half a file
+    # Written elsewhere and then moved, so that no other test process loads half a file.
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         aside = Path(folder) / target.name
-        # as one unit, which has one threadIdx
+        # All kernels are one translation unit, because threadIdx is a static variable of the shim.
         whole = Path(folder) / "whole.cpp"
         whole.write_text("".join(f'#include "{root / source}"\n' for source in SOURCES))
         command = [
@@ -83,12 +83,12 @@ def build(sanitize: bool = False, root: Path = ROOT) -> Path:
 
 @cache
 def loaded(path: Path) -> Emulation:
-    """The one of this process: operators are defined once."""
+    """The only one in this process, because operators can be defined only once."""
     return Emulation(path)
 
 
 class Emulation:
-    """The loaded library: its operators, and what tests ask of the shim."""
+    """The loaded library: its operators, and the switches of the shim."""
 
     def __init__(self, path: Path) -> None:
         from customloss._backends import choice
@@ -109,7 +109,7 @@ class Emulation:
         )
 
     def seed(self, seed: int) -> None:
-        """The order of threads and blocks from here on."""
+        """Sets the order of threads and blocks from here on."""
         self._symbols.cuda_emulation_seed(ctypes.c_uint64(seed))
 
     def launches(self) -> int:
@@ -117,5 +117,5 @@ class Emulation:
         return int(self._symbols.cuda_emulation_launches())
 
     def wide_index(self, wide: bool) -> None:
-        """Index arithmetic as for tensors of more than 2**31 elements."""
+        """Forces the index arithmetic for tensors of more than 2**31 elements."""
         self._wide.value = wide

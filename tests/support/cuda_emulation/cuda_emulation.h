@@ -1,5 +1,5 @@
-// Runs csrc/cuda on the CPU: the words of CUDA C++ for a host compiler, and a launch() that
-// executes a grid.  Test only.
+// Runs csrc/cuda on the CPU: defines what CUDA C++ adds to the language for a host compiler, and a
+// launch() that executes a grid.  For tests only.
 //
 // A block's threads are fibers; a barrier or a shuffle is a rendezvous; blocks run one after the
 // other.  Fibers run in an order shuffled by a seed and are not interrupted between rendezvous,
@@ -30,7 +30,7 @@
 #define __shared__ static
 
 #include <torch/csrc/stable/library.h>
-// the kernels become CPU implementations of a namespace of their own
+// The kernels are registered as CPU implementations, in a namespace of their own.
 #undef STABLE_TORCH_LIBRARY_IMPL
 #define STABLE_TORCH_LIBRARY_IMPL(ns, k, m) \
   _STABLE_TORCH_LIBRARY_IMPL(customloss_emulated, CPU, m, C10_UID)
@@ -69,8 +69,8 @@ struct Barrier {
   }
 };
 
-// swapcontext saves the signal mask, a system call: it starts a fiber, and from then on
-// _setjmp and _longjmp go there and back.
+// setcontext only starts a fiber; from then on _setjmp and _longjmp switch, because the functions
+// of ucontext make a system call for the signal mask at every switch.
 struct Fiber {
   ucontext_t context;
   jmp_buf place;
@@ -132,7 +132,8 @@ class Block {
 
   double shuffle_xor(double value, int distance) {
     const int self = running_;
-    // two sets of slots: the next exchange may begin before all have read this one
+    // There are two sets of slots, because a thread may begin the next exchange before all have
+    // read this one.
     const int set = turns_[self]++ % 2;
     exchange_[2 * self + set] = value;
     sync_warp();

@@ -1,10 +1,10 @@
-"""One emulated library in a process of its own: ``probe.py LIBRARY bits|pixels|sums|judge``.
+"""Tests one emulated library in its own process: ``probe.py LIBRARY bits|pixels|sums|judge``.
 
-``bits`` prints a digest of losses and gradients for each of several orders of the threads,
-``pixels`` one of sums and gradients where the classes of a pixel are read together, ``sums`` one of
-losses of sums and their gradients; ``judge`` compares them with the reference and prints how many
-samples it judged. Run by emulated.py, which sets the import path, for libraries that are broken on
-purpose or built with sanitizers.
+The first three print a digest for each of several orders of the threads: ``bits`` of losses and
+their gradients, ``pixels`` of sums and gradients where the classes of a pixel are read together,
+``sums`` of losses computed from sums. ``judge`` compares results with the reference and prints how
+many samples it judged. emulated.py sets the import path and runs this for libraries that are broken
+on purpose or built with sanitizers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sums_cases import How
 from customloss._backends import choice
 
 SEEDS = (1, 2, 3)
-# every kernel: long and short groups, rows of classes, folded rows, many groups
+# These reach every kernel: long and short groups, rows of classes, folded rows, many groups.
 PROBES = (
     cases.Case("long", (5000,)),
     cases.Case("planes", (2, 3, 33, 37), weight="full"),
@@ -40,7 +40,7 @@ JUDGED = (
     *(case for case in cases.OPTIONED if case.name.startswith("few")),
     *PROBES,
 )
-# losses of sums: one slice of a row and of rows; slices of whole rows, segments
+# Losses of sums: a single slice, of one row or of many; several slices, of whole rows or segments.
 SUMS = (
     ((1, 300), How(pointwise="binary", weights="some")),
     ((40, 21), How(average="weighted", absent="skip", pointwise="both", weights="some")),
@@ -68,7 +68,7 @@ def pixel_digest(seed: int, emulation: Emulation) -> str:
     emulation.seed(seed)
     torch.manual_seed(0)
     found = hashlib.sha256()
-    # few classes, a tile of planes, rows, and everything else
+    # A shape for each kind of kernel: few classes, tiles of planes, tiles of rows, and the rest.
     for shape, extra in (((1, 3, 2500), 0), ((1, 40, 700), 1), ((300, 20), 0), ((2, 5, 700), 31)):
         x, t = torch.randn(shape), torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
         how = (2, 1.0, 0.0, False, True, None, 0.0, extra, 2.0)

@@ -1,4 +1,4 @@
-"""Sums of groups, what to make of them, and the judge of ``sums_score``: the reference."""
+"""Sums of groups and options for ``sums_score``, and its judge, the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS
 from customloss.reference import Extra
 
 LOGS, FOCAL, EVERY = int(Extra.LOG_LOSS), int(Extra.FOCAL), (1 << len(Extra)) - 1
-# of every kind: with all sums beside it, with just its own, without a score
+# Every kind of pointwise loss: with all extras, with only those that it reads, without a score.
 POINTWISE = {
     "alone": (0, Pointwise()),
     "scaled": (int(Extra.SQUARES), Pointwise(0.3)),
