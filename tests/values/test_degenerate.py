@@ -1,4 +1,4 @@
-"""No elements, no classes, no samples or one element give the documented value."""
+"""Inputs without elements, classes or samples, or with one element, give the documented value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selection import covering
 import customloss
 from customloss import reference
 
-# every way of holding nothing, with a group to score left
+# Every way of having no elements that leaves a group to score.
 EMPTY = ((0,), (0, 1), (0, 3), (3, 2, 0), (0, 2, 5), (2, 1, 4, 0), (0, 3, 0, 0))
 
 
@@ -81,7 +81,7 @@ def test_the_sums_of_nothing() -> None:
 
 
 def test_no_classes_at_all_in_one_group() -> None:
-    """``average="micro"`` has its one group even of no class."""
+    """``average="micro"`` has its one group even without any class."""
     x, t = empty((4, 0))
     assert soft_f1(x, t, average="micro") == 0
     assert soft_f1(x, t, average="micro", samplewise=True, reduction="none").tolist() == [0] * 4
@@ -97,7 +97,7 @@ def test_second_derivatives_of_nothing() -> None:
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 1), (1, 1, 1, 1)], ids=str)
 def test_one_element(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """p = sigmoid(0) = 1/2. A positive: q / (2 p + q) = 1/3; a negative: all is false, 1."""
+    """p = sigmoid(0) = 1/2. A positive has loss q / (2 p + q) = 1/3, a negative 1."""
     for target, value in ((1, 1 / 3), (0, 1.0)):
         x = torch.zeros(shape, dtype=dtype, requires_grad=True)
         loss = soft_f1(x, torch.full(shape, target))
@@ -122,7 +122,7 @@ def test_what_absent_means() -> None:
         per_class = soft_f1(x, t, absent=absent, average="none", reduction="none")
         assert per_class[1].item() == pytest.approx(missing)
         (gradient,) = torch.autograd.grad(loss, x)
-        # of its own accord, only "penalize" teaches the class to predict less
+        # Only "penalize" gives an absent class a gradient, which lowers its predictions.
         assert (gradient[:, 1] != 0).all() == (absent == "penalize")
 
 

@@ -9,7 +9,7 @@ from judge import soft_f1
 from process import run_python
 from selection import covering
 
-# above one unit of work, so that threads have something to divide
+# Larger than one unit of work, so that there is work for several threads.
 LARGE = (
     Case("long", (300_007,), target=None, weight="full"),
     Case("rows", (40_009, 7), weight="class"),

@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import customloss
 from customloss import reference
 
-# the tag of gradcheck's options that make it strict
+# The options that make gradcheck strict.
 STRICT = {"check_forward_ad": True, "check_undefined_grad": True, "check_grad_dtypes": True}
 
 
@@ -59,7 +59,7 @@ def test_options_by_layout(option: str, layout: str) -> None:
 @pytest.mark.parametrize("size", [1, 1024, 1025, 70001])
 @pytest.mark.parametrize("wrt", ["input", "target", "weight"])
 def test_each_operand_alone(wrt: str, size: int) -> None:
-    """What is not asked for is not computed, and what is asked for stays the same."""
+    """A gradient is computed only if it is asked for, and the others do not change its bits."""
     sample = Case("one", (size,), target=None, weight="full").build()
     together = sample._replace(
         **{name: getattr(sample, name).detach().requires_grad_() for name in sample._fields[:3]}
@@ -77,7 +77,7 @@ def test_each_operand_alone(wrt: str, size: int) -> None:
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4, 5)])
 def test_gradients_have_the_strides_of_their_operand(shape: tuple[int, ...], layout: str) -> None:
-    """Those of empty_like: dense operands keep theirs, others become dense."""
+    """The strides are those of empty_like: dense operands keep theirs, others become dense."""
     sample = Case("x", shape, layout=layout, target=None).build(requires_grad=True)
     for operand in (sample.input, sample.target):
         (gradient,) = torch.autograd.grad(soft_f1(sample.input, sample.target), operand)
@@ -125,7 +125,7 @@ def test_incoming_gradients(layout: str, returns: str, kind: str, dtype: torch.d
 
 
 def test_the_loss_inside_a_graph() -> None:
-    """Scaled, summed with itself, and reached twice: gradients add up."""
+    """Gradients add up when the loss is scaled and the same input is used by two losses."""
     sample = Case("x", (6, 4), target=None).build(torch.float64)
     x = sample.input.requires_grad_()
     once = torch.autograd.grad(soft_f1(x, sample.target), x)[0]
@@ -137,8 +137,10 @@ def test_the_loss_inside_a_graph() -> None:
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_operands_that_depend_on_one_another(create_graph: bool) -> None:
-    """Self-distillation, or confident samples weighted more: a gradient by the input must not also
-    walk through the target and the weight, which autograd does by itself."""
+    """The gradient by the input must not include what comes by way of the target and the weight.
+
+    Autograd adds that by itself. Examples are self-distillation and weights of confidence.
+    """
     start = torch.randn(6, 4, dtype=torch.float64)
     found = []
     for op in (soft_f1, reference.soft_f1):
@@ -208,14 +210,14 @@ def test_confusion_sums_gradients() -> None:
 
 
 def of_leaves(case: Case) -> tuple:
-    """A function of dense leaves that lays them out itself, and the leaves.
+    """A function that brings dense leaves into the layout of the case, and those leaves.
 
-    gradcheck nudges the elements of a leaf one by one, which stride 0 forbids.
+    gradcheck changes the elements of a leaf one by one, which is impossible with a stride of 0.
     """
     dense = replace(case, layout="contiguous", weight_layout="contiguous", target_layout=None)
     sample = dense.build(torch.float64, requires_grad=True)
     if sample.weight is not None and sample.weight.requires_grad:
-        # a group of weight 0 is 0 / 0, where no number is the derivative
+        # A group of weight 0 is 0 / 0, where there is no derivative.
         sample = sample._replace(weight=(sample.weight.detach() + 0.1).requires_grad_())
     leaves = [t for t in sample.operands if t is not None and t.requires_grad]
 
@@ -226,7 +228,7 @@ def of_leaves(case: Case) -> tuple:
             return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
         if layout == "expanded":
             return tensor[:1].expand(tensor.shape)
-        return torch.nn.functional.pad(tensor, (1, 2))[..., 1:-2]  # sliced out of something larger
+        return torch.nn.functional.pad(tensor, (1, 2))[..., 1:-2]  # sliced out of a larger tensor
 
     def function(*given: Tensor) -> Tensor:
         left = iter(given)
@@ -282,7 +284,7 @@ def test_gradgradcheck_options(option: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=short)
 def test_second_derivatives_in_lower_precision(dtype: torch.dtype) -> None:
-    """A gradient penalty trains in any dtype, and each operand's is in the dtype of the operand."""
+    """A gradient penalty works in any dtype; each gradient has the dtype of its operand."""
     sample = Case("x", (6, 4), target=None, weight="sample").build(dtype, requires_grad=True)
     gradients = torch.autograd.grad(soft_f1(*sample.operands), sample.operands, create_graph=True)
     penalty = sum(gradient.float().square().sum() for gradient in gradients)
@@ -316,8 +318,11 @@ def test_second_derivatives_do_not_depend_on_weights_that_want_none() -> None:
 @pytest.mark.parametrize("outer", ["square", "linear"])
 @pytest.mark.parametrize("wrt", ["input", "target", "weight"])
 def test_third_order_raises_instead_of_lying(wrt: str, outer: str) -> None:
-    """``torch.autograd.grad`` walks only what leads to its inputs: a refusal that is not on the way
-    there (as once_differentiable's is) is never reached, and a term is lost without a word."""
+    """The third derivative is right or an error, never silently wrong.
+
+    ``torch.autograd.grad`` visits only nodes that lead to its inputs. A node elsewhere that refuses
+    (as that of once_differentiable does) is never reached, and its term would be missing.
+    """
     sample = Case("x", (6, 4), target=None, weight="full").build(torch.float64)
 
     def third(op: Any) -> Tensor:

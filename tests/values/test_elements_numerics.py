@@ -58,7 +58,7 @@ def test_a_nan_spoils_its_group_alone(
 @pytest.mark.parametrize("absent", ["score", "skip", "penalize"])
 @pytest.mark.parametrize("target", [torch.bool, *INTEGERS, None], ids=str)
 def test_a_nan_is_seen_whatever_the_target_dtype(target: torch.dtype | None, absent: str) -> None:
-    """Also in a group without a positive, which ``absent`` may leave out or count otherwise."""
+    """This includes groups without a positive, which ``absent`` may skip or score differently."""
     x = torch.randn(8)
     x[3] = NAN
     for positives in (0, 5):
@@ -72,7 +72,7 @@ def test_a_nan_is_seen_whatever_the_target_dtype(target: torch.dtype | None, abs
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weight_0_removes_anything(layout: str, dtype: torch.dtype, value: float) -> None:
-    """Whatever a masked place holds: the value is that without it, its gradient exactly 0."""
+    """Whatever a masked element holds, the loss is as without it and its gradient is exactly 0."""
     if layout.startswith("expanded"):
         layout = "contiguous"
     for shape in SHAPES:
@@ -97,8 +97,7 @@ def test_weight_0_removes_anything(layout: str, dtype: torch.dtype, value: float
 
 
 def test_weight_0_removes_a_nan_from_the_gradient_of_a_broadcast_weight() -> None:
-    """A class of weight 0 that holds a NaN must not spoil the weights of the other classes, and
-    the reference and the kernel agree about its own."""
+    """A NaN in a class of weight 0 spoils no gradient of the weight, not even that of its class."""
     sample = Case("x", (6, 3), target=None).build(torch.float64)
     x = sample.input.clone()
     x[2, 1] = NAN
@@ -152,8 +151,8 @@ def test_extreme_logits_have_finite_gradients(
             loss = soft_f1(x, soft, link=link, gamma=gamma, absent=absent)
             assert loss.isfinite()
             assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, soft)))
-            # a bool target may go through loops of its own, which must flush where the others do:
-            # a group predicted empty is 0 / 0, and one predicted almost empty is all wrong
+            # A bool target may have its own loops, which must flush to 0 where the others do: a
+            # group that is predicted empty is 0 / 0, but one predicted almost empty has loss 1.
             hard = soft_f1(x, t.bool(), link=link, gamma=gamma, absent=absent)
             torch.testing.assert_close(hard, loss, rtol=1e-6, atol=1e-18, check_dtype=False)
 
@@ -164,7 +163,7 @@ def test_extreme_logits_have_finite_gradients(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("shape", [(1 << 18,), (1 << 17, 3), (2, 2, 400, 401)])
 def test_sums_beyond_the_largest_half(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """65504 is float16's largest number, and 256 the last integer bfloat16 counts to."""
+    """float16 ends at 65504, and bfloat16 cannot count beyond 256; the sums here are larger."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
     t = torch.rand(shape, generator=generator) < 0.7
@@ -186,7 +185,7 @@ def test_sums_beyond_the_largest_half(dtype: torch.dtype, shape: tuple[int, ...]
 
 
 def rare(elements: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Probabilities near 1e-4, a positive in a thousand."""
+    """Probabilities near 1e-4, with one positive in a thousand."""
     generator = torch.Generator().manual_seed(elements)
     x = torch.randn(elements, generator=generator).sub_(9.2).to(dtype)
     t = torch.randint(1000, (elements,), generator=generator, dtype=torch.int16) == 0
@@ -194,7 +193,7 @@ def rare(elements: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def blockwise(x: Tensor, t: Tensor) -> Tensor:
-    """The sums in float64, a stretch at a time."""
+    """The sums in float64, computed block by block to save memory."""
     sums = torch.zeros(4, dtype=torch.float64)
     for a, b in zip(x.split(1 << 22), t.split(1 << 22)):
         elements = ("sigmoid", 1.0, 0.0, False, False)
@@ -218,7 +217,7 @@ def check_rare(elements: int, dtype: torch.dtype, columns: int = 1) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("columns", [1, 4, 1024])
 def test_many_small_probabilities(columns: int, dtype: torch.dtype) -> None:
-    """2^22 terms of 1e-4: float32 alone would lose them one by one."""
+    """2^22 terms of 1e-4: a float32 sum that is large enough would not change any more."""
     check_rare(1 << 22, dtype, columns)
 
 
@@ -233,8 +232,10 @@ def test_many_small_probabilities(columns: int, dtype: torch.dtype) -> None:
 def test_equal_terms_do_not_drift(
     shape: tuple[int, ...], layout: str, target: torch.dtype, dtype: torch.dtype
 ) -> None:
-    """The first step of a fresh model: every logit is the bias. Adding the same number again and
-    again rounds the same way again and again, which random terms hide."""
+    """At the first step of a fresh model every logit is the bias.
+
+    Equal terms round in the same direction, so errors add up; with random terms they average out.
+    """
     t = lay_out((torch.arange(torch.Size(shape).numel()) % 5 == 0).view(shape).to(target), layout)
     per_class = len(shape) > 1
     for logit in (-9.2, -10.46, -11.23, -4.6, 0.3):
@@ -243,7 +244,7 @@ def test_equal_terms_do_not_drift(
         for weight in (None, torch.full((), 0.7)):
             sums = torch.ops.customloss.confusion_sums(lay_out(x, layout), t, weight)
             wanted = expected if weight is None else expected * weight.double()
-            # a product with the weight is one more rounding that never averages out
+            # The product with the weight is another rounding, the same for all elements.
             rtol = 1e-6 if weight is None else 2e-6
             torch.testing.assert_close(sums, wanted, rtol=rtol, atol=0)
 
@@ -268,8 +269,9 @@ def test_a_nearly_perfect_score_keeps_its_digits(
 ) -> None:
     """1 - 2 tp / (2 tp + fp + fn) has no digit left at 1e-9 in float32; (fp + fn) / ... has all.
 
-    Nor has a sum that is made of the others: fn = count - tp, fp = sum p - tp."""
-    flat = torch.arange(9000) % 7 < 3  # 7 divides no size below: every class has positives
+    Sums computed as differences have no digit left either: fn = count - tp, fp = sum p - tp.
+    """
+    flat = torch.arange(9000) % 7 < 3  # 7 divides no size below, so that every class has positives
     t = {
         "vector": flat,
         "rows": flat.view(3000, 3),
@@ -283,19 +285,19 @@ def test_a_nearly_perfect_score_keeps_its_digits(
     x = torch.where(t > 0, logit, -logit).requires_grad_()
     positives = t.double().mean([d for d in range(t.dim()) if d != 1 or t.dim() == 1])
     q = torch.sigmoid(-logit.double())
-    miss = q / (2 * positives * (1 - q) + q)  # of every class: (fp + fn) / (2 tp + fp + fn)
+    miss = q / (2 * positives * (1 - q) + q)  # (fp + fn) / (2 tp + fp + fn) of every class
     expected = (torch.log1p(miss / (1 - miss)) if link == "log" else miss).mean()
     loss = soft_f1(x, t, weight, link=link)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     assert float(loss.detach()) == pytest.approx(float(expected), rel=tolerance, abs=0)
     (gradient,) = torch.autograd.grad(loss, x)
-    if dtype != torch.float16:  # whose smallest number is 6e-8
+    if dtype != torch.float16:  # its smallest number is 6e-8
         assert (gradient[t > 0] < 0).all()
         assert (gradient[t == 0] > 0).all()
 
 
 def test_the_complement_is_not_one_minus_p() -> None:
-    """From a logit of 16.7 on, 1 - p is 0 in float32, and from 6.25 on in bfloat16."""
+    """1 - p is 0 from a logit of 16.7 on in float32, and from 6.25 on in bfloat16."""
     for dtype, logit in ((torch.bfloat16, 7.0), (torch.float16, 12.0), (torch.float32, 20.0)):
         x = torch.tensor([logit, -logit], dtype=dtype, requires_grad=True)
         loss = soft_f1(x, torch.tensor([True, False]))
@@ -315,7 +317,7 @@ def test_focal_slope_at_a_perfect_score_is_0() -> None:
 
 
 def test_weights_of_any_size() -> None:
-    """The loss is homogeneous of degree 0 in the weight, as far as the numbers reach."""
+    """A common factor of all weights changes nothing, unless numbers overflow or underflow."""
     sample = Case("x", (200, 3), target=None, weight="full").build()
     expected = soft_f1(*sample.operands).double()
     for factor in (2.0**-60, 2.0**40, 2.0**100):
@@ -331,7 +333,10 @@ def test_weights_of_any_size() -> None:
 def test_options_that_are_defaults_only_in_float32(
     shape: tuple[int, ...], option: dict[str, float]
 ) -> None:
-    """Whether the loops for the defaults apply is decided once, not per precision."""
+    """Options that round to the defaults in float32 may not change the sums.
+
+    Whether the loops for the defaults apply is decided once for all precisions.
+    """
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     t = x > 0.5
     expected = torch.ops.customloss.confusion_sums(x, t)

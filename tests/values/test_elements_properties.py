@@ -1,4 +1,4 @@
-"""Invariances and identities of the element-wise losses hold for whatever numbers are drawn."""
+"""Invariances and identities of the element-wise losses hold for random numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 @given(SEEDS, ROWS, COLUMNS, LINKS, BETAS)
 def test_permutation(seed: int, rows: int, columns: int, link: str, beta: float) -> None:
-    """The order of samples does not matter, nor that of classes to their mean."""
+    """The order of samples does not matter, and that of classes does not matter to their mean."""
     x, t, w = drawn(seed, rows, columns)
     loss = soft_f1(x, t, w, link=link, beta=beta)
     some = torch.randperm(rows)
@@ -68,7 +68,7 @@ def test_the_sums_share_out_the_weight(seed: int, rows: int, columns: int) -> No
 def test_duplication(
     seed: int, rows: int, columns: int, link: str, beta: float, times: int
 ) -> None:
-    """The same data twice is the same loss; so is every weight doubled."""
+    """Repeating the data, or multiplying every weight, does not change the loss."""
     x, t, w = drawn(seed, rows, columns)
     loss = soft_f1(x, t, w, link=link, beta=beta)
     again = (each.repeat(times, 1) for each in (x, t, w))
@@ -150,8 +150,10 @@ def test_links_are_functions_of_one_score(seed: int, rows: int, columns: int) ->
 def test_euler(
     seed: int, rows: int, columns: int, link: str, beta: float, samplewise: bool
 ) -> None:
-    """A ratio is homogeneous of degree 0 in its sums: sum of s dL/ds is 0. By the weights, which
-    scale the sums: sum of w dL/dw is 0 over every group."""
+    """A ratio is homogeneous of degree 0 in its sums, so Σ s dL/ds is 0.
+
+    The weights scale the sums, so Σ w dL/dw over a group is 0 too.
+    """
     x, t, w = drawn(seed, rows, columns)
     w.requires_grad_()
     loss = soft_f1(x, t, w, link=link, beta=beta, samplewise=samplewise)
@@ -204,7 +206,7 @@ def test_the_affine_map_is_that_of_the_logit(
     own = soft_f1(x, t, w, logit_scale=scale, logit_offset=offset)
     close(own, soft_f1(scale * (x - offset), t, w))
     close(own, soft_f1((scale * (x - offset)).sigmoid(), t, w, activation="none"))
-    # the complement of everything: scale -> -scale is p -> 1 - p
+    # Negating the scale turns p into 1 - p, which swaps tp with fn and fp with tn.
     flipped = customloss.confusion_sums(x, t, w, logit_scale=-scale, logit_offset=offset)
     straight = customloss.confusion_sums(x, t, w, logit_scale=scale, logit_offset=offset)
     close(torch.stack(flipped), torch.stack(straight)[[2, 3, 0, 1]])
@@ -221,7 +223,7 @@ def test_smoothing_pulls_the_loss_down(seed: int, rows: int, columns: int, smoot
 
 @given(SEEDS, st.integers(2, 40), COLUMNS)
 def test_a_better_prediction_has_a_smaller_loss(seed: int, rows: int, columns: int) -> None:
-    """Against the gradient the loss falls: positives up, negatives down."""
+    """The gradient raises positives and lowers negatives, and a step against it lowers the loss."""
     x, t, _ = drawn(seed, rows, columns)
     hard = (t < 0.4).double()
     hard[0], hard[1] = 1, 0

@@ -65,7 +65,7 @@ def test_options_by_layout(option: str, layout: str) -> None:
 
 @pytest.mark.parametrize("target", TARGET_DTYPES, ids=short)
 def test_hard_targets_agree_whatever_their_dtype(target: torch.dtype) -> None:
-    """0 and 1 are the same numbers in every dtype, so the loss has the same bits."""
+    """0 and 1 are the same numbers in every dtype, so the loss differs by rounding at most."""
     sample = Case("one", (300, 5)).build()
     expected = soft_f1(sample.input, sample.target)
     assert_near(soft_f1(sample.input, sample.target.to(target)), expected.double(), torch.float32)
@@ -96,8 +96,8 @@ def test_confusion_sums(average: str, samplewise: bool, dtype: torch.dtype) -> N
             assert own.shape == torch.Size(kept)
             assert own.dtype == reference.accumulator(sample.input)
             assert_near(own, wanted.reshape(kept), dtype)
-        narrow = customloss.confusion_sums(*sample.operands, dtype=torch.float64)
-        assert narrow.tp.dtype == torch.float64
+        doubles = customloss.confusion_sums(*sample.operands, dtype=torch.float64)
+        assert doubles.tp.dtype == torch.float64
 
 
 def test_the_module_and_the_function_are_the_operator() -> None:
@@ -118,7 +118,7 @@ def test_the_module_knows_every_option_of_the_function() -> None:
     assert {n: p.default for n, p in module.items()} == options
     schema = torch.ops.customloss.soft_f1.default._schema
     own = {a.name: a.default_value for a in schema.arguments if a.kwarg_only}
-    # what acts on the sums of the classes, or before and after the operator
+    # Options that act on the sums of the classes, or outside the operator, are not in its schema.
     for name in (*spec_options.CLASSES, "check_target", "process_group"):
         del options[name]
     assert own == options
@@ -136,7 +136,7 @@ def test_the_module_passes_every_option_on(option: str) -> None:
 
 
 def eager(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """What people write: the formula in the dtype of the input, in PyTorch."""
+    """The usual implementation: the formula in PyTorch, in the dtype of the input."""
     p = input.sigmoid()
     t = target.to(p.dtype)
     w = torch.ones_like(p) if weight is None else weight.to(p.dtype)
@@ -146,7 +146,7 @@ def eager(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def exact(sample: Sample) -> tuple[np.longdouble, np.ndarray]:
-    """The same loss and its gradient in extended precision, to judge float64 too."""
+    """The same loss and its gradient in extended precision, which can judge float64 too."""
     wide = sample.as_double()
     x, t = (tensor.numpy().astype(np.longdouble) for tensor in (wide.input, wide.target))
     w = np.ones_like(x) if wide.weight is None else wide.weight.numpy().astype(np.longdouble)
@@ -177,9 +177,9 @@ def exact(sample: Sample) -> tuple[np.longdouble, np.ndarray]:
     ids=str,
 )
 def test_error_budget(case: Case, dtype: torch.dtype) -> None:
-    """At most twice the error of eager PyTorch in the same dtype, and one rounding.
+    """The error is at most twice that of eager PyTorch in the same dtype, plus one rounding.
 
-    A loss is one number, and eager may hit it by luck: the errors are the largest of some seeds.
+    Eager may hit a single loss by luck, so the largest errors over several seeds are compared.
     """
     worst = {"own loss": 0.0, "eager loss": 0.0, "own gradient": 0.0, "eager gradient": 0.0}
     for seed in range(12):
@@ -202,7 +202,7 @@ def test_error_budget(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 def test_every_finite_logit(dtype: torch.dtype) -> None:
-    """The probability itself, one element a group, from subnormal to overflow."""
+    """The probability alone, with one element per group, from subnormal to overflow."""
     info = torch.finfo(dtype)
     powers = torch.logspace(-30, 9, 400, base=2, dtype=torch.float64)
     near = torch.linspace(-90, 90, 3001, dtype=torch.float64)
@@ -212,7 +212,7 @@ def test_every_finite_logit(dtype: torch.dtype) -> None:
     sums = torch.ops.customloss.confusion_sums(logits, ones, samplewise=True)
     tp, fp, fn, tn = sums[:, :, 0]
     p, q = torch.sigmoid(logits.double()), torch.sigmoid(-logits.double())
-    # e^-a is flushed to 0 where it would be subnormal
+    # e^-a is flushed to 0 where it would be subnormal.
     floor = {torch.float64: 1e-307}.get(dtype, 2e-38)
     relative = 1e-14 if dtype == torch.float64 else 5e-7
     torch.testing.assert_close(tp, p, rtol=relative, atol=floor)
@@ -221,7 +221,7 @@ def test_every_finite_logit(dtype: torch.dtype) -> None:
 
 
 def test_option_products() -> None:
-    """Every average, reduction, absent and link with every other, float64, to 13 digits."""
+    """All combinations of average, reduction, absent and link agree to 13 digits in float64."""
     sample = Case("few", (3, 4, 2), target=torch.bool, weight="full").build(torch.float64)
     none = sample._replace(target=torch.zeros_like(sample.target))
     for average, samplewise, reduction, absent, link in itertools.product(

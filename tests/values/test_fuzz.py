@@ -1,7 +1,7 @@
 """Random shapes, strides, dtypes and options agree with the reference.
 
-A failure names its seed. Put it into KEPT with what was wrong, so that it is run for ever;
-``CUSTOMLOSS_FUZZ=5000 pytest tests/values/test_fuzz.py`` looks for more.
+A failure names its seed. Add the seed to KEPT or KEPT_PIXELS with what was wrong, so that it is
+always run. ``CUSTOMLOSS_FUZZ=5000 pytest tests/values/test_fuzz.py`` tries more seeds.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from selection import one_of_each
 import customloss
 from customloss._spec import options as spec_options
 
-FOUND = int(os.environ.get("CUSTOMLOSS_FUZZ", "240"))
+SEEDS = int(os.environ.get("CUSTOMLOSS_FUZZ", "240"))
 
-# seed -> what it once found
+# seed -> the fault that it once found
 KEPT: dict[int, str] = {}
 KEPT_PIXELS: dict[int, str] = {
     1881: "the gradient of a log-loss of a probability of 1 is beyond float16",
     802: "a derivative that cancels is rounded to a subnormal float16",
-    2395: "an exponent of 15 is rounded before it is one",
+    2395: "a logit of 15 is rounded before its exponential is taken",
 }
 
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 33, 63, 64, 65, 127)
@@ -72,7 +72,7 @@ def drawn_case(seed: int) -> tuple[Case, torch.dtype]:
 
 
 def drawn_pixels(seed: int) -> tuple[Case, torch.dtype, dict[str, Any]]:
-    """Softmax, class numbers, what is ignored, smoothing, and which further sums to add up."""
+    """Softmax, class numbers, ignored targets and smoothing, and which extras to sum."""
     draw = random.Random(seed)
     case, dtype = drawn_case(seed)
     classes = draw.choice((2, 3, 4, 5, 7, 16, 17, 33, 105))
@@ -135,20 +135,20 @@ def test_kept_seeds() -> None:
 @one_of_each(lambda tenth: tenth % 3)
 @pytest.mark.parametrize("tenth", range(10))
 def test_fuzz(tenth: int) -> None:
-    for seed in range(tenth, FOUND, 10):
+    for seed in range(tenth, SEEDS, 10):
         run(seed)
 
 
 @one_of_each(lambda tenth: tenth % 3)
 @pytest.mark.parametrize("tenth", range(10))
 def test_fuzz_of_pixels(tenth: int) -> None:
-    for seed in range(tenth, FOUND, 10):
+    for seed in range(tenth, SEEDS, 10):
         run_pixels(seed)
 
 
 def test_fuzz_of_the_reference_backend() -> None:
-    """The fallback has the same contract."""
+    """The fallback keeps the same contract."""
     with customloss.backend("reference"):
-        for seed in range(0, FOUND, 8):
+        for seed in range(0, SEEDS, 8):
             run(seed)
             run_pixels(seed)

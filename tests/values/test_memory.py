@@ -1,4 +1,4 @@
-"""Backward keeps the caller's tensors alone, and a step takes no more memory than promised."""
+"""Backward keeps only the caller's tensors, and the peak memory of a step is one gradient."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ import torch, customloss
 from cases import Case
 
 def peak():
-    # the kernel's own high-water mark: it sees what C++ takes without torch, too
+    # the process's high-water mark also counts what C++ allocates without torch
     with open("/proc/self/status") as status:
         fields = dict(line.split(":", 1) for line in status)
     return int(fields["VmHWM"].split()[0]) * 1024, int(fields["VmRSS"].split()[0]) * 1024
@@ -103,6 +103,6 @@ def test_the_peak_is_one_gradient(shape: tuple[int, ...], layout: str, dtype: st
     done = run_python(PEAK.format(shape=shape, layout=layout, dtype=dtype))
     assert done.returncode == 0, done.stderr
     forward, both, gradient = map(int, done.stdout.split())
-    spare = 4 << 20  # pages of stacks and of code that runs for the first time
+    spare = 4 << 20  # for stacks, and for code that runs for the first time
     assert forward <= spare, forward
     assert both <= gradient + spare, (both, gradient)

@@ -1,4 +1,4 @@
-"""Gradients of softmax, class numbers and the further sums agree with formulas."""
+"""Gradients of softmax, class numbers and extras agree with finite differences and autograd."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STRICT: dict[str, Any] = {
 
 
 def of_leaves(case: Case, op: Any = soft_f1, **more: Any) -> tuple:
-    """A function of dense leaves that lays them out itself, and the leaves."""
+    """A function that brings dense leaves into the layout of the case, and those leaves."""
     sample = replace(case, layout="contiguous").build(torch.float64, requires_grad=True)
     if sample.options.get("ignore_index") is not None and sample.target.requires_grad:
-        sample.target.requires_grad_(False)  # nudged, what is ignored would count
+        sample.target.requires_grad_(False)  # a changed target would not be ignored
     if sample.weight is not None:
-        # a group of weight 0 is 0 / 0, where no number is the derivative
+        # A group of weight 0 is 0 / 0, where there is no derivative.
         sample = sample._replace(weight=(sample.weight.detach() + 0.1).requires_grad_())
     leaves = [t for t in sample.operands if t is not None and t.requires_grad]
     layout = case.layout
@@ -109,7 +109,7 @@ def test_gradgradcheck_outcomes(outcome: str) -> None:
 @pytest.mark.parametrize("extra", [{}, *EXTRAS.values()], ids=str)
 @pytest.mark.parametrize("name", READINGS)
 def test_the_gradient_formulas_are_the_derivatives(name: str, extra: dict) -> None:
-    """``confusion_backward`` of the reference is what autograd makes of its ``confusion``."""
+    """The reference's ``confusion_backward`` is what autograd derives from its ``confusion``."""
     for samplewise, average in ((False, "macro"), (True, "micro")):
         case = reading(name, (3, 4, 2), weight="full",
                        options={"samplewise": samplewise, "average": average, **extra})  # fmt: skip
@@ -140,7 +140,7 @@ def test_incoming_gradients(returns: str, layout: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_operand_alone(dtype: torch.dtype) -> None:
-    """What is not asked for is not computed, and what is asked for stays the same."""
+    """Each gradient has the same bits, alone or together with the others."""
     for shape in ((70, 4), (2, 5, 40)):
         sample = reading("softmax-smoothed-shares", shape, weight="full").build(dtype)
         leaves = [t.clone().requires_grad_() for t in sample.operands]
@@ -162,7 +162,7 @@ def test_a_logit_of_one_pixel_moves_no_other() -> None:
 
 @pytest.mark.parametrize("case", pixel_cases.FEW, ids=str)
 def test_logits_have_no_level_of_their_own(case: Case) -> None:
-    """Adding a number to all logits of a pixel changes nothing: their gradients add up to 0."""
+    """Adding a number to all logits of a pixel changes nothing, so their gradients add up to 0."""
     sample = case.build(torch.float64)
     if sample.options.get("activation") != "softmax":
         return

@@ -1,4 +1,4 @@
-"""Softmax and class numbers stay right where numbers run out: NaN, infinities, length."""
+"""Softmax and class numbers stay right with NaN, infinities, extreme logits and long sums."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVERY = EXTRAS["every"]
 
 
 def gradients(x: Tensor, t: Tensor, w: Tensor | None, options: dict) -> tuple[Tensor, ...]:
-    """The loss and the gradient by the logits, then those of all sums together."""
+    """The loss, its gradient by the logits, all sums, their gradient, and sums with two extras."""
     x = x.detach().requires_grad_()
     loss = soft_f1(x, t, w, **options)
     (by_loss,) = torch.autograd.grad(loss.sum(), x)
@@ -50,7 +50,7 @@ def gradients(x: Tensor, t: Tensor, w: Tensor | None, options: dict) -> tuple[Te
 def test_what_is_ignored_never_leaks(
     activation: str, layout: str, dtype: torch.dtype, value: float
 ) -> None:
-    """A pixel whose number is ignored, no class's, or of weight 0: exactly as if it held zeros."""
+    """A pixel has no effect if its number is ignored or no class, or if its weight is 0."""
     options = {"activation": activation, "ignore_index": 1}
     for shape in SHAPES:
         case = numbered("x", shape, layout=layout, weight="pixel", options=options)
@@ -73,7 +73,7 @@ def test_what_is_ignored_never_leaks(
 @pytest.mark.parametrize("name", ["sigmoid-ignored", "sigmoid-ignored-soft", "none-ignored"])
 @pytest.mark.parametrize("layout", ["contiguous", "class_last", "stepped"])
 def test_an_ignored_element_never_leaks(layout: str, name: str, value: float) -> None:
-    """Of dense targets it is one element, and the others of its pixel stay."""
+    """With a dense target only the element is ignored, and the others of its pixel count."""
     for shape in SHAPES:
         case = reading(name, shape, layout=layout, weight="class")
         x, t, w, options = case.build()
@@ -90,7 +90,7 @@ def test_an_ignored_element_never_leaks(layout: str, name: str, value: float) ->
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_weight_0_hides_a_soft_pixel(value: float) -> None:
-    """Logits and targets of a pixel that weighs nothing; gradients by the target and the weight."""
+    """Logits and targets of a pixel of weight 0 change neither the sums nor any gradient."""
     x, t, w, _ = Case("x", (60, 4), kind="shares", target=None, weight="pixel").build(torch.float64)
     removed = (w == 0).expand(x.shape)
     assert removed.any()
@@ -127,7 +127,7 @@ def test_what_is_ignored_is_hidden_under_transforms_and_twice() -> None:
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 def test_a_nan_spoils_every_class_of_its_sample(dtype: torch.dtype) -> None:
-    """A softmax has no element of its own; but other samples are other groups."""
+    """A softmax reads all classes of a pixel, but other samples are other groups."""
     x, t, _, _ = numbered("x", (3, 4, 20)).build(dtype)
     t = t.clamp(0, 3)
     clean = soft_f1(x, t, **SOFTMAX, samplewise=True, reduction="none")
@@ -155,7 +155,7 @@ def test_a_nan_is_seen_in_every_further_sum(
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("classes", [3, 17])
 def test_masked_classes(classes: int, dtype: torch.dtype) -> None:
-    """A logit of -inf is a class that cannot be: as if it were not there."""
+    """A logit of -inf rules its class out, as if the class did not exist."""
     x, t, _, _ = numbered("x", (50, classes)).build(dtype)
     t = t.clamp(0, classes - 2)
     masked = x.clone()
@@ -172,7 +172,7 @@ def test_masked_classes(classes: int, dtype: torch.dtype) -> None:
 
 
 def test_a_choice_of_infinitely_sure_classes() -> None:
-    """One class that is left: p = 1, and neither loss nor gradient is NaN."""
+    """If only one class is not ruled out, its p is 1 and neither loss nor gradient is NaN."""
     x = torch.tensor([[-INF, 2.0, -INF], [0.5, -INF, -INF], [-INF, -INF, -3.0]])
     loss, by_loss, sums, by_sums, _ = gradients(x, torch.tensor([1, 0, 2]), None, SOFTMAX)
     assert loss == 0
@@ -188,11 +188,11 @@ def test_a_choice_of_infinitely_sure_classes() -> None:
 
 
 def confident(classes: int, gap: float, pixels: int = 600) -> tuple[Tensor, Tensor]:
-    """Every pixel sure of its class, and all but one in 50 right."""
+    """Logits that are sure of a class at every pixel, and wrong at one pixel in 50."""
     generator = torch.Generator().manual_seed(classes)
     t = torch.randint(classes, (pixels,), generator=generator)
     sure = torch.where(torch.arange(pixels) % 50 == 7, (t + 1) % classes, t)
-    # whose differences are exact: the error is that of the kernel alone
+    # The differences of these are exact, so that all error is that of the kernel.
     noise = torch.randint(64, (pixels, classes), generator=generator) / 64
     return gap * (2 * one_hot(sure, classes) - 1) + noise, t
 
@@ -201,12 +201,12 @@ def confident(classes: int, gap: float, pixels: int = 600) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("gap", [4.0, 8.0, 15.0, 30.0])
 @pytest.mark.parametrize("classes", [2, 3, 4, 17, 105])
 def test_confident_predictions_keep_their_digits(classes: int, gap: float) -> None:
-    """fn and the log-losses next to p = 1 in float32, and every gradient, against float64."""
+    """Near p = 1, fn, the log-losses and all gradients of float32 agree with float64."""
     x, t = confident(classes, gap)
     wide = x.double()[:, :, None]
     elements = ("softmax", 1.0, 0.0, True, True, None, 0.0, 1)
     expected = reference.confusion(wide, t[:, None, None], None, *elements)
-    # a group for every pixel: no large term hides a small one
+    # Every pixel is its own group, so that no large term hides a small one.
     own = confusion_sums(x[:, :, None], t[:, None], **SOFTMAX, log_loss=True, samplewise=True)
     torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-37)
     for extra in ({}, {"log_loss": True}, EVERY):
@@ -214,14 +214,14 @@ def test_confident_predictions_keep_their_digits(classes: int, gap: float) -> No
         factors = outer_gradient(reference_sums(sample)) - 1
         judged = reference_sums_gradients(sample, factors)
         _, (gradient,) = differentiated(confusion_sums, sample, factors)
-        # the terms of the surest class are as small as q: it moves no faster
+        # The terms of the surest class are as small as its q, and so must its error be.
         allowed = 3e-6 * judged.terms[0] + 1e-37
         assert ((gradient - judged.gradients[0]).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("name", ["softmax-numbers", "softmax-shares", "sigmoid-ignored-soft"])
 def test_what_all_four_sums_have_in_common_cancels(name: str) -> None:
-    """tp + fp + fn + tn does not move: a gradient by all of them alike is 0, however large."""
+    """tp + fp + fn + tn is constant, so a number added to all four derivatives changes nothing."""
     x, t, _, options = reading(name, (60, 4)).build(torch.float32)
     leaf = x.requires_grad_()
     sums = confusion_sums(leaf, t, **options)
@@ -262,7 +262,7 @@ def test_extreme_logits_have_finite_gradients(dtype: torch.dtype, logit: float) 
 
 
 def gradients_of(x: Tensor, t: Tensor, options: dict) -> tuple[Tensor, ...]:
-    """As ``gradients``, the sums without the options of a loss."""
+    """As ``gradients``, but without the options of a loss for the sums."""
     leaf = x.detach().requires_grad_()
     loss = soft_f1(leaf, t, **options)
     (by_loss,) = torch.autograd.grad(loss, leaf)
@@ -276,7 +276,7 @@ def gradients_of(x: Tensor, t: Tensor, options: dict) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
 @pytest.mark.parametrize("side", [24, pytest.param(64, marks=pytest.mark.slow)])
 def test_volumes_of_halves(side: int, dtype: torch.dtype) -> None:
-    """Other libraries return negative losses or NaN here: 64^3 terms in a half."""
+    """64^3 terms in a half, for which other libraries return negative losses or NaN."""
     generator = torch.Generator().manual_seed(0)
     t = torch.randint(4, (1, side, side, side), generator=generator, dtype=torch.uint8)
     for sharpness in (0.5, 3.0, 20.0):
@@ -291,7 +291,7 @@ def test_volumes_of_halves(side: int, dtype: torch.dtype) -> None:
 
 
 def check_rare(pixels: int, classes: int) -> None:
-    """Probabilities near 1e-4 of all classes but one: float32 alone would lose them one by one."""
+    """All classes but one have probabilities near 1e-4, which a float32 sum would lose."""
     x = torch.full((pixels, classes), -9.2)
     x[:, 0] = 0
     x += 0.01 * torch.randn(classes, generator=torch.Generator().manual_seed(pixels))
@@ -308,14 +308,14 @@ def check_rare(pixels: int, classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 4, 33])
 def test_many_small_probabilities(classes: int) -> None:
-    """Equal terms round the same way again and again: length is drift."""
+    """Equal terms round in the same direction, so errors could grow with the number of terms."""
     check_rare(1 << 17, classes)
 
 
 @one_of_each()
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_many_small_probabilities_on_other_instruction_sets(isa: str) -> None:
-    """Fewer lanes, so more additions in each."""
+    """These have fewer lanes, so there are more additions in each."""
     code = f"""
 import torch
 import customloss

@@ -1,4 +1,4 @@
-"""Invariances of softmax and class numbers hold, and other libraries say the same."""
+"""Invariances of softmax and class numbers hold, and other libraries give the same numbers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_two_classes_are_the_sigmoid_of_their_difference(seed: int, pixels: int)
     close(own[4].sum(), binary[4:6].sum())
     close(own[6].sum(), binary[6].sum())
     close(own[7:, :, 1:], binary[7:])
-    # what is a hit of the one class is a true negative of the other
+    # A true positive of one class is a true negative of the other.
     close(own[:4, :, :1], binary[:4].flip(0))
 
 
@@ -58,7 +58,8 @@ def test_class_numbers_are_one_hot_targets(
     dense = one_hot(t, classes).double()
     options = {"activation": activation, **EVERY}
     if smoothing:
-        # of a dense sigmoid target smoothing knows two outcomes, of class numbers all classes
+        # Smoothing spreads class numbers over all classes, but a dense sigmoid target over two
+        # outcomes. So the dense target is smoothed here.
         dense = dense * (1 - smoothing) + smoothing / classes
     own = confusion_sums(x, t, w, label_smoothing=smoothing, **options)
     close(own, confusion_sums(x, dense, w, **options))
@@ -76,7 +77,7 @@ def test_a_shift_of_all_logits_changes_nothing(seed: int, pixels: int, classes: 
 
 @given(SEEDS, PIXELS, CLASSES)
 def test_permutations(seed: int, pixels: int, classes: int) -> None:
-    """Classes renamed are sums renamed; the order of pixels, and where axes lie, is nothing."""
+    """Permuting classes permutes their sums; the order of pixels and the layout do not matter."""
     x, t, w = drawn(seed, pixels, classes)
     sums = confusion_sums(x, t, w, **SOFTMAX, **EVERY)
     order = torch.randperm(classes)
@@ -149,7 +150,7 @@ def test_focal_sums_are_those_of_the_papers(
 
 @given(SEEDS, PIXELS, CLASSES)
 def test_micro_soft_f1_is_the_mean_miss(seed: int, pixels: int, classes: int) -> None:
-    """Σ fp = Σ fn = Σ (1 - p_true): every wrong share of a pixel is counted once on each side."""
+    """Σ fp = Σ fn = Σ (1 - p_true): what the true class of a pixel lacks, other classes have."""
     x, t, _ = drawn(seed, pixels, classes)
     miss = 1 - x.softmax(1).gather(1, t[:, None])
     close(soft_f1(x, t, **SOFTMAX, average="micro"), miss.mean())
@@ -181,7 +182,7 @@ def test_what_is_ignored_is_removed(seed: int, pixels: int, classes: int, ignore
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
 @pytest.mark.parametrize("classes", [2, 3, 5, 17, 40])
 def test_hard_sums_are_scikit_learns(classes: int, dtype: torch.dtype) -> None:
-    """The metric of training, exactly; of equal logits the first counts, as in argmax."""
+    """The counts are exactly those of the metric; of equal logits the first wins, as in argmax."""
     x, t, _ = drawn(classes, 700, classes)
     x = x.to(dtype)
     for logits in (x, x.round()):

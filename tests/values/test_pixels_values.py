@@ -80,7 +80,7 @@ def test_further_sums_of_every_size(case: Case) -> None:
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("name", ["softmax-numbers", "softmax-smoothed", "sigmoid-ignored"])
 def test_further_sums_of_some_tiles(name: str, extra: str) -> None:
-    """Runs, tiles and tails of every loop."""
+    """These sizes have the runs, tiles and tails of every loop."""
     for dtype in (torch.float32, torch.bfloat16):
         assert_sums_right(reading(name, (1063, 3)).build(dtype), **EXTRAS[extra])
         assert_sums_right(reading(name, (1063, 3), weight="pixel").build(dtype), **EXTRAS[extra])
@@ -108,7 +108,7 @@ def test_groups_of_further_sums(name: str, samplewise: bool, average: str) -> No
 
 
 def test_further_sums_by_name() -> None:
-    """The function names what the operator counts off."""
+    """The function returns by name the rows that the operator returns in order."""
     sample = numbered("x", (6, 3)).build(torch.float64)
     raw = torch.ops.customloss.confusion_sums(*sample.operands, **sample.options, **EXTRAS["every"])
     own = customloss.confusion_sums(*sample.operands, **sample.options, **EXTRAS["every"])

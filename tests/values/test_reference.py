@@ -1,4 +1,4 @@
-"""The reference agrees with numbers worked out by hand, exact rationals and other libraries.
+"""The reference agrees with numbers computed by hand, exact rationals and other libraries.
 
 The exact rationals are a second specification; the libraries are scikit-learn and torchmetrics.
 """
@@ -21,7 +21,7 @@ from customloss import reference
 
 
 def halves(rows: list[list[int]], by: int = 4) -> Tensor:
-    """Small integers over a power of two: exact in every floating dtype."""
+    """Small integers divided by a power of two, which every floating dtype holds exactly."""
     return torch.tensor(rows, dtype=torch.float64) / by
 
 
@@ -54,7 +54,7 @@ BY_HAND: dict[str, tuple[dict[str, Any], Any]] = {
     "negative": ({"link": "negative"}, F(29, 56) - 1),
     "focal": ({"average": "none", "reduction": "none", "link": "focal", "gamma": 2.0},
               [F(4, 49), F(9, 16)]),
-    # a sample alone: 1 - 2 tp / (2 tp + fp + fn); the third has no positive, so all is missed
+    # of each sample: 1 - 2 tp / (2 tp + fp + fn); the third has no positive, so its loss is 1
     "samples": ({"average": "micro", "samplewise": True, "reduction": "none"},
                 [F(2, 8), F(5, 11), F(1)]),
     "samples, skip": ({"average": "micro", "samplewise": True, "absent": "skip"},
@@ -91,7 +91,7 @@ def test_sums_by_hand() -> None:
 
 
 def test_sigmoid_by_hand() -> None:
-    """Logits log(3), 0, -log(3) are probabilities 3/4, 1/2, 1/4; then scaled and moved."""
+    """Logits log(3), 0, -log(3) are probabilities 3/4, 1/2, 1/4; scaling and moving is undone."""
     third = math.log(3)
     x = torch.tensor([[third, -third], [0.0, -third], [-third, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(
@@ -198,7 +198,7 @@ def test_against_exact_rationals(choice: tuple) -> None:
 def test_the_gradient_formulas_are_the_derivatives(
     per_class: bool, samplewise: bool, shape: tuple[int, ...]
 ) -> None:
-    """``confusion_backward`` is what autograd makes of ``confusion``."""
+    """``confusion_backward`` is what autograd derives from ``confusion``."""
     per_class = per_class and len(shape) > 1
     for activation, scale, offset in (("sigmoid", 1.0, 0.0), ("sigmoid", 2.0, 0.5), ("none", 1, 0)):
         operands = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
@@ -212,7 +212,7 @@ def test_the_gradient_formulas_are_the_derivatives(
 
 
 def test_weighted_average_moves_with_the_support_of_an_absent_class() -> None:
-    """d/ds of sum(s l) / sum(s) at s = 0 is (l - mean) / sum(s): it is not lost with the loss."""
+    """d/ds of sum(s l) / sum(s) at s = 0 is (l - mean) / sum(s), which is not 0."""
     p = torch.rand(6, 2, dtype=torch.float64)
     t = torch.tensor([[1.0, 0.0]] * 6, dtype=torch.float64, requires_grad=True)
     loss = reference.soft_f1(p, t, average="weighted")
@@ -276,7 +276,7 @@ def test_precision_and_recall_are_the_ends_of_beta() -> None:
 
 
 def test_samplewise_micro_is_scikit_learns_samples() -> None:
-    """Every sample has a positive or a prediction here: 0 / 0 is 1 on both sides otherwise."""
+    """A sample without positives and predictions is 0 / 0, which is 1 on both sides."""
     p, t = hard((40, 6), 2)
     score = sklearn.metrics.f1_score(t, p, average="samples", zero_division=1.0)
     loss = reference.soft_f1(p.double(), t, **NONE, average="micro", samplewise=True)
@@ -297,7 +297,7 @@ def test_samplewise_is_torchmetrics(average: str) -> None:
 
 
 def test_absent_classes_are_scikit_learns_zero_division() -> None:
-    """No positive but a prediction: F is 0. Neither: 0 / 0, which is 1 here."""
+    """A class with predictions but no positive has F = 0; one with neither is 0 / 0, which is 1."""
     p, t = hard((30, 3), 5)
     t[:, 1:], p[:, 2] = 0, 0
     score = sklearn.metrics.f1_score(t, p, average=None, zero_division=1.0)

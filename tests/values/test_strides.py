@@ -1,7 +1,7 @@
-"""Any strides are read where they lie: the loss is the same, and nothing of that size is copied.
+"""Operands of any strides are read in place: the loss is the same, and no operand is copied.
 
-test_elements_values and test_elements_gradients judge every layout against the reference; here is
-what is left.
+test_elements_values and test_elements_gradients judge every layout against the reference; this file
+has the remaining checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DENSE = ("contiguous", "class_last", "transposed")
 
 
 def test_the_counter_counts() -> None:
-    """It would see a copy, also one that compiled code makes."""
+    """``allocated`` sees a copy, and does not count a view."""
     assert sum(allocated(lambda: torch.zeros(1000, 1000).contiguous())) >= 4_000_000
     x = torch.zeros(1000, 1000).t()
     assert sum(allocated(lambda: x.contiguous())) >= 4_000_000
@@ -38,7 +38,7 @@ def test_no_hidden_copy(target: torch.dtype | None, layout: str, dtype: torch.dt
     sample = case.build(dtype)
     x = sample.input.requires_grad_()
     size = x.numel() * x.element_size()
-    # the sums of 6 groups, their derivatives, the loss; one copy would be 100 kB at the least
+    # Room for the sums of 6 groups, their derivatives and the loss; any copy takes at least 100 kB.
     few = 4096
 
     forward = allocated(lambda: soft_f1(*sample.operands))
@@ -80,7 +80,7 @@ def test_gradients_of_leaves_reached_through_views() -> None:
 
 
 def test_every_pair_of_layouts() -> None:
-    """Operands of unlike layout, float64 so that nothing hides behind rounding."""
+    """Operands of different layouts, in float64 so that rounding hides nothing."""
     for shape in ((3, 5), (2, 3, 4, 3), (2, 3, 66)):
         for one in LAYOUTS:
             for other in LAYOUTS:
