@@ -1,4 +1,4 @@
-"""csrc/arguments.h: every group of arguments has the fields of its Python twin, in their order."""
+"""Every group of arguments in csrc/arguments.h has the fields of its Python twin, in order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def source(name: str) -> str:
-    """Without comments."""
+    """The text of a file of csrc, without comments."""
     return re.sub(r"//.*", "", (CSRC / name).read_text())
 
 
@@ -73,7 +73,7 @@ def test_members_are_taken_in_the_order_of_the_fields(group: str) -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_members_are_declared_in_the_order_of_the_fields(group: str) -> None:
-    """Of two groups in headers that know nothing of torch."""
+    """Two of the groups are declared in headers that do not include torch."""
     if group == "Scoring":
         score, *rest = declared("average.h", "Scoring")
         assert score == "score"
@@ -112,7 +112,7 @@ ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0"
     ids=("as it is", "fewer arguments", "more arguments", "more results"),
 )
 def test_another_schema_is_an_error(right: str, wrong: str, given: str, error: str | None) -> None:
-    """In a process of its own, which declares the operator otherwise."""
+    """Runs in a process of its own, which declares the operator with another schema."""
     schema = str(torch.ops.customloss.confusion.default._schema).removeprefix("customloss::")
     assert right in schema
     done = run_python(

@@ -20,7 +20,7 @@ import underflow
 
 
 class Casts(TorchDispatchMode):
-    """The names of what ran, to see a cast of the input."""
+    """Records the names of the operators that ran, among which a cast would be."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_nothing_is_cast() -> None:
 
 
 def test_a_model_under_autocast() -> None:
-    """Logits come out of a bfloat16 layer; the gradient goes back into it as bfloat16."""
+    """Logits of a bfloat16 layer have a bfloat16 gradient, and the loss is float32."""
     layer = torch.nn.Linear(6, 3)
     x, target = torch.randn(50, 6), torch.rand(50, 3) < 0.4
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -108,7 +108,7 @@ def test_nothing_of_the_size_of_the_input_is_taken(
 
 @WITHIN
 def test_scaled_gradients_are_the_gradients(within: torch.dtype) -> None:
-    """A layer in autocast, a GradScaler, and the gradient of float64."""
+    """A layer in autocast under a GradScaler has the gradients of float64, up to rounding."""
     layer = torch.nn.Linear(6, 3)
     x, target = torch.randn(50, 6), torch.rand(50, 3) < 0.4
     scaler = torch.amp.GradScaler(device="cpu")
@@ -145,7 +145,7 @@ def test_a_scale_that_is_too_large_is_seen_and_skipped() -> None:
 
 
 def test_the_page_tells_what_half_gradients_lose() -> None:
-    """docs/mixed_precision.md has the numbers of the script beside it."""
+    """docs/mixed_precision.md has the numbers that docs/underflow.py computes."""
     assert underflow.table() in underflow.PAGE.read_text()
     assert underflow.error(2**22, torch.float16) > 0.1
     assert underflow.error(2**22, torch.float16, 2.0**16) < 2**-11

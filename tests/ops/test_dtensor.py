@@ -1,6 +1,6 @@
 """DTensors give every loss the value and the gradient of the whole tensor.
 
-What their ranks tell each other is a few numbers per group.
+The ranks exchange a few numbers per group and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import customloss
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(not dist.is_available(), reason="no c10d"),
+    pytest.mark.skipif(not dist.is_available(), reason="this torch has no c10d"),
 ]
 
 SHAPE = (5, 4, 3, 6)
@@ -40,7 +40,7 @@ SAMPLEWISE: list[dict[str, Any]] = [
     {"samplewise": True, "average": "none", "absent": "skip"},
     {"samplewise": True, "average": "weighted", "reduction": "sum"},
 ]
-# how the weight follows the input, and whether it is sharded beside it or lies on every rank
+# The shape of the weight, and whether it is sharded like the input or whole on every rank.
 WEIGHTS = [(SHAPE, True), (SHAPE, False), ((4, 1, 1), False), ((5, 1, 1, 1), True), ((3, 6), False)]
 
 
@@ -55,7 +55,7 @@ def mesh_of(*shape: int) -> Any:
 
 
 def batch(options: dict[str, Any], shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
-    """Logits or probabilities, and soft labels with a class that is absent."""
+    """Logits or probabilities, and soft labels in which one class is absent."""
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64)
     target = torch.rand(shape, dtype=torch.float64)
@@ -64,7 +64,7 @@ def batch(options: dict[str, Any], shape: tuple[int, ...] = SHAPE) -> tuple[Tens
 
 
 class Collectives(TorchDispatchMode):
-    """Takes down every collective and how many numbers it moves."""
+    """Records every collective and how many numbers it moves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Collectives(TorchDispatchMode):
         self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None
     ) -> Any:
         if any(kind.__name__ == "DTensor" for kind in types):
-            return NotImplemented  # what it makes of it comes here again
+            return NotImplemented  # DTensor runs it on local tensors, which come here again
         if function.namespace in ("c10d", "_c10d_functional") and not re.match(
             "wait|_wrap", function._opname
         ):
@@ -94,7 +94,7 @@ def assert_as_unsharded(
     operands: list[tuple[Tensor | None, list[Any] | None]],
     most: int | None = None,
 ) -> Any:
-    """Value and gradients of ``(operand, placements)``, and no more than ``most`` numbers moved."""
+    """Loss and gradients are those of whole tensors; collectives move at most ``most`` numbers."""
     from torch.distributed.tensor import distribute_tensor
 
     floating = [x is not None and x.is_floating_point() for x, _ in operands]
@@ -111,20 +111,20 @@ def assert_as_unsharded(
     outer = distribute_tensor(upstream, mesh, shard(*[None] * mesh.ndim))
     with Collectives() as backward:
         own = torch.autograd.grad(loss, leaves[:1], outer, retain_graph=True)
-    if leaves[1:]:  # a weight that is on every rank is told of all parts of its gradient
+    if leaves[1:]:  # not counted: the gradient of a replicated weight needs a collective
         own += torch.autograd.grad(loss, leaves[1:], outer)
-    what = [placed for _, placed in operands]
+    placements = [placed for _, placed in operands]
     assert loss.dtype == expected.dtype and loss.shape == expected.shape
-    assert_equal(whole(loss), expected, what)
+    assert_equal(whole(loss), expected, placements)
     for leaf, one, other in zip(leaves, own, wanted):
-        assert one.placements == leaf.placements, what
+        assert one.placements == leaf.placements, placements
         assert one.to_local().shape == leaf.to_local().shape
-        assert_equal(whole(one), other, what)
+        assert_equal(whole(one), other, placements)
     if most is not None:
-        assert backward.seen == [], what
+        assert backward.seen == [], placements
         assert all(name == "all_reduce" for name, _ in forward.seen), forward.seen
         assert all(moved <= most for _, moved in forward.seen), (forward.seen, most)
-        assert len(forward.seen) <= mesh.ndim, (forward.seen, what)
+        assert len(forward.seen) <= mesh.ndim, (forward.seen, placements)
     return loss
 
 
@@ -188,7 +188,7 @@ def samples() -> None:
 
 
 def some_ranks_without_data() -> None:
-    """One sample, or one class, on two ranks."""
+    """One sample, or one class, is shared by two ranks, so one rank has nothing."""
     mesh = mesh_of(2)
     for shape, dim in (((1, 4, 3), 0), ((3, 1, 5), 1)):
         x, target = batch({"average": "micro"}, shape) if shape[1] > 1 else (
@@ -208,7 +208,7 @@ def some_ranks_without_data() -> None:
 
 
 def every_loss() -> None:
-    """The functions, composed losses too, and a score of one's own."""
+    """Every named loss, and a score of the user's own."""
     mesh = mesh_of(2)
     for name in customloss.loss_names():
         criterion = customloss.loss(name)
@@ -218,7 +218,7 @@ def every_loss() -> None:
             operands = [(x, shard(dim)), (target, shard(dim))]
             if activation == "softmax" and dim == 1:
                 continue
-            # 15 rows, were a loss to ask for all sums there are
+            # A loss that asks for all sums has 15 rows.
             assert_as_unsharded(criterion, mesh, operands, 15 * SHAPE[1])
 
     def f2(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
@@ -246,10 +246,10 @@ def test_every_placement() -> None:
 
 
 def class_numbers() -> None:
-    """Also beside a part of the classes, where another rank's class is a negative and no hole."""
+    """Class numbers of another rank's classes are negatives, and are not ignored."""
     mesh = mesh_of(2)
     torch.manual_seed(3)
-    numbers = torch.randint(-1, SHAPE[1] + 1, (SHAPE[0], *SHAPE[2:]))  # some outside of all classes
+    numbers = torch.randint(-1, SHAPE[1] + 1, (SHAPE[0], *SHAPE[2:]))  # some name no class
     for options in (
         {"activation": "softmax"},
         {"activation": "softmax", "average": "micro", "ignore_index": 2, "label_smoothing": 0.1},
@@ -313,8 +313,8 @@ def refusals() -> None:
     own = slice(0, 1) if dist.get_rank() == 0 else slice(1, 5)
     odd = [DTensor.from_local(each[own], mesh, shard(0)) for each in (values, labels)]
     wanted = loss(values, labels)
-    assert_equal(whole(loss(*odd)), wanted)  # nothing is told apart along what is cut
-    # a second derivative would need one more collective
+    assert_equal(whole(loss(*odd)), wanted)  # groups span all samples, so uneven shards are fine
+    # A second derivative would need another collective, which is refused.
     (gradient,) = torch.autograd.grad(loss(x.requires_grad_(), target), x, create_graph=True)
     with pytest.raises(RuntimeError, match="twice"):
         gradient.sum().backward()
@@ -352,7 +352,7 @@ def keeps_layouts() -> None:
 
 
 def other_terms() -> None:
-    """The loss is a DTensor, as is what it is added to; micro-batches add up."""
+    """The loss can be added to another loss of DTensors, and accumulated over micro-batches."""
     from torch.distributed.tensor import distribute_tensor
 
     mesh = mesh_of(2)
@@ -463,8 +463,10 @@ def tensor_parallel() -> None:
 
 
 def sharded_both_ways() -> None:
-    """fully_shard over one mesh dimension, tensor parallel over the other: each data-parallel rank
-    has its own part of the batch, and its loss is that of the whole."""
+    """fully_shard over one dimension of the mesh, tensor parallelism over the other.
+
+    Each data-parallel rank has its own part of the batch, and its loss is that of the whole.
+    """
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 

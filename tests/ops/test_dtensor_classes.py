@@ -1,6 +1,6 @@
-"""DTensors whose classes count unlike give the value and the gradient of the whole tensor.
+"""DTensors with class options have the loss and the gradients of the whole tensor.
 
-Classes are weighed, chosen, without background, and beside a cross-entropy.
+The options weight classes, choose classes or drop the background, also with a cross-entropy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import customloss
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(not dist.is_available(), reason="no c10d"),
+    pytest.mark.skipif(not dist.is_available(), reason="this torch has no c10d"),
 ]
 
 SAMPLES, CLASSES = SHAPE[:2]
@@ -42,7 +42,7 @@ SAMPLEWISE: list[dict[str, Any]] = [
 ]
 
 
-def told(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+def bound(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
     def loss(*operands: Tensor) -> Tensor:
         return function(*operands, **options)
 
@@ -50,7 +50,7 @@ def told(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tenso
 
 
 def numbers() -> Tensor:
-    """Of classes; a part is ignored, and 3 is absent from the second sample."""
+    """Class numbers; a part is ignored, and class 3 is absent from the second sample."""
     torch.manual_seed(3)
     found = torch.randint(0, CLASSES, (SAMPLES, *SHAPE[2:]))
     found[1][found[1] == 3] = 0
@@ -59,7 +59,7 @@ def numbers() -> Tensor:
 
 
 def beside(dim: int | None) -> list[Any]:
-    """How class numbers lie beside logits that are cut along ``dim``."""
+    """The placements of class numbers for logits that are sharded along ``dim``."""
     return shard(None if dim is None else max(dim - 1, 0))
 
 
@@ -67,17 +67,17 @@ def beside(dim: int | None) -> list[Any]:
 
 
 def scores_of_a_sigmoid() -> None:
-    """Along the samples, a spatial dimension and the classes themselves."""
+    """Sharded along the samples, a spatial dimension or the classes."""
     mesh = mesh_of(2)
     x, target = batch({})
     for options in CHOICES + SAMPLEWISE:
         groups = CLASSES * (SAMPLES if options.get("samplewise") else 1)
-        fused = told(customloss.soft_f1_loss, **options)
-        composed = told(customloss.fowlkes_mallows_loss, **options)
+        fused = bound(customloss.soft_f1_loss, **options)
+        composed = bound(customloss.fowlkes_mallows_loss, **options)
         for dim in (0, 1, 2, 3, None):
             operands = [(x, shard(dim)), (target, shard(dim))]
             assert_as_unsharded(fused, mesh, operands, 4 * groups)
-            present = [(x, shard(dim)), (target + 0.01, shard(dim))]  # a root has a slope there
+            present = [(x, shard(dim)), (target + 0.01, shard(dim))]  # a root has no slope at 0
             assert_as_unsharded(composed, mesh, present, 4 * groups)
 
 
@@ -90,8 +90,8 @@ def compounds_of_a_sigmoid() -> None:
         for dim in (0, 1, 2, None):
             operands = [(x, shard(dim)), (target, shard(dim)), (weight, shard(None))]
             for function in (customloss.dice_bce_loss, customloss.dice_focal_loss):
-                assert_as_unsharded(told(function, **options), mesh, operands, 15 * groups)
-            loss = told(customloss.dice_bce_loss, pos_weight=[1.0, 2.0, 3.0, 0.5], **options)
+                assert_as_unsharded(bound(function, **options), mesh, operands, 15 * groups)
+            loss = bound(customloss.dice_bce_loss, pos_weight=[1.0, 2.0, 3.0, 0.5], **options)
             assert_as_unsharded(loss, mesh, operands, 15 * groups)
 
 
@@ -105,10 +105,10 @@ def softmax_of_class_numbers() -> None:
     for options in CHOICES + SAMPLEWISE:
         options = {"ignore_index": 255, **options}
         groups = CLASSES * (SAMPLES if options.get("samplewise") else 1)
-        functions = [told(customloss.dice_loss, activation="softmax", **options)]
+        functions = [bound(customloss.dice_loss, activation="softmax", **options)]
         if options.get("average") != "none":
-            functions.append(told(customloss.dice_ce_loss, **options))
-            functions.append(told(customloss.tversky_ce_loss, label_smoothing=0.1, **options))
+            functions.append(bound(customloss.dice_ce_loss, **options))
+            functions.append(bound(customloss.tversky_ce_loss, label_smoothing=0.1, **options))
         for dim in (0, 2, 3, None):
             operands = [(x, shard(dim)), (target, beside(dim))]
             for loss in functions:
@@ -116,12 +116,12 @@ def softmax_of_class_numbers() -> None:
 
 
 def sigmoid_of_class_numbers() -> None:
-    """Beside a part of the classes, they lie whole on every rank."""
+    """When the classes are sharded, the class numbers are whole on every rank."""
     mesh = mesh_of(2)
     x, _ = batch({})
     target = numbers()
     for options in CHOICES:
-        loss = told(customloss.soft_f1_loss, ignore_index=255, **options)
+        loss = bound(customloss.soft_f1_loss, ignore_index=255, **options)
         for dim in (0, 1, 2, None):
             placed = shard(None) if dim == 1 else beside(dim)
             assert_as_unsharded(loss, mesh, [(x, shard(dim)), (target, placed)], 4 * CLASSES)
@@ -174,7 +174,7 @@ def two_dimensions() -> None:
     for first, second in ((0, 1), (1, 0), (0, 2), (None, 1), (0, 0)):
         placed = shard(first, second)
         for options in CHOICES[:4]:
-            loss = told(customloss.dice_bce_loss, **options)
+            loss = bound(customloss.dice_bce_loss, **options)
             assert_as_unsharded(loss, mesh, [(x, placed), (target, placed)], 15 * CLASSES)
 
 

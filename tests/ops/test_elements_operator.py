@@ -80,7 +80,7 @@ def test_a_direct_call_has_a_grad_fn(op: Any, wrt: str) -> None:
 
 
 def test_no_warning_anywhere() -> None:
-    """Not even the one of an operator without an autograd kernel, which comes once a process."""
+    """Nothing warns, not even torch about operators without an autograd kernel, once a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sample = Case("x", (4, 3), target=None, weight="class").build(requires_grad=True)
@@ -147,10 +147,10 @@ def test_the_tags_and_the_schema() -> None:
     assert not ops.soft_f1.default._schema.is_mutable
 
 
-# what would write or read past an end
+# Calls that would write or read past the end of a tensor.
 REFUSED = {
     "confusion_backward": (
-        "None, g, x, t, None, 1, 0, 1.0, 0.0, False, True, *rest",  # of a bool target
+        "None, g, x, t, None, 1, 0, 1.0, 0.0, False, True, *rest",  # a bool target has no gradient
         "None, g[:, :, :2], x, t, None, 0, 0, 1.0, 0.0, False, True, *rest",
         "None, g.float(), x, t, None, 0, 0, 1.0, 0.0, False, True, *rest",
         "x.new_ones(2), g, x, t, None, 0, 0, 1.0, 0.0, False, True, *rest",
@@ -172,7 +172,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("primitive", REFUSED)
 def test_primitives_raise_where_they_would_write_or_read_past_an_end(primitive: str) -> None:
-    """They are private, but anyone can call them: an error, and not a broken heap."""
+    """They are private, but anyone can call them, so a bad call may not corrupt memory."""
     done = run_python(f"""
 import torch, customloss
 x, t = torch.randn(400, 3), torch.rand(400, 3) < 0.4
@@ -195,8 +195,10 @@ print("all were refused")
 
 
 def test_why_autograd_is_not_registered_the_documented_way() -> None:
-    """``register_autograd`` gives forward mode a tangent of None or zero, without an error, and
-    ``torch.func.grad`` an error. When this test fails, the reason is gone: see _ops.py."""
+    """``register_autograd`` gives forward mode zero tangents, and ``torch.func.grad`` an error.
+
+    When this test fails, the reason that ``_ops/register.py`` gives no longer holds.
+    """
     with torch.library._scoped_library("customloss_why", "DEF") as library:
         library.define("double(Tensor x) -> Tensor")
         library.impl("double", lambda x: x * 2, "CompositeExplicitAutograd")
@@ -219,7 +221,7 @@ def described(tensor: Tensor) -> tuple:
 
 
 def run(sample: Sample) -> list[Tensor]:
-    """The loss, the sums and every gradient."""
+    """The loss, the sums and all gradients."""
     loss = soft_f1(*sample.operands, **sample.options)
     sums = ops.confusion_sums(*sample.operands)
     wanted = [t for t in sample.operands if t is not None and t.requires_grad]

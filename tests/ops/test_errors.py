@@ -1,6 +1,6 @@
 """Every bad call raises TypeError or ValueError in Python, before a kernel runs.
 
-The message names the argument, what was expected and what came.
+The message names the argument, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def given(**changes: Any) -> dict[str, Any]:
 
 
 BAD_TENSORS = {
-    # what changes, the exception, the argument named, what was expected, what came
+    # changed arguments; exception; named argument; what was expected; what was given
     "target shape": ({"target": torch.zeros(4, 2)}, ValueError, "target", r"\[4, 3\]", r"\[4, 2\]"),
     "target rank": (
         {"target": torch.zeros(4, 3, 1)}, ValueError, "target", r"\[4, 3\]", r"\[4, 3, 1\]",
@@ -173,7 +173,7 @@ BAD_OPTIONS = {
     ),
 }  # fmt: skip
 
-# Values of another type: the dispatcher would refuse them with a RuntimeError about schemas
+# Values of a wrong type, for which the dispatcher would raise a RuntimeError about schemas.
 BAD_TYPES = {
     "input": [1.0],
     "target": None,
@@ -224,7 +224,7 @@ def test_bad_options(name: str, function: Any, requires_grad: bool) -> None:
     changes, argument, wanted, came = BAD_OPTIONS[name]
     arguments = given(**changes)
     arguments["input"].requires_grad_(requires_grad)
-    for _ in range(2):  # what is cached must not be a way in
+    for _ in range(2):  # the second call must not be accepted because of the cache
         text = complaint(function, ValueError, **arguments)
         assert argument in text.split(":")[0]
         assert wanted in text
@@ -250,7 +250,7 @@ def test_the_module_refuses_bad_types(argument: str) -> None:
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_confusion_sums_says_the_same(name: str) -> None:
     changes, expected, argument, *_ = BAD_TENSORS[name]
-    if name.startswith("no sample"):  # a shard may be empty: it has sums of no sample
+    if name.startswith("no sample"):  # a shard may be empty, and has sums
         sums = customloss.confusion_sums(**given(**changes))
         assert all(each.shape[0] == 0 for each in sums)
         loss = customloss.mcc_loss
@@ -282,7 +282,7 @@ def test_a_sparse_tensor_is_named() -> None:
 
 
 def test_any_number_of_dimensions_or_a_named_error() -> None:
-    """Nine axes that no operand lets merge."""
+    """These two operands have nine axes of which none can be merged."""
     x = torch.randn([2] * 9)
     t = (torch.rand([2] * 9) > 0.5).permute(*reversed(range(9)))
     try:
@@ -302,7 +302,7 @@ def test_errors_come_under_transforms_too() -> None:
 
 
 def test_no_kernel_runs_before_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even beside a backend that would crash on anything."""
+    """The backend here would fail at any call."""
     from customloss._backends import choice
 
     def crash(*_: Any) -> None:
@@ -339,7 +339,7 @@ def test_targets_outside_0_and_1(dtype: torch.dtype, value: float) -> None:
         text = complaint(function, ValueError)
         assert text.startswith("target")
         assert "[0, 1]" in text
-    customloss.soft_f1_loss(torch.randn(4, 3), target)  # not asked for: not looked at
+    customloss.soft_f1_loss(torch.randn(4, 3), target)  # not checked unless asked for
 
 
 @pytest.mark.parametrize("dtype", operands.TARGET_DTYPES, ids=str)
@@ -372,7 +372,7 @@ def test_class_numbers_outside_of_the_classes(dtype: torch.dtype, activation: st
         text = complaint(customloss.soft_f1_loss, ValueError, input=x, target=low, **options)
         assert "got -1" in text
         customloss.soft_f1_loss(x, low, ignore_index=-1, **options)
-    customloss.soft_f1_loss(x, high, activation=activation)  # not asked for: not looked at
+    customloss.soft_f1_loss(x, high, activation=activation)  # not checked unless asked for
 
 
 def test_ignored_elements_may_lie_outside_0_and_1() -> None:

@@ -1,4 +1,4 @@
-"""The loss survives export, packaging, checkpointing and scaled steps of a model."""
+"""The loss works in export, packages, checkpointing and steps with loss scaling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import customloss
 
-# torch's own, on the way through export and inductor
+# Export and inductor raise these warnings about torch itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
@@ -56,7 +56,7 @@ def test_the_loss_is_one_node() -> None:
 
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_it_stays_one_when_saved_and_loaded(decomposed: bool, tmp_path: Path) -> None:
-    """Without autograd what is left of it is the primitive behind it: sums and score in one."""
+    """Decomposition leaves one node too, the primitive that computes sums and score."""
     program = exported()
     if decomposed:
         program = program.run_decompositions()
@@ -87,7 +87,7 @@ def test_a_compiled_package_runs_in_a_fresh_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointed(use_reentrant: bool) -> None:
-    """The forward that is computed again has the same loss, and the gradients are the same."""
+    """The loss and the gradients are the same when the forward is recomputed."""
     model, (x, target) = Scored(), batch()
     found = []
     for function in (model, lambda *a: checkpoint(model, *a, use_reentrant=use_reentrant)):
@@ -100,7 +100,7 @@ def test_checkpointed(use_reentrant: bool) -> None:
 
 
 def test_scaled_half_precision() -> None:
-    """Scaled fp16 gradients are those of float32, and a step that overflows is left out."""
+    """Scaled fp16 gradients are those of float32, and a step that overflows is skipped."""
     layer, (x, target) = nn.Linear(8, 4), batch(64)
     customloss.soft_f1_loss(layer(x), target).backward()
     expected = layer.weight.grad.clone()

@@ -23,14 +23,14 @@ F64 = torch.float64
 
 @pytest.fixture(autouse=True)
 def _no_slow_path() -> Any:
-    """No "no batching rule" warning: the whole of a batch is one call."""
+    """A warning about a missing batching rule is an error: a batch has to be one call."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
 
 
 def operands(*shape: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """``batch`` of each: logits, soft targets, positive weights."""
+    """Logits, soft targets and positive weights, with a batch dimension in front."""
     generator = torch.Generator().manual_seed(11)
     x = torch.randn(batch, *shape, dtype=F64, generator=generator)
     t = torch.rand(batch, *shape, dtype=F64, generator=generator)
@@ -39,7 +39,7 @@ def operands(*shape: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def one_by_one(function: Callable, in_dims: tuple, *args: Tensor) -> Tensor:
-    """What vmap means."""
+    """The meaning of vmap: one call for each element of the batch."""
     size = next(arg.shape[dim] for arg, dim in zip(args, in_dims) if dim is not None)
     return torch.stack([
         function(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims)))
@@ -136,7 +136,7 @@ def test_vmap_of_an_empty_batch_and_of_nothing() -> None:
 @pytest.mark.parametrize("option", ["default", "everything", "samplewise", "log", "weighted"])
 @pytest.mark.parametrize("argnum", [0, 1, 2])
 def test_derivatives(argnum: int, option: str) -> None:
-    """Each transform, on a loss with several values where it can have them."""
+    """Each transform has the derivatives of the reference, also of losses with several values."""
     x, t, w = (each[0] for each in operands(4, 3))
     options = OPTIONS[option]
     tangents = tuple(torch.randn_like(each) for each in (x, t, w))
@@ -194,7 +194,7 @@ def test_vmap_inside_ordinary_autograd() -> None:
 
 
 def test_transforms_are_those_of_the_kernels_in_float32() -> None:
-    """A transform may take another way; confident logits must not lose their gradient there."""
+    """Transforms run the reference, in which confident logits must keep their gradient too."""
     x = torch.tensor([-30.0, -17.5, -8.0, 0.5, 8.0, 17.5, 30.0])
     t = torch.tensor([True, False, True, True, False, True, False])
     leaf = x.clone().requires_grad_()
@@ -225,7 +225,7 @@ def test_autograd_functional() -> None:
 
 
 def test_per_sample_gradients_of_a_model() -> None:
-    """What people use vmap(grad) for."""
+    """The usual application of vmap(grad)."""
     model = torch.nn.Linear(6, 3).double()
     parameters = dict(model.named_parameters())
     x, t = torch.randn(5, 8, 6, dtype=F64), torch.rand(5, 8, 3) < 0.4

@@ -1,4 +1,4 @@
-"""PyTorch's checks accept softmax, class numbers and the further sums, within their memory."""
+"""Softmax, class numbers and extras pass PyTorch's checks and take no more memory than promised."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_gradients_have_the_strides_of_their_operand(layout: str, dtype: torch.d
 def drawn(*shape: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(batch, *shape, dtype=F64, generator=generator)
-    # strays and what is ignored among them
+    # some of these name no class, or will be ignored
     t = torch.randint(-1, shape[1] + 1, (batch, shape[0], *shape[2:]), generator=generator)
     w = torch.rand(batch, shape[0], 1, *shape[2:], dtype=F64, generator=generator) + 0.1
     return x, t, w
@@ -202,7 +202,7 @@ def test_no_hidden_copy(name: str, layout: str, dtype: torch.dtype) -> None:
     case = reading(name, (4, 6, 60, 70), layout=layout, weight="pixel", weight_layout=layout)
     sample = case.build(dtype)
     x = sample.input.requires_grad_()
-    few = 8192  # sums of 6 groups and their derivatives; one copy would be 200 kB at the least
+    few = 8192  # sums of 6 groups and their derivatives; any copy takes at least 200 kB
     for op, extra in ((soft_f1, {}), (confusion_sums, EXTRAS["every"])):
         options = {**sample.options, **extra}
         assert sum(allocated(partial(op, *sample.operands, **options))) <= few
@@ -225,7 +225,7 @@ def kept_for_backward(function: Callable) -> list[Tensor]:
 
 @pytest.mark.parametrize("label", pixel_cases.LABEL_DTYPES, ids=short)
 def test_class_numbers_are_kept_as_they_came(label: torch.dtype) -> None:
-    """Neither wide integers nor one-hot: what is saved is the caller's, and a few numbers."""
+    """They are saved neither as int64 nor as one-hot, and otherwise only a few numbers are."""
     sample = numbered("x", (8, 5, 12, 11), target=label, weight="pixel").build()
     sample.input.requires_grad_()
     callers = {t.data_ptr() for t in sample.operands}
@@ -273,7 +273,7 @@ def test_the_peak_is_one_gradient(dtype: str, layout: str) -> None:
     done = run_python(PEAK.format(dtype=dtype, layout=layout))
     assert done.returncode == 0, done.stderr
     forward, both, gradient = map(int, done.stdout.split())
-    spare = 6 << 20  # the tiles of two threads, pages of stacks and of code
+    spare = 6 << 20  # for the tiles of two threads, stacks and code
     assert forward <= spare, forward
     assert both <= gradient + spare, (both, gradient)
 
@@ -358,7 +358,7 @@ def test_an_unaligned_start() -> None:
 
 @pytest.mark.slow
 def test_opcheck_of_every_sample() -> None:
-    """All utilities, both public operators, whatever the generator makes of moderate size."""
+    """All checks of opcheck, both public operators, and all cases of moderate size."""
     everything = (*cases.SIZES, *cases.MIXED_LAYOUTS, *cases.TARGETS, *cases.WEIGHTED,
                   *cases.OPTIONED)  # fmt: skip
     pixels = (
@@ -370,7 +370,7 @@ def test_opcheck_of_every_sample() -> None:
     )
     found = {case.name: case for case in (*everything, *pixels) if math.prod(case.shape) < 20000}
     for case in found.values():
-        # a leaf of stride 0 cannot be nudged
+        # gradcheck cannot change single elements of a leaf of stride 0
         expanded = "expanded" in f"{case.layout}{case.target_layout}{case.weight_layout}"
         sample = case.build(torch.float64, requires_grad=not expanded)
         torch.library.opcheck(ops.soft_f1.default, sample.operands, sample.options)

@@ -1,6 +1,6 @@
-"""PyTorch's checks accept ``sums_score``, ``sums_loss`` and ``compound``, to any derivative.
+"""PyTorch's checks accept ``sums_score``, ``sums_loss`` and ``compound``, with all derivatives.
 
-Operator checks, fake tensors and transforms are here; the values are in test_sums_values.
+test_sums_values.py checks the values.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DIFFERENTIATED: dict[str, dict[str, Any]] = {
 
 
 def smooth_case(name: str) -> tuple[Case, Callable[[Tensor], Tensor]]:
-    """Without kinks; and the loss as a function of the sums."""
+    """A case without kinks, and its loss as a function of the sums."""
     case = case_of(special=False, classes=3, **DIFFERENTIATED[name])
     return case, lambda sums: ops.sums_loss(sums, case.class_weight, *case.how())
 
@@ -60,7 +60,7 @@ def test_gradcheck(name: str) -> None:
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_the_gradient_is_the_coefficients(name: str) -> None:
-    """Of every loss that is kept, times what comes from above: the same bits as composed."""
+    """The gradient is the coefficients, bit by bit, or their product with the incoming gradient."""
     case, loss = smooth_case(name)
     sums = case.sums.requires_grad_()
     own, (_, coefficients) = loss(sums), ops.sums_score(sums.detach(), *case.arguments()[1:])
@@ -70,7 +70,7 @@ def test_the_gradient_is_the_coefficients(name: str) -> None:
     expected = flat.sums_loss(sums, case.class_weight, *case.how())
     pair = [torch.autograd.grad(each, sums, above) for each in (loss(sums), expected)]
     torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-14)
-    # into a loss of float32 the gradient of float64 sums stays float64
+    # The gradient of float64 sums is float64 even if the loss is float32.
     narrow = ops.sums_loss(sums, case.class_weight, *case.how(wide=False))
     (found,) = torch.autograd.grad(narrow, sums, above.float())
     torch.testing.assert_close(found, pair[1][0], rtol=1e-6, atol=1e-7)
@@ -90,7 +90,7 @@ def test_third_derivatives(name: str) -> None:
 
 
 def test_any_strides_and_no_gradient() -> None:
-    """``sums_loss`` takes sums as they come; where nothing is differentiated nothing is saved."""
+    """``sums_loss`` takes sums of any strides, and saves nothing if no gradient is needed."""
     case = case_of()
     expected = ops.sums_loss(*case.arguments())
     strided = case.sums.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
@@ -140,7 +140,7 @@ def one_by_one(loss: Callable, *batches: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_transforms(name: str) -> None:
-    """Against autograd of the kernel, which the transforms do not use."""
+    """Transforms run the reference, so they are compared with autograd of the kernel."""
     case, loss = smooth_case(name)
     sums = case.sums
     near = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-13)
@@ -164,7 +164,7 @@ def test_transforms(name: str) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_vmap(reduction: str) -> None:
-    """Over the sums, over the weights of classes, over both, and one within the other."""
+    """vmap over the sums, over the class weights, over both, and nested."""
     case = case_of(reduction=reduction, average="weighted", absent="skip")
     alone, same = case[:2]
     many = torch.stack([sums_of(9, seed=seed) for seed in range(3)])
@@ -197,7 +197,7 @@ def test_vmap(reduction: str) -> None:
 
 
 def compound(x: Tensor, target: Tensor, w: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Dice and cross-entropy of a softmax, the losses of the samples."""
+    """Dice and cross-entropy of a softmax, with one loss per sample."""
     elements = (2, 1.0, 0.0, True, True, None, 0.1, 1, 2.0)
     how = scoring(average="weighted", reduction="none")
     return ops.compound(x, target, w, weight, *elements, *how, *BESIDE["softmax"][1])
@@ -259,7 +259,7 @@ def loss_of_weights(op: str) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("op", ["sums_loss", "compound"])
 def test_learned_weights_of_classes_have_their_gradient(op: str) -> None:
-    """Or an error: not silently none."""
+    """A gradient or an error, but never silently no gradient."""
     loss, learned = loss_of_weights(op), weights("any").requires_grad_()
     try:
         value = loss(learned)

@@ -1,4 +1,4 @@
-"""``sums_score`` goes from the sums of the groups to a loss and its gradient in one call."""
+"""``sums_score`` has the loss and the gradient of the reference and of the formulas."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAN = float("nan")
 
 
 def assert_near(found: tuple[Tensor, Tensor], expected: tuple[Any, Any], what: object) -> None:
-    """Loss and coefficients; a coefficient may be what is left of two that cancel."""
+    """Compares loss and coefficients; a coefficient may be a difference of terms that cancel."""
     for own, wanted in zip(found, expected, strict=True):
         wanted = torch.as_tensor(wanted, dtype=F64)
         most = float(wanted.abs().max()) if wanted.numel() else 0.0
@@ -59,7 +59,7 @@ def test_the_reference(average: str, reduction: str, link: str) -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("average", AVERAGES)
 def test_the_formulas(average: str, reduction: str) -> None:
-    """What nobody shares with the reference: NumPy, one group at a time, complex steps."""
+    """The formulas share no code with the reference: they are NumPy, group by group."""
     for link, every in zip(LINKS, (23, 29, 31, 37)):
         for name, case in list(product(average, reduction, link))[::every]:
             found = ops.sums_score(*case.arguments())
@@ -74,7 +74,7 @@ def test_the_formulas(average: str, reduction: str) -> None:
 def test_nothing_is_asked_for(
     average: str, reduction: str, per_sample: bool, primitive: Callable
 ) -> None:
-    """Neither a score nor a pointwise loss: zeros, in the shape that the score would have."""
+    """Without a score and a pointwise loss, the loss is zeros in the shape of the score's."""
     how = scoring(average=average, reduction=reduction)
     sums = sums_of(9, 3 if per_sample else 1)
     sums[:] = NAN
@@ -117,7 +117,7 @@ def test_the_sums_are_left_as_they_are() -> None:
 
 
 def test_rows_that_are_not_read_have_no_coefficients() -> None:
-    """Nor does a NaN in them matter: a factor that is 0 reads nothing."""
+    """A row whose factor is 0 is not read, so that a NaN in it does not matter."""
     for name, kept in (("unread", []), ("negatives", [5]), ("softmax", [4]), ("focal", [4])):
         case = case_of(name)
         case.sums[[row for row in range(4, case.sums.shape[0]) if row not in kept]] = NAN
@@ -135,7 +135,7 @@ def test_rows_that_are_not_read_have_no_coefficients() -> None:
 def test_a_class_that_counts_nothing_is_not_there(
     primitive: Callable[..., Any], average: str, absent: str, link: str
 ) -> None:
-    """Not even with a NaN, and its coefficients are exactly 0."""
+    """A class of weight 0 has no effect, even if it holds a NaN, and its coefficients are 0."""
     for reduction in REDUCTIONS:
         how = {"average": average, "absent": absent, "link": link, "reduction": reduction}
         case = case_of("alone", **how)
@@ -152,7 +152,7 @@ def test_a_class_that_counts_nothing_is_not_there(
 
 
 def test_a_nan_is_seen() -> None:
-    """In a class that counts, by its own sample; in what a pointwise loss reads, by all."""
+    """The loss of a sample is NaN if any of its sums that are read is, and so is the mean."""
     for row in range(3):
         case = case_of("alone", "some are 0", reduction="none")
         case.sums[row, 1, 1] = NAN
@@ -165,7 +165,7 @@ def test_a_nan_is_seen() -> None:
         case.sums[row, 2, 0] = NAN
         assert ops.sums_score(*case.arguments())[0].isnan().tolist() == [False, False, True]
         assert ops.sums_score(*case._replace(scoring=scoring()).arguments())[0].isnan()
-    # without a score the sums of the score are still counted; its own loss is not
+    # Without a score the groups have no loss, but tp to tn still count for the pointwise loss.
     case = case_of("no score")
     case.sums[:2] = 0
     assert ops.sums_score(*case.arguments())[0].isfinite()
@@ -188,7 +188,7 @@ def test_what_the_primitive_refuses() -> None:
     for name, change in WRONG.items():
         with pytest.raises(RuntimeError, match=r"customloss: (sums|weights)"):
             pytest.fail(f"{name}: {ops.sums_score(*change(*case[:2]), *case.how())}")
-    for name in ("binary", "focal"):  # which rows are not among those of distances
+    for name in ("binary", "focal"):  # their rows are not summed when only distances are
         wrong = case_of(name)._replace(extra=4, sums=sums_of(4))
         with pytest.raises(RuntimeError, match=r"customloss: a (cross-entropy|focal loss) needs"):
             ops.sums_score(*wrong.arguments())
@@ -221,7 +221,7 @@ CASES = st.builds(
 
 @given(CASES, st.sampled_from([2.0, 0.37, 1e6]), st.sampled_from([0, 1]))
 def test_weights_of_classes_are_relative(case: Case, scale: float, row: int) -> None:
-    """Those of the score and those of the pointwise loss, each on its own."""
+    """Scaling the weights of the score, or those of the pointwise loss, changes nothing."""
     if case.class_weight is None:
         case = case._replace(class_weight=torch.ones(2, case.sums.shape[2], dtype=F64))
         assert_near(

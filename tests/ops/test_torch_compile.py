@@ -1,4 +1,4 @@
-"""torch.compile and torch.export make one graph, never a second one, with the same gradients."""
+"""torch.compile and torch.export make one graph for all shapes, with the same gradients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 import customloss
 
-# Python's own graph, without the C++ compiler that inductor starts: milliseconds
+# This backend starts no C++ compiler, as inductor does, so it takes milliseconds.
 EAGER = "aot_eager"
 
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
-    # the caches on disk know the public operators by name, and not what we made of them since
+    # Caches on disk know operators by name only, so changed schemas need another key.
     schemas = sorted(
         map(str, torch._C._jit_get_schemas_for_operator("customloss::confusion_score"))
     )
@@ -34,7 +34,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 
 def assert_same(compiled: Any, eager: Any, sample: Sample) -> None:
-    """The same kernels ran, so the bits are the same."""
+    """Both run the same kernels, so the bits have to be equal."""
     loss, gradients = differentiated(compiled, sample)
     expected_loss, expected = differentiated(eager, sample)
     assert torch.equal(loss, expected_loss)
@@ -110,9 +110,9 @@ def test_confusion_sums_compile() -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, when first imported
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's, at its first import
 def test_inductor_end_to_end() -> None:
-    """A layer, the loss and its gradient, through the compiler people use."""
+    """A layer, the loss and its gradient, with the default compiler."""
     torch.manual_seed(1)
     layer = nn.Linear(8, 4)
     x, target = torch.randn(32, 8), torch.rand(32, 4) < 0.4
@@ -133,7 +133,7 @@ def test_inductor_end_to_end() -> None:
 
 
 def test_the_graph_holds_the_operator_and_not_its_parts() -> None:
-    """Inductor sees kernels of ours, and no tensor operation of the size of the input."""
+    """The graph has our operator, and no tensor operation on the whole input."""
     seen: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -164,11 +164,11 @@ def test_export_keeps_one_node() -> None:
 
 # ---- a whole training step ---------------------------------------------------------------------
 
-INDUCTOR = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, when first imported
+INDUCTOR = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, at its first import
 
 
 class Step(nn.Module):
-    """Images to the loss of their pixels."""
+    """A model from images to the loss of their pixels."""
 
     def __init__(self, activation: str) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_a_training_step_is_one_graph_for_all_batch_sizes(activation: str) -> No
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 def test_inductor_makes_no_copies(format: torch.memory_format, activation: str) -> None:
-    """Of channels_last and of slices neither, as eager code does not."""
+    """Channels_last inputs and slices are not copied either, as in eager code."""
 
     def loss(x: Tensor, target: Tensor) -> Tensor:
         cut = x[..., 1:, ::2], target[..., 1:, ::2]
@@ -224,7 +224,7 @@ def test_inductor_makes_no_copies(format: torch.memory_format, activation: str) 
     compiled = torch.compile(loss, fullgraph=True)
     compiled(x, target)
     eager, own = (sum(allocated(lambda f=f: f(x, target))) for f in (loss, compiled))
-    few = 4096  # sums, and losses
+    few = 4096  # room for sums and losses
     assert own <= eager + few
     if activation == "sigmoid":
         assert own <= few
@@ -239,7 +239,7 @@ def test_inductor_makes_no_copies(format: torch.memory_format, activation: str) 
 @INDUCTOR
 @pytest.mark.slow
 def test_a_compiled_step_is_not_slower() -> None:
-    """Than eager code, and than a compiled model with the loss outside of it."""
+    """A compiled step is compared with eager code, and with the loss outside a compiled model."""
     layers = (nn.Linear(16, 64), nn.Tanh(), nn.LayerNorm(64), nn.Linear(64, 64), nn.Tanh())
     model = nn.Sequential(*layers, nn.LayerNorm(64), nn.Linear(64, 8))
     x, target = torch.randn(16384, 16), torch.rand(16384, 8) < 0.4
