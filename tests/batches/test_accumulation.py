@@ -36,7 +36,7 @@ Parts = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, targets with a class that is absent, weights."""
+    """Features, targets in which one class is absent, and weights."""
     torch.manual_seed(1)
     target = torch.rand(SAMPLES, CLASSES) < 0.3
     target[:, 1] = False
@@ -45,14 +45,14 @@ def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cut(whole: tuple[Tensor, ...], count: int) -> Parts:
-    """Uneven parts: all but the last are of two samples, or of one."""
+    """Uneven parts: all but the last have one or two samples."""
     sizes = [2 - part % 2 for part in range(count - 1)]
     sizes.append(SAMPLES - sum(sizes))
     return list(zip(*(tensor.split(sizes) for tensor in whole), strict=True))
 
 
 def step(criterion: nn.Module, model: nn.Module, parts: Parts) -> list[Tensor]:
-    """One accumulated step; the losses of the micro-batches."""
+    """Runs one accumulated step and returns the losses of the micro-batches."""
     losses = []
     with customloss.accumulate(criterion) as whole:
         for x, target, weight in parts:
@@ -81,7 +81,7 @@ def test_micro_batches_equal_the_batch(name: str, count: int, dtype: torch.dtype
 
 
 def test_the_mean_of_micro_batches_is_another_loss() -> None:
-    """What this is for: had the shortcut been right, the test above would prove nothing."""
+    """The mean of losses differs, so the test above could not pass by averaging."""
     x, target, weight = batch(torch.float64)
     model, criterion = network(torch.float64), customloss.SoftF1Loss()
     parts = cut((x, target, weight), 8)
@@ -177,7 +177,7 @@ def unfinished(error: Exception | None = None) -> None:
 def test_leaving_before_the_end() -> None:
     with pytest.raises(RuntimeError, match="of 1 micro-batches only 0 had their loss"):
         unfinished()
-    with pytest.raises(KeyError):  # an error of the user's is not covered up
+    with pytest.raises(KeyError):  # the user's own error comes through
         unfinished(KeyError())
 
 

@@ -17,7 +17,7 @@ LOSS = customloss.DiceCELoss(ignore_index=255)
 
 
 def outputs(count: int = 3) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Logits at [8, 8], [4, 4], ...; class numbers and pixel weights as strided views."""
+    """Logits at [8, 8], [4, 4] and so on; class numbers and pixel weights are strided views."""
     generator = torch.Generator().manual_seed(4)
     y = torch.randint(0, 3, (2, 8, 8), generator=generator)
     y[0, :2] = 255
@@ -66,7 +66,7 @@ def test_a_loss_of_torchs() -> None:
 
 
 def test_an_output_of_weight_0_has_a_gradient_of_zeros() -> None:
-    """And is not read: a NaN in it changes nothing."""
+    """Such an output is not read, so a NaN in it changes nothing."""
     logits, targets, _ = outputs()
     with torch.no_grad():
         logits[2].fill_(torch.nan)
@@ -79,7 +79,7 @@ def test_an_output_of_weight_0_has_a_gradient_of_zeros() -> None:
 
 
 def test_no_target_is_copied() -> None:
-    """Strided views go to the operator as they are."""
+    """Strided views of targets reach the operator without a copy."""
     logits, targets, _ = outputs()
     seen: list[int] = []
 

@@ -23,7 +23,7 @@ from customloss.distributed import global_sums
 pytestmark = pytest.mark.distributed
 
 SAMPLES = 9
-# how many samples each rank has: even, uneven, one or two ranks without any
+# How many samples each rank has: even and uneven cuts, some ranks without any.
 CUTS = {2: [(5, 4), (8, 1), (0, 9)], 3: [(3, 3, 3), (5, 1, 3), (4, 0, 5), (0, 9, 0)]}
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -44,13 +44,13 @@ SAMPLEWISE: list[dict[str, Any]] = [
 
 
 def shards(cut: tuple[int, ...]) -> slice:
-    """What of a batch this rank has."""
+    """The part of a batch that this rank has."""
     start = sum(cut[: dist.get_rank()])
     return slice(start, start + cut[dist.get_rank()])
 
 
 def batch(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits or features, targets with a class that is absent, weights; the same on every rank."""
+    """Logits or features, targets in which a class is absent, weights; equal on every rank."""
     torch.manual_seed(1)
     target = torch.rand(SAMPLES, CLASSES, *shape) < 0.4
     target[:, 1] = False
@@ -59,7 +59,7 @@ def batch(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Collectives(TorchDispatchMode):
-    """Takes down every collective and how many numbers it moves."""
+    """Records every collective and how many numbers it moves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def logits_agree() -> None:
 
 
 def readings(target: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
-    """A dense target of sigmoids, and class numbers of a softmax, some of them ignored."""
+    """Options and targets: dense for sigmoids, class numbers (some ignored) for a softmax."""
     numbers = target.to(torch.uint8).argmax(1)
     numbers[::4] = 255
     softmax = {"activation": "softmax", "ignore_index": 255}
@@ -106,7 +106,7 @@ def readings(target: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
 
 
 def numbers_agree() -> None:
-    """Class numbers of a softmax, and with a cross-entropy in the same collective."""
+    """Class numbers of a softmax, with and without a cross-entropy."""
     world = dist.get_world_size()
     for dtype in TOLERANCE:
         logits, target, _ = batch(dtype, 4, 2)
@@ -129,7 +129,7 @@ def numbers_agree() -> None:
 
 
 def parameters_agree() -> None:
-    """Under DistributedDataParallel."""
+    """Gradients of parameters agree under DistributedDataParallel."""
     for dtype in TOLERANCE:
         x, target, _ = batch(dtype)
         for options, known in readings(target):
@@ -152,7 +152,7 @@ def _parameters_agree(dtype: torch.dtype, x: Tensor, target: Tensor, options: An
 
 
 def shards_of_parameters_agree() -> None:
-    """Under fully_shard, FSDP2."""
+    """Gradients of parameters agree under fully_shard (FSDP2)."""
     world = dist.get_world_size()
     mesh = dist.init_device_mesh("cpu", (world,))
     for dtype in TOLERANCE:
@@ -180,7 +180,7 @@ def test_ranks_equal_one_process(world: int) -> None:
     run(world, logits_agree, numbers_agree, parameters_agree, shards_of_parameters_agree)
 
 
-# ---- what it takes ---------------------------------------------------------------------------
+# ---- what it costs ---------------------------------------------------------------------------
 
 
 def one_collective() -> None:
@@ -214,7 +214,7 @@ def compiles() -> None:
 
 
 def sums_of_any_shape() -> None:
-    """The function by itself: in any float dtype, added in float64, whatever the strides."""
+    """``global_sums`` takes any float dtype and any strides, and adds in float64."""
     rank = dist.get_rank()
     sums = torch.arange(6.0).reshape(2, 3).t().requires_grad_()
     total = global_sums(sums * (rank + 1), dist.group.WORLD)
@@ -245,7 +245,7 @@ def test_compiled() -> None:
 
 
 def groups() -> None:
-    """A group of some ranks, one of a single rank, and one that a rank is not in."""
+    """Groups of some ranks, of a single rank, and groups that a rank is not in."""
     logits, target, _ = batch(torch.float64, 4, 2)
     rank = dist.get_rank()
     pair, single = dist.new_group([0, 2]), dist.new_group([1])
@@ -314,7 +314,7 @@ def test_losses_of_single_samples_are_no_business_of_other_ranks() -> None:
 
 
 def test_a_rank_alone_pays_nothing(alone: dist.ProcessGroup) -> None:
-    """The fused operator serves it: the same bits, and no collective."""
+    """A group of one rank takes the fused operator, with the same bits and no collective."""
     x, target = torch.randn(4, 3), torch.rand(4, 3) < 0.4
     own = customloss.soft_f1_loss(x, target, process_group=alone)
     torch.testing.assert_close(own, customloss.soft_f1_loss(x, target), rtol=0, atol=0)

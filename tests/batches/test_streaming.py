@@ -1,4 +1,4 @@
-"""The moving average of the sums has the value, the gradient and the state that it documents."""
+"""StreamingLoss has the value, the gradient and the state that it documents."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_state_is_saved_and_copied() -> None:
 
 
 def test_a_stream_of_small_batches_comes_near_the_whole() -> None:
-    """Batches of 8 with a rare label: the mean of their losses is far off, the stream is not."""
+    """With a rare label the mean loss of batches of 8 is far from the whole, the stream is near."""
     generator = torch.Generator().manual_seed(0)
     p = torch.sigmoid(4 * torch.randn(4096, generator=generator, dtype=torch.float64) - 6)
     target = torch.rand(4096, generator=generator) < p

@@ -1,4 +1,4 @@
-"""Classes are chosen, weighed, numbered, ignored and smoothed as the options say."""
+"""Class numbers and the options that choose, weight, ignore or smooth classes do what they say."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=F64)
 
 
 def batch(*shape: int, requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, class numbers of which 3 is absent from the second sample, element weights."""
+    """Logits, class numbers (class 3 is absent from the second sample), and weights of pixels."""
     generator = torch.Generator().manual_seed(11)
     shape = shape or (5,)
     x = torch.randn(3, CLASSES, *shape, dtype=F64, generator=generator)
@@ -39,7 +39,7 @@ def one_hot(y: Tensor) -> Tensor:
 def per_class(
     x: Tensor, t: Tensor, w: Tensor | None = None, samplewise: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """tp, fp, fn of a softmax, [samples, classes], and the support, as a textbook has them."""
+    """tp, fp, fn of a softmax and the support, ``[samples, classes]``, by their definitions."""
     p, w = x.softmax(1), torch.ones_like(x[:, :1]) if w is None else w
     dims = [d for d in range(x.dim()) if d != 1 and not (samplewise and d == 0)]
     found = [(w * each).sum(dims) for each in (t * p, (1 - t) * p, t * (1 - p), t)]
@@ -54,7 +54,7 @@ def same_with_gradient(own: Callable, textbook: Callable, x: Tensor) -> None:
     torch.testing.assert_close(*by_x, rtol=1e-11, atol=1e-14)
 
 
-# ---- what they mean ------------------------------------------------------------------------------
+# ---- what the options mean -----------------------------------------------------------------------
 
 CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "all": ({}, [0, 1, 2, 3]),
@@ -71,7 +71,7 @@ CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted", "none"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_textbook(choice: str, average: str, samplewise: bool, weighted: bool) -> None:
-    """One softmax over all classes; then the scored ones, each loss or sum times its weight."""
+    """The softmax reads all classes; then each loss or sum of a chosen class has its weight."""
     options, kept = CHOICES[choice]
     x, y, w = batch(9, requires_grad=True)
     v = (WEIGHTS + 0.1 if weighted else torch.ones(CLASSES, dtype=F64))[kept]
@@ -119,7 +119,7 @@ def test_mean_and_sum_of_kept_classes(samplewise: bool) -> None:
 
 
 def test_the_fused_operator_serves_all_that_need_none() -> None:
-    """Asked for what is the default, soft-F1 stays one operator."""
+    """Options that are set to their defaults leave soft-F1 a single operator."""
     x, y, _ = batch()
     with torch.profiler.profile() as profile:
         customloss.soft_f1_loss(x, y, activation="softmax", classes=None, include_background=True)
@@ -129,7 +129,7 @@ def test_the_fused_operator_serves_all_that_need_none() -> None:
 
 
 def test_absent_classes() -> None:
-    """A skipped class leaves the mean with its weight, a penalized one has its rate."""
+    """A skipped class leaves the mean, with its weight; a penalized one has its fp rate."""
     x, y, _ = batch()
     t = one_hot(y)
     losses = 1 - scores.dice(*per_class(x, t, samplewise=True)[:3], tn=torch.zeros(()))
@@ -149,7 +149,7 @@ def test_absent_classes() -> None:
 
 
 def test_ratios_of_unlike_weights() -> None:
-    """The composed form of the fused losses; and 0 / 0 has no gradient by a target either."""
+    """Ratios with class options agree with formulas, and 0 / 0 has no gradient by a target."""
     x, y, w = batch(9, requires_grad=True)
     tp, fp, fn, _ = per_class(x, one_hot(y), w)
     for own, b, c in (
@@ -167,7 +167,7 @@ def test_ratios_of_unlike_weights() -> None:
 
 
 def test_weights_of_0() -> None:
-    """Such a class is not seen, even a NaN; of nothing but zeros the mean is 0."""
+    """A class of weight 0 has no effect, even if it is NaN; with all weights 0 the loss is 0."""
     x, y, _ = batch()
 
     def score(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def test_a_score_that_pools_the_classes_has_no_weights_for_them() -> None:
 @pytest.mark.parametrize("labels", [None, [1, 2, 3], [3, 0]])
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
 def test_scikit_learns_averages(average: str, labels: list[int] | None) -> None:
-    """The average of losses is the average of scores: one-hot probabilities, class numbers."""
+    """With one-hot probabilities, 1 minus the loss is the average of the hard metric."""
     generator = torch.Generator().manual_seed(3)
     y = torch.randint(0, CLASSES, (200,), generator=generator)
     guess = torch.randint(0, CLASSES, (200,), generator=generator)
@@ -241,7 +241,7 @@ def test_scikit_learns_averages(average: str, labels: list[int] | None) -> None:
     loss = customloss.jaccard_loss(one_hot(guess), y, **options)
     judge = metrics.jaccard_score(y, guess, average=average, labels=labels)
     assert 1 - float(loss) == pytest.approx(judge, abs=1e-12)
-    # as logits so large that the softmax decides
+    # Logits so large that the softmax is one-hot too.
     options["activation"] = "softmax"
     loss = customloss.soft_f1_loss(1e4 * one_hot(guess), y, **options)
     judge = metrics.f1_score(y, guess, average=average, labels=labels)
@@ -307,14 +307,14 @@ def test_smoothing_is_a_smoothed_target() -> None:
 
 
 class Halves(distributed.Adder):
-    """Adds the sums of the first half, kept from the call before, to those of the second."""
+    """Adds the sums of the previous call, the first half, to those of the second."""
 
     def __init__(self) -> None:
-        self.kept: Tensor | None = None
+        self.previous: Tensor | None = None
 
     def total(self, sums: Tensor, options: object) -> Tensor:
-        total = sums if self.kept is None else self.kept + sums
-        self.kept = sums.detach()
+        total = sums if self.previous is None else self.previous + sums
+        self.previous = sums.detach()
         return total
 
 
@@ -484,7 +484,7 @@ def test_check_target_names_a_class_that_is_none(value: int) -> None:
         call(x, y, check_target=True, ignore_index=value)
         with pytest.raises(ValueError, match=rf"^target: .*or 77 \(ignore_index\), got {value}"):
             call(x, y, check_target=True, ignore_index=77)
-        call(x, y)  # not asked for: not looked at, and it does not count
+        call(x, y)  # not checked unless asked for; the pixel does not count
 
 
 def test_check_target_of_dense_targets_with_ignored_ones() -> None:

@@ -1,6 +1,6 @@
 """A score with a cross-entropy or focal loss, in one pass, is the sum of textbook formulas.
 
-torch and MONAI agree; parts of a batch add up; a bad call is an error.
+The formulas are also those of torch and MONAI. Parts of a batch add up, and a bad call is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ V = torch.tensor([0.5, 2.0, 1.0, 1.5], dtype=F64)
 
 
 def pixels(*shape: int, ignored: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, class numbers, one weight per pixel."""
+    """Logits, class numbers, and one weight per pixel."""
     generator = torch.Generator().manual_seed(5)
     shape = shape or (6, 3)
     x = torch.randn(3, K, *shape, dtype=F64, generator=generator).requires_grad_()
@@ -41,7 +41,7 @@ def pixels(*shape: int, ignored: bool = False) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def labels(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, soft labels, element weights."""
+    """Logits, soft labels, and weights of elements."""
     generator = torch.Generator().manual_seed(6)
     x, t, w = (torch.randn(*shape, dtype=F64, generator=generator) for _ in range(3))
     return x.requires_grad_(), t.sigmoid(), w.sigmoid()
@@ -76,7 +76,7 @@ def test_cross_entropy_is_torchs(
     options.update(activation="softmax", class_weight=v, average=average)
     own = pure(x, y, cross_entropy_weight=1.0, **options)
     same_with_gradient(own, expected, x)
-    # beside a score of the same weights, classes and smoothing
+    # Together with a score that has the same weights, classes and smoothing.
     options["include_background"] = False
     both = customloss.dice_ce_loss(x, y, dice_weight=0.3, ce_weight=0.7, smooth=1.0, **options)
     alone = customloss.dice_loss(x, y, smooth=1.0, **options)
@@ -99,7 +99,7 @@ def test_soft_labels_of_a_softmax() -> None:
     t = torch.randn_like(x).softmax(1).detach().requires_grad_()
     own = pure(x, t, cross_entropy_weight=1.0, activation="softmax")
     same_with_gradient(own, F.cross_entropy(x, t), x)
-    # torch divides by the number of pixels, whatever their classes weigh
+    # With soft labels torch divides by the number of pixels, and we by the weights of the classes.
     own = pure(x, t, cross_entropy_weight=1.0, activation="softmax", class_weight=V)
     total = -(V[:, None, None] * t * x.log_softmax(1)).sum()
     same_with_gradient(own, total / (V[:, None, None] * t).sum(), x, t)
@@ -132,7 +132,7 @@ def test_binary_cross_entropy_is_torchs() -> None:
 
 
 def test_one_against_the_rest() -> None:
-    """Class numbers under a sigmoid: each class is a binary problem, what is ignored is none."""
+    """Class numbers with a sigmoid are a binary problem per class, without the ignored pixels."""
     x, y, _ = pixels(ignored=True)
     kept = (y != 255).unsqueeze(1).expand_as(x)
     t = F.one_hot(y.where(y != 255, 0), K).movedim(-1, 1).to(F64)
@@ -143,7 +143,7 @@ def test_one_against_the_rest() -> None:
 
 
 def test_saturated_logits_keep_their_gradient() -> None:
-    """At -60 a probability has no digits left, its logarithm all of them."""
+    """At a logit of -60 the probability vanishes in float32, but its logarithm is exact."""
     x = torch.full((8, 2), -60.0, requires_grad=True)
     loss = customloss.dice_bce_loss(x, torch.ones(8, 2))
     (gradient,) = torch.autograd.grad(loss, x)
@@ -248,7 +248,7 @@ def test_one_pointwise_loss_is_added(
 
 
 def test_nothing_counts() -> None:
-    """All ignored, no weight, no pixel: the pointwise part is 0, its gradient too."""
+    """If all is ignored, all weights are 0 or there is no pixel, loss and gradient are 0."""
     x, y, w = pixels()
     for loss in PRESETS.values():
         nothing = loss(x, torch.full_like(y, 9), ignore_index=9)
@@ -264,7 +264,7 @@ def test_nothing_counts() -> None:
         assert loss(empty, torch.zeros(0, 2, dtype=torch.int64)) == 0
 
 
-# ---- peers ---------------------------------------------------------------------------------------
+# ---- other libraries -----------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -290,7 +290,7 @@ def test_monai() -> None:
 
 
 def test_nnu_net() -> None:
-    """Its formula: -mean of (2 tp + s) / (2 tp + fp + fn + s) without background, plus CE."""
+    """Its formula is CE minus the mean of (2 tp + s) / (2 tp + fp + fn + s) without background."""
     x, y, _ = pixels(6, 5, ignored=True)
     mask = (y != 255).unsqueeze(1)
     p = x.softmax(1) * mask
@@ -360,7 +360,7 @@ def test_vmap_and_grad(name: str) -> None:
 
 
 def test_one_pass_each_way() -> None:
-    """Forward and backward read the data once, whatever is added up."""
+    """Forward and backward read the data once each, whatever is summed."""
     x, y, _ = pixels()
     with torch.profiler.profile() as profile:
         CRITERIA["compound"](x, y).backward()
@@ -423,7 +423,7 @@ def test_streaming() -> None:
 
 
 def ranks_agree() -> None:
-    """Uneven ranks; the cross-entropy is that of all pixels too, in the same all-reduce."""
+    """With uneven ranks, score and cross-entropy are those of all pixels."""
     torch.manual_seed(1)
     features, y = torch.randn(9, FEATURES, dtype=F64), torch.randint(0, CLASSES, (9,))
     own = slice(0, 6) if dist.get_rank() == 0 else slice(6, 9)

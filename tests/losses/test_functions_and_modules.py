@@ -1,4 +1,4 @@
-"""Every functional and its module agree, with the fused operator and with the composed path."""
+"""Every loss function agrees with its module, and the fused operators with the composed route."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from customloss.losses import formula, registry
 F64 = torch.float64
 tversky = torch.ops.customloss.tversky
 NAMES = tuple(registry.LOSSES)
-# takes probabilities and few options
+# custom_f1 takes probabilities and has few options
 PLAIN = tuple(name for name in NAMES if name != "custom_f1")
-# with a pointwise part, which has no classes to keep; two of them of a softmax
+# These have a pointwise part, so they have no loss per class; two of them are of a softmax.
 COMPOUND = ("dice_ce", "dice_bce", "dice_focal", "tversky_ce")
 SINGLE = tuple(name for name in PLAIN if name not in COMPOUND)
 COMPOSED = ("log_cosh_dice", "exp_log_dice", "fowlkes_mallows", "log_precision_recall",
             "generalized_dice", "balanced_accuracy", "g_mean", "mcc")  # fmt: skip
-# what of the options of cases.py is about beta or the link, which not every loss has
+# The options of cases.py that every loss has; beta and the link are not among them.
 SHARED = ("average", "samplewise", "reduction", "absent", "logit_scale", "logit_offset",
           "activation")  # fmt: skip
 
@@ -53,7 +53,7 @@ def shared(option: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_module_and_function_agree(name: str) -> None:
-    """On names, on defaults, in the signature that is shown and in the one that is typed."""
+    """Names and defaults are equal, both in the signatures that are shown and in the typed ones."""
     cls = registry.LOSSES[name]
     shown = inspect.signature(function(name)).parameters
     options = {n: p.default for n, p in shown.items() if n not in ("input", "target", "weight")}
@@ -81,12 +81,12 @@ def test_module_and_function_agree(name: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_options(name: str, option: str) -> None:
-    """Every option on every loss: the shape of soft-F1's, finite values and gradients."""
+    """Every loss takes every option: shapes are those of soft-F1, values and gradients finite."""
     options = shared(option, name)
     for case in (Case("x", (3, 4, 5)), Case("y", (7,), target=None, weight="full")):
         default = {"activation": registry.LOSSES[name].defaults.get("activation")}
         if {**default, **options}["activation"] == "softmax" and case.name == "y":
-            continue  # one logit is no choice
+            continue  # a softmax needs two classes
         sample = case.build(F64)._replace(options={})
         if "activation" in options:
             sample = sample._replace(input=sample.input.sigmoid())
@@ -102,7 +102,7 @@ def test_options(name: str, option: str) -> None:
 
 
 def test_what_each_is() -> None:
-    """Against each other and against formulas on the sums."""
+    """The losses agree with each other and with formulas of the sums."""
     x, t, w = Case("x", (9, 4), target=None, weight="full").build(F64).operands
     tp, fp, fn, tn = customloss.confusion_sums(x, t, w)
     close = torch.testing.assert_close
@@ -204,7 +204,7 @@ RATIO_SCORES = {"soft_f1": scores.fbeta, "tversky": scores.tversky}
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", RATIO_SCORES)
 def test_the_fused_operator_is_the_composed_path(name: str, option: str) -> None:
-    """With similarity and link in torch operations, and as a process group would compose it."""
+    """The composed route makes similarity and link of torch operations."""
     options = dict(OPTIONS[option])
     own = {"beta": options.pop("beta", 1.0)}
     if name == "tversky":
@@ -231,7 +231,7 @@ def test_the_fused_operator_is_the_composed_path(name: str, option: str) -> None
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_adding_nothing_changes_nothing(name: str) -> None:
-    """The way over the ranks, with nothing to add: groups, averages and absent classes too."""
+    """A process group that adds nothing takes the route over ranks, with the same loss."""
 
     class Nothing(customloss.distributed.Adder):
         def total(self, sums: Tensor, options: object) -> Tensor:
@@ -325,7 +325,7 @@ def test_words_and_rows_agree() -> None:
     assert spec_options.ROWS == scores.SUMS
 
 
-# ---- the new operator ----------------------------------------------------------------------------
+# ---- the operators ----------------------------------------------------------------------------
 
 
 OWN = {"fp_weight": 0.3, "fn_weight": 0.7}
@@ -356,7 +356,7 @@ CHECKED = [
     (name, option)
     for option in ("default", "weighted", "samplewise_groups", "penalize")
     for name in (*PLAIN, "custom_f1")
-    # of those that share all but a few operations, one option each
+    # these families share all but a few operations, so they get one option each
     if not registry.LOSSES[name].__module__.endswith(("compound", "extra_sums"))
     or option == ("weighted" if name in COMPOUND else "default")
 ]  # fmt: skip
@@ -366,7 +366,7 @@ CHECKED = [
 @pytest.mark.parametrize(("name", "option"), CHECKED)
 def test_gradcheck(name: str, option: str) -> None:
     loss = customloss.loss(name, **shared(option, name))
-    if name == "generalized_dice":  # the weights of its classes have no gradient, the rest has
+    if name == "generalized_dice":  # weights that follow the support are constants to autograd
         loss = customloss.loss(name, weighting="uniform", **shared(option, name))
     x, t, w = (each.detach().requires_grad_() for each in leaves_of(
         Case("x", (4, 3), target=None, weight="full")))  # fmt: skip
@@ -401,7 +401,7 @@ def test_vmap(name: str) -> None:
     torch.testing.assert_close(wanted[0], torch.autograd.grad(loss(leaf, t[0]), leaf)[0])
 
 
-# of those that share all but a few operations, one is enough; test_compound.py has the compounds
+# One of the losses that share most operations is enough; test_compound.py has the compounds.
 COMPILED = [n for n in NAMES if n not in (*COMPOUND, "semimetric_dice", "semimetric_jaccard")]
 
 

@@ -1,4 +1,4 @@
-"""A score of your own works as a loss, by itself, by its name and from another package."""
+"""A score of the user's own works as a loss, by itself, by name and from another package."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- ConfusionLoss -------------------------------------------------------------------------------
 
 
-# beta and smooth are a score's own affair
+# beta and smooth are options of particular scores.
 @pytest.mark.parametrize("option", [o for o in OPTIONS if not {"beta", "smooth"} & {*OPTIONS[o]}])
 def test_a_score_of_ones_own_takes_every_option(option: str) -> None:
     options = OPTIONS[option]

@@ -2,8 +2,9 @@
 
 Han et al., "AnyLoss", KDD 2024, and their released 10CV_Perceptron_102datasets(12282023).csv, data
 set 33. Their protocol: malignant is positive; features standardised over all rows, ddof 1; a bias
-column; weights from 0; 1000 steps of gradient descent on the whole of the train fold; stratified
-10-fold with seed 2; threshold 1/2; learning rates 0.1 (BCE), 0.01 (F1), 0.005 (F0.5, F2).
+column; weights start at 0; 1000 steps of gradient descent on the whole of the train fold;
+stratified 10-fold with seed 2; threshold 1/2; learning rates 0.1 (BCE), 0.01 (F1), and 0.005 (F0.5
+and F2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The way that a call takes is a function of its request and its formula: the table of it."""
+"""Every kind of request and formula takes its route, as in a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEARNED = torch.ones(3, requires_grad=True)
 GROUP: Any = MagicMock(name="a process group")
 POOLED: dict[str, Any] = {"per_class": False}
 
-# what differs from a macro Dice of three classes, and the way that the call takes
+# How the call differs from a macro Dice of three classes, and the route that it takes.
 TABLE: dict[str, tuple[dict[str, Any], Route]] = {
     "a ratio": ({}, Route.FUSED),
     "and a cross-entropy": ({"pointwise": Pointwise(log_pos=1.0)}, Route.FUSED),

@@ -1,6 +1,6 @@
-"""Every score is its textbook formula, with its gradient, its identities and its edges.
+"""Every score has the value and gradient of its textbook formula, also at the edges.
 
-scikit-learn is a second judge.
+Identities between scores hold, and scikit-learn is a second judge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from customloss import scores
 F64 = torch.float64
 
 
-# score, its parameters, and the formula as it is printed in the textbook, of P = Σp and T = Σt
+# The score, its parameters, and the textbook formula of tp, P = Σp, T = Σt and N, the total.
 TEXTBOOK: dict[str, tuple[Callable, dict[str, Any], Callable]] = {
     "f1": (scores.fbeta, {}, lambda tp, P, T, N: 2 * tp / (P + T)),
     "f2": (scores.fbeta, {"beta": 2.0}, lambda tp, P, T, N: 5 * tp / (P + 4 * T)),
@@ -70,7 +70,7 @@ TEXTBOOK: dict[str, tuple[Callable, dict[str, Any], Callable]] = {
 }  # fmt: skip
 
 
-# Σp, Σt, Σpt, Σp², Σt² and Σ|p - t| of soft labels to the formula as it is printed
+# The same for formulas of P = Σp, T = Σt, R = Σpt, p2 = Σp², t2 = Σt² and A = Σ|p - t|.
 EXTENDED: dict[str, tuple[Callable, dict[str, Any], Callable]] = {
     "squared_dice": (
         scores.squared_dice, {"smooth": 0.3},
@@ -117,7 +117,7 @@ def test_value_and_gradient_of_what_needs_more_sums(name: str) -> None:
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 1.0), (0.3, 1.7)])
 def test_semimetric_at_hard_and_at_soft_labels(weights: tuple[float, float]) -> None:
-    """Tversky itself with hard labels; with soft ones it is perfect at p = t, and there alone."""
+    """With hard labels it is Tversky; with soft labels it is perfect at p = t and nowhere else."""
     x, t = soft_labels(50, 4)
     options = {"fp_weight": weights[0], "fn_weight": weights[1]}
     for hard in ((t > 0.5).to(F64), torch.ones_like(t), torch.zeros_like(t)):
@@ -134,7 +134,7 @@ def test_semimetric_at_hard_and_at_soft_labels(weights: tuple[float, float]) -> 
                 )
                 assert (loss == 0) == torch.equal(own, t.to(dtype))
     products = customloss.dice_loss(t, t, activation="none")
-    assert products > 0.2  # what this is for
+    assert products > 0.2  # the Dice loss is not 0 at p = t
     p, q = x.detach().sigmoid(), t
     least, most = torch.minimum(p, q).sum(0), (p - q).clamp_min(0).sum(0)
     score = least / (least + weights[0] * most + weights[1] * (q - p).clamp_min(0).sum(0))
@@ -191,7 +191,7 @@ def test_weighted_log_loss_is_a_cross_entropy() -> None:
 
 
 def test_f_optimal_weight_moves_the_threshold_to_one_half() -> None:
-    """On a known η: with w of the best F*, {η > 1 - w} has that F*, and p > 1/2 is that set."""
+    """With the w of the best F*, {η > 1 - w} reaches F*, and so does p > 1/2 of the minimiser."""
     generator = torch.Generator().manual_seed(1)
     eta = torch.rand(4000, dtype=F64, generator=generator) ** 3
     for beta in (0.5, 1.0, 2.0):
@@ -201,7 +201,7 @@ def test_f_optimal_weight_moves_the_threshold_to_one_half() -> None:
         f = scores.fbeta(tp, fp, fn, tp, beta=beta)
         w = customloss.f_optimal_weight(f.max(), beta)
         assert abs(float(1 - w) - float(thresholds[f.argmax()])) < 0.006
-        p = w * eta / (w * eta + (1 - w) * (1 - eta))  # what minimises the loss
+        p = w * eta / (w * eta + (1 - w) * (1 - eta))  # the minimiser of the loss
         hit = p > 0.5
         reached = scores.fbeta(
             (hit * eta).sum(), (hit * (1 - eta)).sum(), (~hit * eta).sum(), tp[0], beta=beta
@@ -231,7 +231,7 @@ def cosine(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, **more: Tensor) -> Te
 
 @scores.uses("hard", "distance")
 class Mixed(torch.nn.Module):
-    """Half a decision, half a distance."""
+    """A learned mixture of hard accuracy and distance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ def test_scores_get_what_they_ask_for() -> None:
     accuracy = ((p > 0.5) == (t > 0)).to(F64).mean()
     own = customloss.ConfusionLoss(Mixed())(x, t)
     torch.testing.assert_close(own, 1 - accuracy / 2 - (1 - (p - t).abs().mean()) / 2)
-    by_x = torch.autograd.grad(own, x)[0]  # a decision has no gradient
+    by_x = torch.autograd.grad(own, x)[0]  # hard counts have no gradient
     torch.testing.assert_close(by_x, torch.autograd.grad((p - t).abs().mean() / 2, x)[0])
     with pytest.raises(ValueError, match=r"^uses: expected one of .*'squares'.*got 'cubes'"):
         scores.uses("cubes")
@@ -293,14 +293,14 @@ def test_value_and_gradient_of_the_textbook(name: str) -> None:
     (found,) = torch.autograd.grad(own.sum(), sums)
     (wanted,) = torch.autograd.grad(expected.sum(), sums)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
-    if score is not scores.generalized_dice:  # whose weights have no gradient
+    if score is not scores.generalized_dice:  # its weights have no gradient
         leaves = [each.detach().clone().requires_grad_() for each in sums]
         assert torch.autograd.gradcheck(partial(score, **parameters), leaves, check_forward_ad=True)
 
 
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_euler(name: str) -> None:
-    """A ratio does not change when all sums are scaled: Σ s dS/ds = 0."""
+    """A ratio does not change when all sums are scaled, so Σ s dS/ds = 0."""
     score, parameters, _ = TEXTBOOK[name]
     if parameters.get("smooth"):
         parameters = {**parameters, "smooth": 0.0}
@@ -381,7 +381,7 @@ def test_beta_and_recall_weight_are_about_recall() -> None:
 
 
 def test_absent_class_of_generalized_dice() -> None:
-    """It weighs as much as the rarest class; without any class all weigh 1."""
+    """An absent class weighs as much as the rarest present one; if all are absent, all weigh 1."""
     tp, fn = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
     fp, tn = torch.tensor([[1.0, 1.0, 3.0]]), torch.ones(1, 3)
     w = torch.tensor([1 / 16, 1 / 4, 1 / 4])
@@ -420,10 +420,10 @@ def test_links_are_finite_from_worst_to_perfect(link: str, gamma: float) -> None
     if link != "negative":
         assert abs(float(loss.detach()[3])) < 1e-15
     nan = scores.linked(torch.tensor(math.nan), link, gamma)
-    assert nan.isnan()  # is not hidden
+    assert nan.isnan()  # a NaN is not hidden
 
 
-# ---- the edges: maths.md 1.2 ---------------------------------------------------------------------
+# ---- the edges -----------------------------------------------------------------------------------
 
 EDGES = {
     # logits, targets
@@ -459,7 +459,7 @@ def test_finite_at_the_edges(name: str, edge: str) -> None:
 
 
 SMOOTH = {
-    # with s = 1/2, T = 0 and P = 2: the loss and dL/dP, P/(P+s) and s/(P+s)² or their logs
+    # options, loss and dL/dP at s = 1/2, T = 0, P = 2: P/(P+s) and s/(P+s)², or those of the log
     "dice": ({}, 2 / 2.5, 0.5 / 2.5**2),
     "tversky": ({"fp_weight": 1.0}, 2 / 2.5, 0.5 / 2.5**2),
     "jaccard": ({}, 2 / 2.5, 0.5 / 2.5**2),

@@ -1,7 +1,7 @@
-"""A loss goes from its sums at once or composed, as it should, and both ways are one loss.
+"""A loss takes the fused or the composed route as it should, and both give the same loss.
 
-At once is ``sums_score``: a ratio of the sums whose classes count unlike, a ratio with a pointwise
-loss beside it (both are the operator ``compound``), a ratio over ranks or micro-batches.
+"At once" means by ``sums_score``. It serves a ratio with class options or with a pointwise loss
+(both are the operator ``compound``), and a ratio over ranks or micro-batches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ K = 4
 LIST = [0.5, 2.0, 0.0, 1.5]
 V = torch.tensor(LIST)
 BACKGROUND: dict[str, Any] = {"include_background": False}
-# a ratio of the sums, without and with a pointwise loss beside it
+# Ratios of the sums, without and with a pointwise loss.
 RATIOS = ("soft_f1", "dice", "jaccard", "tversky", "focal_tversky", "sigmoid_f1", "any")
 COMPOUNDS = ("dice_ce", "dice_bce", "dice_focal", "tversky_ce")
 OWN: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def pixels(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits; class numbers, of which the second sample lacks one; soft labels; weights."""
+    """Logits, class numbers and soft labels (both lack a class in the second sample), weights."""
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(3, K, 6, generator=generator).to(dtype)
     y = torch.randint(0, K, (3, 6), generator=generator)
@@ -61,7 +61,7 @@ def pixels(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
 
 
 class Calls(TorchDispatchMode):
-    """Names of the operators that do something: a view is none, nor is the gradient's first 1."""
+    """Records the operators that compute: no views, and not the 1 that a gradient starts from."""
 
     NONE = ("aten.unsqueeze", "aten.lift_fresh", "aten.expand", "aten.detach", "aten.ones_like")
 
@@ -76,9 +76,9 @@ class Calls(TorchDispatchMode):
 
 
 def called(step: Callable[[], Tensor], *wanted: Tensor) -> tuple[list[str], list[str]]:
-    """By a step after the first one, forward and backward."""
+    """The operators that a step calls, forward and backward, after a first step."""
     step()
-    # a mode is a reason to keep no tensor of options for the next call; a training step has none
+    # Under a dispatch mode no tensors of options are kept, but they are in a training step.
     with patch.object(classes, "_makes_ordinary_tensors", lambda device: True):
         with Calls() as forward:
             loss = step()
@@ -117,7 +117,7 @@ def test_a_step_is_a_pass_and_a_score_and_a_pass(name: str) -> None:
 
 
 COMPOSED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    # what is composed, and the same at once
+    # the loss, options that are composed, and options for the same loss at once
     "learned weights": ("dice_ce", {"class_weight": V.clone().requires_grad_()},
                         {"class_weight": V}),
     "weights of positives": ("dice_bce", {"pos_weight": [2.0] * K}, {"pos_weight": 2.0}),
@@ -158,7 +158,7 @@ def test_learned_weights_have_a_gradient() -> None:
 
 @contextmanager
 def way(at_once: bool) -> Iterator[None]:
-    """Insists on one of the two."""
+    """Forces one of the two routes, and checks that the loss has both."""
     true_route, taken = routes.route, []
 
     def answer(*call: Any) -> Route:
@@ -167,7 +167,7 @@ def way(at_once: bool) -> Iterator[None]:
 
     with patch.object(routes, "route", answer):
         yield
-    assert taken and Route.COMPOSED not in taken, "this loss has one way only"
+    assert taken and Route.COMPOSED not in taken, "this loss has only one route"
 
 
 CHOICES: tuple[dict[str, Any], ...] = (
@@ -184,7 +184,7 @@ ROUNDING = {F64: 1e-12, torch.float32: 5e-7, torch.bfloat16: 2**-7}
 
 
 def gradients(criterion: nn.Module, operands: Any, at_once: bool) -> list[Tensor]:
-    """The loss, and its gradient by all operands that float, for a loss above of unlike slopes."""
+    """The loss, and its gradients by all floating operands for an incoming gradient."""
     leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in operands]
     with way(at_once):
         loss = criterion(*leaves)
@@ -197,12 +197,12 @@ def gradients(criterion: nn.Module, operands: Any, at_once: bool) -> list[Tensor
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("name", RATIOS + COMPOUNDS)
 def test_both_ways_are_one_loss(name: str, dtype: torch.dtype) -> None:
-    """By the input, by soft labels, by weights; and of class numbers, which nobody learns."""
+    """Loss and gradients by input, soft labels and weights agree; some cases have class numbers."""
     x, y, t, w = pixels(dtype)
     x = x.sigmoid() if name == "any" else x
     for number, (choice, average) in enumerate(itertools.product(CHOICES, AVERAGES)):
         if name in RATIOS and not choice:
-            continue  # one operator, of which nothing is composed
+            continue  # this is a single operator, with no composed twin here
         options = {**OWN.get(name, {}), **choice, **average}
         criterion = customloss.loss(name, **options)
         for operands in ((x, t, w), (x, y))[: 1 + number % 2]:
@@ -250,7 +250,7 @@ def test_second_derivatives_of_both_ways() -> None:
 
 
 def test_nothing_counts() -> None:
-    """Weights that are all 0, and a batch without samples: a loss of 0, gradients of 0."""
+    """With class weights of 0, or without samples, the loss and its gradient are 0."""
     x, y, _, _ = pixels()
     x.requires_grad_()
     for name in ("dice", *COMPOUNDS):
@@ -338,7 +338,7 @@ def test_no_first_call_spoils_what_is_kept(name: str) -> None:
 
 
 def test_transforms_of_a_model() -> None:
-    """Gradients of each sample, of which the table knows nothing."""
+    """Gradients per sample, by vmap over the class weights too."""
     x, y, _, _ = pixels(F64)
     model = nn.Conv1d(K, K, 1, dtype=F64)
     parameters = dict(model.named_parameters())
@@ -372,7 +372,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 def after(graph: torch.fx.Graph, name: str) -> list[str]:
-    """What is computed from the result of this operator, in order."""
+    """The operators that depend on the result of this operator, in order."""
     (source,) = (node for node in graph.nodes if str(node.target).startswith(name))
     found, seen = [], {source}
     for node in graph.nodes:
@@ -383,7 +383,7 @@ def after(graph: torch.fx.Graph, name: str) -> list[str]:
 
 
 def names_of(calls: list[str]) -> list[str]:
-    """Operators of ours and of torch; not what unpacks a tuple, asserts, or changes nothing."""
+    """Operators that compute: none that unpacks a tuple, asserts, or converts to the same dtype."""
     kept = [name for name in calls if "getitem" not in name and "_assert_" not in name]
     return [".".join(name.split(".")[:2]) for name in kept if name not in ("to", "aten.to.dtype")]
 
@@ -391,7 +391,7 @@ def names_of(calls: list[str]) -> list[str]:
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("name", COMPILED)
 def test_between_the_sums_and_the_loss_is_one_node(name: str) -> None:
-    """In one graph, which serves every batch of its shape and, with dynamic shapes, any."""
+    """One graph serves all batch sizes, and has one node between the passes."""
     graphs: list[torch.fx.Graph] = []
     passes: list[torch.fx.Graph] = []
 
@@ -416,7 +416,7 @@ def test_between_the_sums_and_the_loss_is_one_node(name: str) -> None:
                 value = function(leaf, y[:samples].clone())
                 pair.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0]))
             torch.testing.assert_close(*pair, rtol=0, atol=0)
-    # dynamo may try twice: first with options that vary; what it gives up has no passes
+    # Dynamo may trace twice; an attempt that it gives up is not compiled to passes.
     forward, backward = passes
     assert not names_of(after(graphs[-1], "customloss.compound"))
     assert names_of(after(forward, "customloss.confusion")) == ["customloss.sums_score"]
@@ -455,7 +455,7 @@ def test_exported(name: str) -> None:
     "options", [BACKGROUND, {"class_weight": V, "average": "weighted"}, {"link": "log"}], ids=str
 )
 def test_micro_batches(options: dict[str, Any], count: int) -> None:
-    """Scored at once, they have the loss and the gradients of the whole batch."""
+    """Micro-batches, scored at once, have the loss and the gradients of the whole batch."""
     x, y, _, w = pixels(F64)
     criterion = customloss.DiceCELoss(**options)
     whole, parts = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -474,7 +474,7 @@ def test_micro_batches(options: dict[str, Any], count: int) -> None:
 
 
 def test_a_score_of_yours_is_composed() -> None:
-    """The same loss as that of the package, which is not."""
+    """A user's score is composed, and equals the package's loss, which is not composed."""
     x, y, _, _ = pixels(F64)
     x.requires_grad_()
     options: dict[str, Any] = {"activation": "softmax", "class_weight": V}
