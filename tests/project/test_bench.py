@@ -1,4 +1,4 @@
-"""The benchmark judges answers before it times them, and counts bytes and ratios right."""
+"""The benchmark checks answers before it times them, and counts bytes and ratios right."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_cuda_without_a_gpu_is_refused() -> None:
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this torch sees a GPU")
     result = _RUNNER.invoke(cli.app, ["bench", "--smoke", "--device", "cuda"])
     assert result.exit_code == 1
     assert "no CUDA device" in result.output

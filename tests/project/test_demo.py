@@ -1,4 +1,4 @@
-"""The training demo has right thresholds and folds, and its sentences follow the numbers."""
+"""The training demo has the right thresholds and folds, and its sentences follow the numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from customloss._demo import data, report, train
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """The models are small; the fixture in conftest.py restores the number."""
+    """The models are small. A fixture in conftest.py restores the number of threads."""
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""The examples run as their first lines say, and what they call exact is exact."""
+"""The examples run as their first lines say, and results that they call exact are exact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOSS = re.compile(r"(?:(\d+) x (\d+) samples: )?loss (\d\.\d{6}) -> (\d\.\d{6})"
 
 
 def losses(example: str, folder: Path, *launcher: str) -> list[tuple[str, ...]]:
-    """What the example prints, run in a folder of its own."""
+    """The losses that an example prints; it runs in ``folder`` and has to train."""
     found = subprocess.run(
         [sys.executable, *launcher, str(ROOT / "examples" / example)],
         cwd=folder,
@@ -25,11 +25,11 @@ def losses(example: str, folder: Path, *launcher: str) -> list[tuple[str, ...]]:
         text=True,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    told = LOSS.findall(found.stdout)
-    assert told, found.stdout
-    for *_, first, last in told:
+    printed = LOSS.findall(found.stdout)
+    assert printed, found.stdout
+    for *_, first, last in printed:
         assert float(last) < float(first) - 0.02, found.stdout
-    return told
+    return printed
 
 
 def test_lightning(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_lightning(tmp_path: Path) -> None:
 
 
 def test_hugging_face(tmp_path: Path) -> None:
-    """Four micro-batches, accumulated, end where one batch of all does."""
+    """Training with four accumulated micro-batches ends where training with one batch does."""
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     whole, parts = losses("hf_trainer.py", tmp_path)
@@ -57,7 +57,7 @@ def test_accelerate(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_accelerate_on_two_processes(tmp_path: Path) -> None:
-    """Each has half of the samples: the loss is that of one process with all."""
+    """Each process has half of the samples, and the loss is that of one process with all."""
     pytest.importorskip("accelerate")
     alone = losses("accelerate_loop.py", tmp_path)
     command = "-m torch.distributed.run --standalone --nproc-per-node 2"
@@ -73,19 +73,19 @@ def test_two_ranks_train_as_one_process_does() -> None:
     found = subprocess.run(
         [sys.executable, *command.split()],
         cwd=ROOT,
-        # the two processes share this machine with the other tests, and take no GPU
+        # The two processes use one thread each and no GPU, because other tests run beside them.
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
              "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    # not by lines: the ranks write to one pipe
+    # Not matched line by line, because both ranks write to one pipe.
     number = r"(\d\.\d{6})"
-    told = re.findall(
+    printed = re.findall(
         rf"(rank \d|one process): (\d+) samples, loss {number} -> {number}", found.stdout
     )
-    samples = {who: int(count) for who, count, _, _ in told}
+    samples = {who: int(count) for who, count, _, _ in printed}
     assert samples["rank 0"] + samples["rank 1"] == samples["one process"] == 512
     assert samples["rank 0"] != samples["rank 1"]
-    assert len({(first, last) for *_, first, last in told}) == 1
+    assert len({(first, last) for *_, first, last in printed}) == 1

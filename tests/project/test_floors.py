@@ -1,4 +1,4 @@
-"""Imports run one way, from floor to floor, and every package says truly what it may import."""
+"""Imports go from higher floors to lower ones, and packages document truly what they import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import customloss
 
 PACKAGE = Path(customloss.__file__).parent
-# A package or file may import what stands on a floor before its own, and its own package.
+# A package or file may import from itself and from the floors that are listed before its own.
 FLOORS = (
     ("reference", "scores", "distributed"),
     ("_spec",),
@@ -28,16 +28,16 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MOST_FILES = 9
 MOST_FLOORS = 11
-# what a build leaves beside the sources
+# Files that a build leaves beside the sources.
 BUILT = re.compile(r"_build\.json|.*\.so|__pycache__")
 
 
 def modules() -> dict[str, Path]:
-    """Every file of the package by its dotted name; ``__init__`` of the root is the root."""
+    """Every file of the package by its dotted name; ``__init__`` is that of the root."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[0] == "kernels":  # a package of the tree's top folder
+        if parts[0] == "kernels":  # lies in the top folder of the repository
             continue
         found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
     return found
@@ -47,7 +47,7 @@ MODULES = modules()
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of ours that a file imports anywhere, functions and type checking included."""
+    """Our modules that a file imports, also inside functions and for type checking."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -58,13 +58,13 @@ def imported(path: Path) -> Iterator[str]:
             continue
         for name in names:
             package, _, inside = name.partition(".")
-            # customloss.kernels is loaded only where Triton is, and stands beside these floors
+            # customloss.kernels is loaded only if Triton is there, and has no floor.
             if package == "customloss" and not inside.startswith("kernels"):
                 yield resolved(inside)
 
 
 def resolved(name: str) -> str:
-    """The module that a dotted name lies in."""
+    """The module that defines a dotted name."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or "__init__"
@@ -97,8 +97,10 @@ def test_imports_go_down(name: str) -> None:
 
 
 def test_there_is_no_circle_and_few_floors() -> None:
-    """The longest chain of imports from module to module; the benchmark and the demo, which are
-    programs and no part of the library, count as one floor each."""
+    """No imports are circular, and the longest chain of imports is short.
+
+    The benchmark and the demo are programs, no part of the library, and count as one floor each.
+    """
     height: dict[str, int] = {}
 
     def of(name: str, above: tuple[str, ...] = ()) -> int:
@@ -118,7 +120,7 @@ def test_there_is_no_circle_and_few_floors() -> None:
         if room(name) not in ("_bench", "_demo"):
             of(name)
     assert max(height.values()) <= MOST_FLOORS
-    for program in ("_bench", "_demo"):  # inside them too there is no circle
+    for program in ("_bench", "_demo"):  # no imports inside a program are circular either
         left = {name for name in MODULES if room(name) == program}
         while left:
             free = {name for name in left if not GRAPH[name] & left}
@@ -131,10 +133,10 @@ PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py"
 
 @pytest.mark.parametrize("name", [name for name in PACKAGES if name != "__init__"])
 def test_a_package_says_what_it_holds_and_imports(name: str) -> None:
-    """What lives here, what it may import, and where to start reading; the second is true."""
-    told = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
-    parts = re.fullmatch(r".+\n\nLives here: .+\nMay import: (.+)\nStart with .+", told, re.DOTALL)
-    assert parts, f"{name}/__init__.py: {told}"
+    """The docstring of a package has three parts, of which the allowed imports are checked."""
+    doc = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
+    parts = re.fullmatch(r".+\n\nLives here: .+\nMay import: (.+)\nStart with .+", doc, re.DOTALL)
+    assert parts, f"{name}/__init__.py: {doc}"
     allowed = set(re.findall(r"``([\w.]+)``", parts[1]))
     used = {room(other) for each in MODULES if room(each) == name for other in GRAPH[each]}
     used = {"customloss" if each == "__init__" else each for each in used} - {name}

@@ -1,8 +1,8 @@
 """The tests notice every one-line fault that is put into the source on purpose.
 
-A mutant is a copy of the tree with one line changed; C++ ones are compiled anew with g++. A small
-part of the suite runs on the copy and has to fail. The unchanged copy is run first: it passes, so
-that a failure means the mutant and not the copying.
+A mutant is a copy of the tree with one line changed; changed C++ is compiled again with g++. A
+small part of the suite runs on the copy and has to fail. It first has to pass on an unchanged copy,
+so that a failure is caused by the mutant and not by the copying.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLAGS = (
     "-ffp-contract=fast", "-fopenmp-simd", "-DTORCH_TARGET_VERSION=0x020a000000000000",
     f"-isystem{TORCH / 'include'}",
 )  # fmt: skip
-# what is run on a mutant: seconds, stopping at the first failure
+# The files that run on a mutant, up to the first failure. They take seconds.
 KILLERS = (
     "values/test_elements_values.py", "values/test_elements_gradients.py",
     "values/test_pixels_values.py", "values/test_pixels_numerics.py",
@@ -33,7 +33,7 @@ KILLERS = (
     "values/test_memory.py", "values/test_determinism.py", "backends/test_backend_choice.py",
     "ops/test_sums_values.py",
 )  # fmt: skip
-# what has processes of its own, or takes its time
+# Tests in these files that start processes or take long are left out.
 SPARED = ("error_budget", "instruction_set", "peak", "environment", "many_small", "triton")
 
 pytestmark = [
@@ -48,7 +48,7 @@ pytestmark = [
 
 class Mutant(NamedTuple):
     file: str
-    line: str  # the first place where this stands is changed
+    line: str  # its first occurrence is replaced by `fault`
     fault: str
 
 
@@ -228,7 +228,7 @@ MUTANTS = {
 
 
 def compile_into(tree: Path, changed: str | None = None) -> None:
-    """Compiles what includes ``changed``, or all, and links."""
+    """Compiles all sources, or those that include ``changed``, and links."""
     objects = tree / "objects"
     objects.mkdir(exist_ok=True)
     for source in sorted((tree / "csrc" / "cpu").glob("*.cpp")):
@@ -236,7 +236,7 @@ def compile_into(tree: Path, changed: str | None = None) -> None:
         includes = built.with_suffix(".d")
         if changed and Path(changed).name not in includes.read_text():
             continue
-        # from the root, so that no path in the object tells one copy from another
+        # The path is relative, so that objects of different copies are alike.
         relative = source.relative_to(tree)
         compile_ = ["g++", *FLAGS, "-MMD", "-MF", includes, "-c", relative, "-o", built]
         subprocess.run(compile_, cwd=tree, check=True, capture_output=True)

@@ -1,6 +1,6 @@
-"""The wheel and the sdist hold what they should, and work away from their sources.
+"""The wheel and the sdist hold what they should, and the wheel works away from its sources.
 
-Marked ``packaging`` where something is built. The tests share one build, hence one xdist worker.
+Tests that build are marked ``packaging``. They share one build, so they run on one xdist worker.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.xdist_group("packaging")
 
 
 def run(*command: Any, env: dict[str, str] | None = None, **options: Any) -> str:
-    """What a command prints; a failure shows all of it."""
+    """The output of a command; if it fails, the error shows all output."""
     full = {**os.environ, **(env or {})}
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, env=full, **options
@@ -111,7 +111,7 @@ def test_setup_and_cmake_use_the_same_sources(folder: str) -> None:
 
 @pytest.mark.slow
 def test_the_cuda_code_compiles_beside_any_torch() -> None:
-    """Needs nvcc, no GPU and no CUDA in torch; warnings are errors."""
+    """This needs nvcc, but no GPU and no CUDA in torch; warnings are errors."""
     if cpp_build.tool("nvcc") is None:
         pytest.skip("no nvcc on PATH")
     archs = "-DCUSTOMLOSS_CUDA_ARCHS=90-real"
@@ -132,7 +132,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, so that a file missing there is noticed."""
+    """The wheel is built from the sdist, so that a file missing there is noticed."""
     folder = tmp_path_factory.mktemp("wheel")
     options = ("--no-build-isolation", "--no-deps", "--no-index", "-q", "-w")
     run(sys.executable, "-m", "pip", "wheel", *options, folder, sdist, cwd=folder)
@@ -149,7 +149,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(installed: Path, tmp_path: Path) -> Path:
-    """A copy of the installed package, to be damaged."""
+    """A copy of the installed package, which a test may damage."""
     return Path(shutil.copytree(installed, tmp_path / "copied"))
 
 
@@ -226,7 +226,7 @@ def test_the_libraries_need_no_python_and_only_the_stable_abi(installed: Path) -
     for library in libraries:
         needed = symbols(library, "undefined")
         assert not [name for name in needed if name.startswith(("Py", "_Py"))]
-        # what comes out of torch are C shims; torch also exports copies of std templates
+        # From torch we use C shims only. It also exports copies of std templates, left out here.
         std = re.compile(r"_Z(N[KRO]*)?St|_ZT[ISV]|_Zn|_Zd")
         from_torch = {name for name in needed & offered if not std.match(name)}
         shims = re.compile(r"(aoti_torch|torch)_\w+")

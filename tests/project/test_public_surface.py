@@ -1,4 +1,4 @@
-"""Names, signatures, operator schemas and error texts are those of the committed list."""
+"""Names, signatures, operator schemas and error texts are those of public_surface.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES = ("distributed", "reference", "scores")
 
 
 def described(value: object) -> str:
-    """The kind of a public object, and how it is called."""
+    """The kind of a public object and its signature."""
     if isinstance(value, types.ModuleType):
         return "module"
     kind = "class" if isinstance(value, type) else "function" if callable(value) else "value"
@@ -35,7 +35,7 @@ def described(value: object) -> str:
 
 
 def names() -> dict[str, str]:
-    """What is public: the names of the package, and those that its public modules define."""
+    """The public names: those of the package, and those that its public modules define."""
     found = {name: described(getattr(customloss, name)) for name in customloss.__all__}
     for module in MODULES:
         for name, value in vars(getattr(customloss, module)).items():
@@ -46,18 +46,18 @@ def names() -> dict[str, str]:
 
 
 def schemas() -> dict[str, str]:
-    """Every operator, with its schema; an exported program holds both."""
+    """The schema of every operator; an exported program holds names and schemas."""
     prefix = "customloss::"
     every = torch._C._jit_get_all_schemas()
     return {s.name.removeprefix(prefix): str(s) for s in every if s.name.startswith(prefix)}
 
 
 def complaint(call: str) -> str:
-    """What a bad call raises."""
+    """The error that a bad call raises."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, generator=generator)
     t = (torch.rand(4, 3, generator=generator) > 0.5).float()
-    # other tests of this process may have registered scores
+    # Other tests in this process may have registered scores, which some messages list.
     try:
         with patch.dict(registry._registered, clear=True):
             eval(call, {"customloss": customloss, "torch": torch, "x": x, "t": t})
@@ -67,13 +67,13 @@ def complaint(call: str) -> str:
 
 
 def surface(calls: list[str]) -> dict[str, dict[str, str]]:
-    """All of it, as it is now."""
+    """The whole public surface, as it is now."""
     errors = {call: complaint(call) for call in calls}
     return {"names": names(), "operators": schemas(), "errors": errors}
 
 
 def test_the_names_of_the_package() -> None:
-    """None more and none less."""
+    """The package has these names, no more and no less."""
     before = {name for name in COMMITTED["names"] if "." not in name}
     assert set(customloss.__all__) == before
 
@@ -93,7 +93,7 @@ def test_error_texts(call: str) -> None:
 
 
 def main() -> None:
-    """Writes the list anew: for a change of the public surface that is meant."""
+    """Rewrites public_surface.json, for an intended change of the public surface."""
     path: Any = Path(__file__).parent / "public_surface.json"
     path.write_text(json.dumps(surface(list(COMMITTED["errors"])), indent=1) + "\n")
 
