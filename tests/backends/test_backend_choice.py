@@ -1,4 +1,4 @@
-"""The backend is the one that a call, a block or the environment names; others are refused."""
+"""The backend is the one that a call, a block or the environment names; bad names are errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _as_it_was() -> object:
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which primitives of the reference backend were called."""
+    """Records which primitives of the reference backend are called."""
     called: list[str] = []
 
     def spy(name: str, true: Any) -> Any:
@@ -106,7 +106,7 @@ def test_cuda_that_is_not_there_is_refused_with_its_reason() -> None:
 
 
 def test_triton_is_refused_on_the_cpu_or_says_why_it_is_absent() -> None:
-    """The interpreter, which runs it on the CPU, is chosen before Triton is imported."""
+    """Triton's interpreter would accept the CPU, so the process starts with it switched off."""
     code = (
         "import torch, customloss\n"
         "customloss.backend('triton')\n"
@@ -140,7 +140,7 @@ def test_the_environment_is_checked_too() -> None:
 
 
 def test_compiled_kernels_are_in_use_here() -> None:
-    """Else this run judges the reference by itself."""
+    """Without compiled kernels this run would compare the reference with itself."""
     assert libraries.status["_C"] is None
     for name in ("confusion", "confusion_score", "confusion_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"customloss::{name}", "CPU")

@@ -65,7 +65,7 @@ def test_rows_are_interleaved(maths: Any) -> None:
 def test_transposed_axes_are_walked_in_the_order_of_memory(maths: Any) -> None:
     x = torch.empty(3, 4, 6, 5).transpose(2, 3)
     assert layout_of(maths, x, x, per_sample=True)["reduced"] == [(30, [1, 1, 0, 0])]
-    # a target that lies otherwise keeps the axes apart
+    # A target of another layout keeps the axes from merging.
     straight = torch.empty(3, 4, 5, 6)
     assert layout_of(maths, x, straight, per_sample=True)["reduced"] == [
         (6, [5, 1, 0, 0]),
@@ -101,10 +101,10 @@ def test_sizes_of_one_and_zero(maths: Any) -> None:
 
 
 def test_too_many_axes_are_refused(maths: Any) -> None:
-    def alternating(axes: int) -> torch.Tensor:  # every second element of each axis: none merge
+    def alternating(axes: int) -> torch.Tensor:  # no two axes can merge
         return torch.empty([2, 2] + [4] * axes)[(..., *[slice(None, None, 2)] * axes)]
 
-    most = maths.max_reduced - 1  # and the samples
+    most = maths.max_reduced - 1  # the samples take one axis
     assert len(layout_of(maths, alternating(most), None)["reduced"]) == maths.max_reduced
     assert layout_of(maths, alternating(most + 1), None) is None
 

@@ -52,7 +52,7 @@ def test_exp_minus_at_its_ends(maths: Any, dtype: type) -> None:
     assert (at(1e4, 1e30, np.inf) == 0.0).all(), "exactly 0, no subnormal left over"
     assert np.isnan(at(np.nan)).all()
     assert at(np.finfo(dtype).smallest_subnormal)[0] == 1.0
-    # where the result would be subnormal it is flushed, to 0 or to nearly the smallest normal
+    # A result that would be subnormal is flushed, to 0 or to nearly the smallest normal number.
     end = np.linspace(80, 120, 40_001) if dtype is np.float32 else np.linspace(700, 760, 60_001)
     found = maths.exp_minus(end.astype(dtype))
     assert (np.diff(found) <= 0).all(), "decreasing across the end of the range"
@@ -64,7 +64,7 @@ def test_exp_minus_at_its_ends(maths: Any, dtype: type) -> None:
 def test_sigmoid(maths: Any, dtype: type, scale: float, offset: float) -> None:
     x = np.linspace(-25, 25, 200_001).astype(dtype)  # |z| < 70: no result is subnormal
     wide = np.float64 if dtype is np.float32 else np.longdouble
-    # the kernel rounds scale (x - offset) once or twice; judge what follows from it
+    # The kernel rounds scale (x - offset) once or twice; what follows is judged from that z.
     z = (dtype(scale) * (x - dtype(offset))).astype(wide)
     p, q = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))
     found = maths.probability(x, scale, offset)
@@ -81,7 +81,7 @@ def test_sigmoid_of_extreme_logits(maths: Any, dtype: type) -> None:
     np.testing.assert_array_equal(p, [1, 1, 0.5, 0, 0, np.nan])
     np.testing.assert_array_equal(q, [0, 0, 0.5, 1, 1, np.nan])
     np.testing.assert_array_equal(slope, [0, 0, 0.25, 0, 0, np.nan])
-    # where 1 - p would have lost every digit
+    # Here 1 - p would have lost every digit.
     twenty = np.array([20.0], dtype)
     np.testing.assert_allclose(maths.probability(twenty)[1], np.exp(-20.0), rtol=1e-6)
 
@@ -174,7 +174,7 @@ def score(
 
 
 def expected_loss(weights: tuple[float, ...], link: str, smooth: float, gamma: float, sums: Any):
-    """The definition, in the widest type there is."""
+    """The loss by its definition, in the widest type."""
     tp, fp, fn = (np.longdouble(value) for value in sums[:3])
     hit, miss = weights[0] * tp + smooth, weights[1] * fp + weights[2] * fn
     similarity, complement = hit / (hit + miss), miss / (hit + miss)
@@ -222,7 +222,7 @@ def test_group_gradient_is_the_derivative(
 
 
 def test_near_a_perfect_score_no_digit_is_lost(maths: Any) -> None:
-    """1 - 2tp/(p + t) would be 0 here."""
+    """1 - 2 tp / (p + t) would be 0 here."""
     value, _, _, _ = maths.group(score(F1, "complement"), (1e9, 1e-12, 2e-12, 0.0))
     assert value == pytest.approx(3e-12 / (2e9 + 3e-12), rel=1e-15)
 
@@ -277,7 +277,7 @@ def test_nan_and_inf_pass_through_a_group(maths: Any, link: str) -> None:
 def expected_average(
     losses: np.ndarray, support: np.ndarray, counted: np.ndarray, average: str, reduction: str
 ) -> np.ndarray:
-    """[samples, classes] to the loss, by the words of the documentation."""
+    """The loss from losses of groups, ``[samples, classes]``, as documented."""
     if average == "none":
         kept, mask = losses, counted
     else:
@@ -297,7 +297,7 @@ def expected_average(
 def test_average(maths: Any, average: str, reduction: str, absent: str) -> None:
     sums = np.random.default_rng(1).uniform(0.1, 5, (4, 3, 4))
     sums[[0, 2], 1, 2] = 0.0  # one group without positives
-    sums[[0, 2], 2, :] = 0.0  # a whole sample without
+    sums[[0, 2], 2, :] = 0.0  # a whole sample without positives
     how = score(F1, "complement", absent=absent)
 
     def loss_of(sums: np.ndarray) -> np.ndarray:
@@ -312,8 +312,8 @@ def test_average(maths: Any, average: str, reduction: str, absent: str) -> None:
     found, grads = maths.average(how, *codes, sums)
     expected = loss_of(sums)
     np.testing.assert_allclose(found, expected, rtol=1e-14)
-    # the gradient of the sum of what is left, against central differences; groups without
-    # positives sit on a kink, where a difference would mix the two sides
+    # The gradient of the sum of all losses is compared with central differences. Groups without
+    # positives are left out: they sit on a kink, where a difference would mix the two sides.
     for i, s, c in itertools.product(range(4), range(2), range(4)):
         if sums[0, s, c] == 0.0:
             continue
@@ -360,7 +360,10 @@ def test_compound(maths: Any, average: str, reduction: str) -> None:
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_compound_of_nothing_more_is_the_average(maths: Any, average: str, reduction: str) -> None:
-    """With rows that nobody reads. The two are compiled apart: products are not fused alike."""
+    """Rows that are not read change nothing.
+
+    The two functions are compiled apart, so products may be fused differently.
+    """
     for _, case in product(average, reduction, "complement"):
         if any(case.pointwise[1:4]) or case.class_weight is not None:
             continue

@@ -14,7 +14,7 @@ pytest_plugins = ["cpp_build"]
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 GAMMAS = pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
-# relative errors that the header states, or a few roundings
+# The relative errors that the header states, or a few roundings.
 BOUND = {np.float32: 2e-7, np.float64: 5e-16}
 
 
@@ -29,7 +29,7 @@ def off(found: np.ndarray, expected: np.ndarray) -> float:
 
 @DTYPES
 def test_log(maths: Any, dtype: type) -> None:
-    """Every binade, and around 1, where the logarithm has a root."""
+    """The bound holds in every binade, and around 1, where the logarithm is 0."""
     tiny, most = np.finfo(dtype).tiny, np.finfo(dtype).max
     y = np.concatenate([
         np.geomspace(tiny, most / 2, 400_003), np.linspace(0.5, 2.0, 400_003),
@@ -38,7 +38,7 @@ def test_log(maths: Any, dtype: type) -> None:
     y = y[(y != 1) & np.isfinite(y)]
     assert off(maths.log_of(y), np.log(wider(y))) < BOUND[dtype]
     assert maths.log_of(np.ones(1, dtype))[0] == 0
-    # of a subnormal number nothing more than that it is large
+    # The logarithm of a subnormal number only has to be large.
     least = np.array([np.finfo(dtype).smallest_subnormal], dtype)
     assert -800 < maths.log_of(least)[0] < -87
 
@@ -57,7 +57,7 @@ def test_power(maths: Any, dtype: type, gamma: float) -> None:
     base = np.concatenate([np.linspace(0, 1, 100_001)[1:], np.geomspace(1e-10, 1, 100_001)])
     base = base.astype(dtype)
     expected = wider(base) ** gamma
-    # the logarithm is rounded before it is multiplied: exponent |log base| roundings
+    # The logarithm is rounded before it is multiplied, so the error grows with gamma |log base|.
     size = 1 + gamma * np.abs(np.log(wider(base)))
     error = np.abs(maths.power_of(base, gamma) - expected) / expected
     assert (error / size).max() < BOUND[dtype]
@@ -77,7 +77,7 @@ def test_outcome_of_a_logit(maths: Any, dtype: type, scale: float, offset: float
     assert off(q, 1 / (1 + np.exp(z))) < bound
     assert off(positive, np.logaddexp(0, -z)) < bound, "-log p has the digits of a small one"
     assert off(negative, np.logaddexp(0, z)) < bound
-    sure = np.abs(z) > 1e-6  # next to 1/2 it is a matter of rounding
+    sure = np.abs(z) > 1e-6  # next to 1/2 rounding decides
     np.testing.assert_array_equal(decided[sure], z[sure] > 0)
 
 
@@ -90,7 +90,7 @@ def test_outcome_at_its_ends(maths: Any, dtype: type) -> None:
     np.testing.assert_allclose(positive, [0, np.inf, np.log(2), np.nan, 0, 1e4], rtol=1e-6)
     np.testing.assert_allclose(negative, [np.inf, 0, np.log(2), np.nan, 1e4, 0], rtol=1e-6)
     np.testing.assert_array_equal(decided, [1, 0, 0, 0, 1, 0])
-    # of probabilities the logarithms have a floor
+    # Logarithms of probabilities have a floor.
     p, q, positive, negative, _ = maths.outcome(np.array([0.0, 1.0, 0.25], dtype), sigmoid=False)
     floor = -np.log(reference.LOG_FLOOR)
     np.testing.assert_allclose(positive, [floor, 0, np.log(4)], rtol=1e-6, atol=1e-30)
@@ -143,7 +143,7 @@ def test_gradients_are_the_derivatives_of_the_shares(
 ) -> None:
     x, t = elements(np.float64, sigmoid)
     by = np.random.default_rng(1).normal(size=15)
-    by[-4:] = 0 if wrt == "input" else by[-4:]  # decisions have no slope
+    by[-4:] = 0 if wrt == "input" else by[-4:]  # hard counts have no slope
     found = maths.pixel_gradient(WRT.index(wrt), x, t, gamma, list(by), sigmoid)
 
     def total(x: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ def test_gradients_are_the_derivatives_of_the_shares(
 
 
 def test_gradients_stay_finite_where_logarithms_do_not(maths: Any) -> None:
-    """p = 0 or 1 on the right side: 0 log 0, and a power of 0."""
+    """p = 0 or 1 that agrees with the target leads to 0 log 0 and to powers of 0."""
     for dtype in (np.float32, np.float64):
         for sigmoid, x in ((True, [np.inf, -np.inf, 1e4, -1e4]), (False, [1.0, 0.0, 1.0, 0.0])):
             t = np.array([1, 0, 1, 0], dtype)

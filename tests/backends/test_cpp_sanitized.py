@@ -1,7 +1,7 @@
 """The operator tests pass on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-``_C`` is built through the CMake preset, put beside a copy of the package, and the tests run on it
-in a process that preloads the sanitizers. A report of either ends that process.
+``_C`` is built with a CMake preset and put into a copy of the package. The tests run on it in a
+process that preloads the sanitizers and ends at the first report.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paths import ROOT, TESTS
 
 pytestmark = [pytest.mark.sanitize, pytest.mark.xdist_group("sanitize")]
 
-# what calls the kernels; the rest of the suite is Python
+# The files that call the kernels; the rest of the suite tests Python.
 FILES = (
     "test_elements_values.py",
     "test_elements_gradients.py",
@@ -31,7 +31,7 @@ FILES = (
 
 
 def runtime(name: str) -> str:
-    """A sanitizer's runtime as the compiler names it."""
+    """The path of a sanitizer's runtime, as the compiler knows it."""
     compiler = tool(os.environ.get("CXX", "c++"))
     assert compiler is not None
     found = subprocess.run(
@@ -44,7 +44,7 @@ def runtime(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with customloss, its library instrumented."""
+    """A folder with customloss, whose library is instrumented."""
     if sys.platform != "linux":
         pytest.skip("LD_PRELOAD is for Linux")
     build = cmake_build("_C", preset="asan-ubsan")
@@ -61,7 +61,7 @@ def run(sanitized: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         **os.environ,
         "PYTHONPATH": str(sanitized),
         "LD_PRELOAD": f"{runtime('libasan.so')}:{runtime('libstdc++.so')}",
-        # leaks: Python and torch keep what they allocate; the order check: two C++ runtimes
+        # Leaks are not reported, because Python and torch keep much of what they allocate.
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:abort_on_error=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
@@ -100,7 +100,7 @@ def test_the_operator_tests_pass_under_the_sanitizers(
     monkeypatch.setenv("CUSTOMLOSS_CPU_ISA", isa)
     if run(sanitized, "-c", "import torch, customloss; torch.ops.customloss.cpu_isa()").returncode:
         pytest.skip(f"this processor has no {isa}")
-    # at -O1 sums are rounded elsewhere: accuracy is measured on the library that is shipped
+    # At -O1 sums round differently, so accuracy is measured on the release build alone.
     chosen = ("-m", "not slow", "-k", "not error_budget and not fuzz_of_pixels")
     options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen)
     done = run(sanitized, "-m", "pytest", *options, *FILES)

@@ -1,4 +1,4 @@
-"""nvcc compiles csrc/cuda without a warning, without a spill, and within its bounds of registers.
+"""nvcc compiles csrc/cuda without warnings, without spills, and within a limit of registers.
 
 No GPU is needed. By default it compiles for one architecture, one file in each test; the other
 architectures are further cases of the same kind.
@@ -17,12 +17,12 @@ import pytest
 import torch
 from paths import ROOT
 
-# the largest file takes most of a minute of processor time, more by the clock on a busy machine
+# The largest file takes most of a minute of processor time, and longer on a busy machine.
 pytestmark = pytest.mark.timeout(1800)
 
 ARCHITECTURES = (90, 80, 100)
 SOURCES = tuple(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
-# 65536 registers per multiprocessor: at least two blocks of 256 threads are resident
+# With 65536 registers per multiprocessor, at least two blocks of 256 threads are resident.
 MOST_REGISTERS = 128
 
 
@@ -32,7 +32,7 @@ class Toolkit(NamedTuple):
 
 
 def toolkit() -> Toolkit | None:
-    """The real nvcc: the one on the path may be a script that calls another."""
+    """The real nvcc, because the one on the path may be a script that calls another."""
     home = os.environ.get("CUDA_HOME")
     named = str(Path(home) / "bin" / "nvcc") if home else "nvcc"
     found = shutil.which(named)
@@ -136,7 +136,7 @@ def compiled(
     return kernels
 
 
-# what each file has to hold
+# The kernels that each file has to hold.
 STEMS = {
     "confusion": ("planar_sums", "column_sums", "combine_sums", "finish_sums",
                   "finish_coefficients", "planar_gradient", "column_gradient"),
@@ -164,12 +164,12 @@ def test_kernels(
     most = max(kernel.registers for kernel in compiled)
     record_property("registers", most)
     assert most <= MOST_REGISTERS
-    # without sm_90's shared memory carve-out: 48 KiB is what every device gives a block
+    # Every device gives a block 48 KiB of shared memory without being asked for more.
     assert max(kernel.shared for kernel in compiled) <= 48 * 1024
 
 
 def few_classes_are_kernels_of_their_own(names: str) -> None:
-    """2, 3, 4 and up to 8 classes of a thread; 16 and 32 of a pixel's thread, 8 of a lane."""
+    """The kernels `few` exist for 2, 3, 4 and 8 classes of a thread, `tile` for 8, 16 and 32."""
     for kernel, classes in (("few", (2, 3, 4, 8)), ("tile", (8, 16, 32))):
         for number in classes:
             for stem in ("sums", "gradient"):

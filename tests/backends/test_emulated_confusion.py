@@ -1,6 +1,6 @@
 """The element kernels of csrc/cuda, compiled for the CPU, agree with the reference.
 
-Every line runs, with its threads in any order; no GPU is needed.
+The kernels run with their threads in any order, and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def emulation(
     library: build.Emulation,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[build.Emulation]:
-    """The public operators run on the emulated kernels."""
+    """Makes the public operators run on the emulated kernels."""
     monkeypatch.setattr(choice, "primitives", lambda input: library.primitives)
     library.seed(1)
     before = library.launches()
@@ -44,23 +44,23 @@ def elements(case: Case) -> int:
     return torch.Size(case.shape).numel()
 
 
-# The edges of these kernels: a vector is 4, 8 or 2 elements; runs below two vectors are read one
-# by one; groups of at most 128 vectors are shared by at most a warp; a unit is at least 1024
-# vectors; tiles are 32 vectors of classes; rows are folded until they hold whole vectors.
+# The edges of these kernels: a vector has 2, 4 or 8 elements; runs below two vectors are read
+# element by element; at most a warp shares a group of up to 128 vectors; a unit has at least 1024
+# vectors; tiles have 32 vectors of classes; rows are folded until they hold whole vectors.
 SIZES = tuple(
     Case("cuda-" + "x".join(map(str, shape)), shape, reason)
     for shape, reason in (
         ((15,), "one below two vectors of 8"),
         ((16,), "two vectors of 8, four of 4"),
-        ((17,), "and one element"),
+        ((17,), "two vectors of 8 and one element"),
         ((512,), "the largest small group of float32"),
         ((513,), "the smallest group that takes a block"),
         ((8200,), "more than one unit of float32"),
         ((3, 2, 19), "runs that start in the middle of a vector"),
         ((70, 8), "rows of whole vectors"),
         ((5, 9), "fewer rows than a fold"),
-        ((67, 9), "folded rows and a rest"),
-        ((64, 12), "half a vector short: two rows fold"),
+        ((67, 9), "folded rows and a remainder"),
+        ((64, 12), "one and a half vectors of 8: two rows fold"),
         ((300, 9), "several bands of folded rows"),
         ((9, 256), "the most classes that fold"),
         ((9, 257), "too many classes to fold"),
@@ -164,7 +164,7 @@ def test_primitives_agree_with_the_cpu(
     sample = case.build(dtype)
     cpu = torch.ops.customloss
     for per_sample in (False, True):
-        # sigmoid, scale 1.5, offset 0.25; an empty batch has no samples to tell apart
+        # A sigmoid with scale 1.5 and offset 0.25. An empty batch has no samples to tell apart.
         per_sample = per_sample and sample.input.shape[0] > 0
         how = (0, 1.5, 0.25, per_sample, sample.input.dim() > 1, None, 0.0, 0, 2.0)
         sums = emulation.confusion(*sample.operands, *how)
@@ -282,7 +282,7 @@ def test_uninitialised_memory_is_never_read(case: Case, emulation: build.Emulati
 # ---- in processes of their own -----------------------------------------------------------------
 
 
-# a barrier, and what follows it
+# A barrier and the text after it; the first line of each is removed.
 BARRIERS = {
     "sum_block": ("reduce.cuh", "  __syncthreads();\n#pragma unroll\n  for (int k = 0; k < kNumbers"
                   "; ++k) {\n    values[k] = of_warp"),
@@ -308,7 +308,7 @@ def test_a_missing_barrier_is_noticed(name: str, tmp_path: Path) -> None:
 
 
 def test_all_barriers_give_one_result() -> None:
-    """The same probe on the sound library: the test above notices the barrier, not the probe."""
+    """On the sound library the same probe gives one result, so the test above sees the barrier."""
     done = probe(build.build(), "bits")
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == 1

@@ -31,7 +31,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class How(NamedTuple):
-    """The arguments of the primitives behind their tensors, by name."""
+    """The arguments of the primitives that follow the tensors, by name."""
 
     activation: str = "softmax"
     scale: float = 1.0
@@ -53,7 +53,7 @@ class Operands(NamedTuple):
     weight: Tensor | None = None
 
     def wide(self) -> Operands:
-        """For the reference; it compares class numbers with what their dtype may not hold."""
+        """In wide dtypes for the reference, which compares class numbers with any integer."""
         input, target, weight = self
         floating = target.is_floating_point() or target.dtype == torch.bool
         target = target.double() if floating else target.long()
@@ -68,7 +68,7 @@ def strided(tensor: Tensor, layout: str) -> Tensor:
         padded = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 3), 77)
         own = padded[..., 1 : 2 * tensor.shape[-1] : 2]
         return own.copy_(tensor)
-    if layout == "shifted":  # vectors begin nowhere near a boundary
+    if layout == "shifted":  # vectors start off their alignment
         flat = tensor.new_empty(tensor.numel() + 1)[1:]
         return flat.view(tensor.shape).copy_(tensor)
     return tensor.contiguous()
@@ -133,7 +133,7 @@ def weights(shape: tuple[int, ...], kind: str | None, dtype: torch.dtype) -> Ten
 
 
 def near(actual: Tensor, expected: Tensor, size: Tensor | float, arithmetic: torch.dtype) -> None:
-    """Within the arithmetic of terms of this size, and one rounding."""
+    """Asserts equality up to arithmetic on terms of this size, and one rounding."""
     relative = ARITHMETIC[arithmetic]
     rounding, least = ROUNDING[actual.dtype]
     assert actual.shape == expected.shape
@@ -147,7 +147,7 @@ def near(actual: Tensor, expected: Tensor, size: Tensor | float, arithmetic: tor
 
 
 def gradient_size(given: Operands, how: How, by_sums: Tensor, wrt: str) -> Tensor:
-    """The size of the terms that an element of a gradient is a sum of."""
+    """The size of the terms whose sum is an element of a gradient."""
     input, target, weight = given
     x, t, w, holes = reference.operands(
         input, target, weight, how.activation, how.ignore_index, how.label_smoothing
@@ -208,8 +208,8 @@ def emulation(library: build.Emulation) -> Iterator[build.Emulation]:  # noqa: F
     assert library.launches() > before, "no kernel of ours was run"
 
 
-# 2, 3, 4 and 8 are kernels of their own, up to 8 share the last; 16 and 17, 32 and 33, 256 and 300
-# are the edges of the next; two threads share a pixel from 33 on, four from 65, eight from 129
+# 2, 3 and 4 classes have their own kernels, and 5 to 8 share one. 16 and 17, 32 and 33, 256 and 300
+# are edges of the next ones. Two threads share a pixel from 33 on, four from 65, eight from 129.
 CLASSES = (2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 105, 130, 256, 300)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -218,7 +218,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("classes", CLASSES)
 def test_classes(classes: int, extra: int, emulation: build.Emulation) -> None:
-    """Planes, rows and channels_last, of every input dtype, labelled by every integer dtype."""
+    """Planes, rows and channels_last, with every dtype of input and of class numbers."""
     places = (5, 13) if classes < 100 else (3, 4)
     layouts = ("contiguous", "last", "rows", "shifted", "sliced")
     for index, (dtype, layout) in enumerate(itertools.product(DTYPES, layouts)):
@@ -315,7 +315,7 @@ def test_nothing_leaks_from_what_does_not_count(
             sums = emulation.confusion(*spoiled, *how.arguments())
             clean = emulation.confusion(*given, *how.arguments())
             assert torch.equal(sums, clean)
-            # of a sigmoid an infinite logit has a log loss, and so has its weight a gradient
+            # With a sigmoid the weight of an infinite logit has an infinite gradient.
             for wrt in (0, 2) if activation == "softmax" or value != torch.inf else (0,):
                 by = emulation.confusion_backward(None, clean, *spoiled, wrt, *how.arguments())
                 assert torch.isfinite(by).all()
@@ -327,12 +327,12 @@ def test_nothing_leaks_from_what_does_not_count(
 def test_certain_predictions_keep_their_digits(
     shape: tuple[int, ...], emulation: build.Emulation
 ) -> None:
-    """1 - p of a p next to 1 is the sum of the others, and so are a sum of it and its slope."""
+    """Near p = 1, 1 - p is the sum of the other probabilities; sums and slopes keep its digits."""
     classes = shape[1]
     top = torch.randint(0, classes, (shape[0], 1, *shape[2:]))
     x = torch.randn(shape).scatter_add(1, top, torch.full(top.shape, 24.0))
     for target in (top, torch.zeros(shape).scatter_(1, top, 1.0)):
-        for extra in (0, 1, EVERY & ~Extra.DISTANCE):  # p - t is what it says
+        for extra in (0, 1, EVERY & ~Extra.DISTANCE):  # |p - t| itself cancels here
             how = How(extra=extra, per_class=False)
             wide = (x.double(), target.double() if target.is_floating_point() else target, None)
             actual = emulation.confusion(x, target, None, *how.arguments())
@@ -351,7 +351,7 @@ def test_ties_and_infinite_logits(emulation: build.Emulation) -> None:
     for shape in ((1, 3, 40), (1, 12, 20), (1, 70, 3), (20, 6)):
         for extra in (1, EVERY):
             given = operands(shape, spread=1.0, wrong=False)
-            # few distinct values: several of them largest
+            # Few distinct values, so that several classes are largest.
             check(
                 emulation, given._replace(input=given.input.round().clamp(-1, 1)), How(extra=extra)
             )
@@ -455,7 +455,7 @@ def test_launches(name: str, forward: int, backward: int, emulation: build.Emula
     assert emulation.launches() - before == backward
 
 
-# a barrier, and what follows it
+# A barrier and the text after it; the first line of each is removed.
 BARRIERS = {
     "the tile is whole": ("pixel_tile.cuh", "    __syncthreads();\n    index += cut.spots;"),
     "the tile is read": (

@@ -15,7 +15,7 @@ pytestmark = needs_a_compiler
 
 LOG_LOSS, FOCAL = 1, 8
 EXTRAS = (0, LOG_LOSS, FOCAL)
-# planes of long, short and odd runs; rows whose vectors begin anywhere, in folds, in tiles
+# Planes have long, short and odd runs. Rows are unaligned, folded, or cut into tiles.
 PLANES = ((2, 3, 5, 33), (1, 1, 1500), (3, 2, 16, 8), (2, 10, 40))
 ROWS = ((70, 8), (70, 9), (9, 300), (200, 1))
 
@@ -107,7 +107,7 @@ def test_nothing_leaks_from_what_does_not_count(
 
 
 def test_one_launch_and_one_more_to_pool(emulation: build.Emulation) -> None:  # noqa: F811
-    """As for elements without further sums: no pass over pixels before it."""
+    """As for elements without extras, no pass over pixels comes first."""
     for shape, units in (((4, 3, 64), 1), ((1, 1, 20000), 2), ((600, 8), 2)):
         made = operands(shape, target="bytes")
         how = How("sigmoid", extra=LOG_LOSS, per_sample=units == 1)
@@ -120,7 +120,7 @@ def test_one_launch_and_one_more_to_pool(emulation: build.Emulation) -> None:  #
 
 
 def test_long_sums_keep_their_digits(emulation: build.Emulation) -> None:  # noqa: F811
-    """Equal terms, as of a fresh model, all round the same way: short sums in float32."""
+    """Equal terms, as of a fresh model, round in the same direction; float32 sums must be short."""
     x = torch.full((1, 1, 1 << 18), 0.3)
     t = torch.zeros(x.shape, dtype=torch.uint8)
     how = How("sigmoid", extra=LOG_LOSS)

@@ -33,8 +33,8 @@ def emulation(library: build.Emulation) -> Iterator[build.Emulation]:  # noqa: F
     assert library.launches() > before, "no kernel of ours was run"
 
 
-# A slice has room for 1024 groups: whole rows of classes, or a piece of one row. A thread has up to
-# four of its groups, up to 32 threads add up a row, and 512 blocks do what a second launch does.
+# A slice has room for 1024 groups: whole rows of classes, or a segment of one row. A thread has up
+# to four groups of it, up to 32 threads add up a row, and a second launch has at most 512 blocks.
 SHAPES = {
     (1, 1): "one group",
     (2, 3): "a few",
@@ -219,13 +219,13 @@ def test_launches(shape: tuple[int, int], launches: int, emulation: build.Emulat
     assert emulation.launches() - before == launches
 
 
-# ---- the gradient by what the sums are of ------------------------------------------------------
+# ---- the gradient by the data ------------------------------------------------------------------
 
 
 def gradients(
     emulation: build.Emulation, wrt: int, coefficients: Tensor, x: Tensor, t: Tensor, *how: Any
 ) -> tuple[Tensor, Tensor]:
-    """With coefficients of few bits, and with much that the first four have in common."""
+    """Gradients by coefficients of few bits, and by these plus a large part common to four."""
     common = torch.randint(-(2**20), 2**20, coefficients.shape[1:]).double()
     more = coefficients.clone()
     more[:4] += common
@@ -243,7 +243,7 @@ def gradients(
 def test_what_all_four_have_in_common_is_not_seen(
     kind: str, shape: tuple[int, ...], activation: int, extra: int, emulation: build.Emulation
 ) -> None:
-    """``common`` adds to a gradient what would be its last digits in float32."""
+    """Rounded to float32, ``common`` would change the last digits of the gradient."""
     x = torch.rand(shape) * 0.9 + 0.05
     t = torch.rand(shape)
     if kind == "classes":
@@ -278,7 +278,7 @@ def test_a_missing_barrier_is_noticed(name: str, tmp_path: Path) -> None:
 
 
 def test_all_barriers_give_one_result() -> None:
-    """The same probe on the sound library: the test above notices the barrier, not the probe."""
+    """On the sound library the same probe gives one result, so the test above sees the barrier."""
     done = probe(build.build(), "sums")
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == 1

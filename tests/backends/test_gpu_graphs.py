@@ -19,7 +19,7 @@ pytestmark = gpu.MARKS
 CLASSES = 4
 WEIGHT = (0.5, 2.0, 0.0, 1.5)
 SOFTMAX = {"activation": "softmax"}
-# what people train with: fused, compound, by class, composed, of class numbers and dense
+# Usual losses: fused, compound, with class options, composed; class numbers and dense targets.
 CRITERIA: dict[str, Callable[[], nn.Module]] = {
     "soft_f1": customloss.SoftF1Loss,
     "soft_f1 of a softmax": lambda: customloss.SoftF1Loss(**SOFTMAX),
@@ -45,7 +45,7 @@ def criterion_of(name: str) -> Any:
 
 
 def batch(criterion: Any, seed: int, *shape: int) -> tuple[Tensor, Tensor]:
-    """Logits of CLASSES, and their target; in every second batch a class is absent."""
+    """Logits and their target; in every second batch a class is absent."""
     generator = torch.Generator().manual_seed(seed)
     samples, *places = shape
     x = 2 * torch.randn(samples, CLASSES, *places, generator=generator)
@@ -60,7 +60,7 @@ def batch(criterion: Any, seed: int, *shape: int) -> tuple[Tensor, Tensor]:
 
 
 class Captured:
-    """A function of the device's tensors as a graph: new values go into the old places."""
+    """A function captured as a CUDA graph; a call copies new values into the captured tensors."""
 
     def __init__(self, function: Callable[..., list[Tensor]], *places: Tensor) -> None:
         self.places = places
@@ -117,9 +117,11 @@ def test_forward_alone_and_sums() -> None:
 
 @pytest.mark.parametrize("name", ["dice", "dice_ce"])
 def test_what_is_kept_for_the_next_call_is_not_the_graphs(name: str) -> None:
-    """A choice of classes that is first asked for while capturing: eager code, which has it next,
-    does not wait for a replay."""
-    # as many as no other test has
+    """Classes that are first chosen during a capture leave nothing of the graph in the cache.
+
+    Eager code that chooses them next must not depend on a replay.
+    """
+    # No other test has as many classes, so nothing is cached for them.
     classes = (37 if gpu.insists() else 31) + (name == "dice_ce")
     x, numbers = torch.randn(50, classes), torch.randint(0, classes, (50,))
     first, second = (
@@ -142,7 +144,7 @@ def test_what_is_kept_for_the_next_call_is_not_the_graphs(name: str) -> None:
 
 
 def test_two_losses_in_one_graph() -> None:
-    """Each has memory of its own."""
+    """Two losses in one graph share no memory."""
     one, other = criterion_of("dice_ce"), criterion_of("soft_f1 of a softmax")
 
     def step(x: Tensor, target: Tensor) -> list[Tensor]:
@@ -157,7 +159,7 @@ def test_two_losses_in_one_graph() -> None:
 
 
 class Step(nn.Module):
-    """Features of places to the loss of their logits."""
+    """A model from features to the loss of their logits."""
 
     def __init__(self, criterion: nn.Module, features: int = 16) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ def features(criterion: Any, seed: int, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def test_a_training_step_in_a_graph() -> None:
-    """A model, its loss and .backward()."""
+    """The graph has a model, its loss and ``.backward()``."""
     module = Step(criterion_of("dice_ce without background")).to(DEVICE)
 
     def step(x: Tensor, target: Tensor) -> list[Tensor]:
@@ -199,7 +201,7 @@ def test_a_training_step_in_a_graph() -> None:
 
 # ---- captured by torch.compile ---------------------------------------------------------------
 
-# what inductor says of itself when it is first imported, and of float32 products
+# Inductor warns at its first import, and about float32 products.
 INDUCTOR = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:TensorFloat32 tensor cores:UserWarning"
 )
@@ -207,14 +209,14 @@ INDUCTOR = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def inductor() -> Iterator[Any]:
-    """Compiled code takes the dispatcher's operators; yields what inductor counts."""
+    """Yields inductor's counters; compiled code always takes the dispatcher's kernels."""
     if gpu.insists():
         pytest.skip("compiled code takes the dispatcher's kernels: build with CUSTOMLOSS_CUDA=0")
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
-    # the caches on disk know the operators by name, and not what we made of them since
+    # Caches on disk know operators by name only, so changed schemas need another key.
     known = [each for each in torch._C._dispatch_get_all_op_names() if "customloss" in each]
     schemas = [torch._C._jit_get_schemas_for_operator(name.partition(".")[0]) for name in known]
     with torch.compiler.config.patch(cache_key_tag="".join(sorted(map(str, schemas)))):
@@ -223,7 +225,7 @@ def inductor() -> Iterator[Any]:
 
 
 def recorded() -> int:
-    """How many CUDA graphs inductor holds, of forward and of backward."""
+    """How many CUDA graphs inductor holds, for forward and backward together."""
     from torch._inductor.cudagraph_trees import get_manager
 
     def count(children: Any) -> int:
@@ -247,8 +249,10 @@ def milliseconds(function: Callable[[], object], steps: int = 50) -> float:
 def test_reduce_overhead(
     name: str, inductor: Any, record_property: Callable[[str, object], None]
 ) -> None:
-    """Model and loss are one graph, captured and replayed. Times are printed, not judged: what is
-    slow, the benchmark says."""
+    """Model and loss are one graph, captured and replayed.
+
+    Times are printed but not judged, which is the benchmark's task.
+    """
     step = Step(criterion_of(name)).to(DEVICE)
     compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True)
 
@@ -262,7 +266,7 @@ def test_reduce_overhead(
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(6):  # a warm-up, a capture, and replays
             given = features(step.criterion, seed, 512)
-            # the next replay writes over what this one returned
+            # The next replay overwrites the tensors that this one returned.
             own = [each.clone() for each in run(compiled, *given)]
             for one, other in zip(own, run(step, *given), strict=True):
                 torch.testing.assert_close(one, other)

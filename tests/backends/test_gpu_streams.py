@@ -20,7 +20,7 @@ pytestmark = gpu.MARKS
 
 CLASSES = 4
 WEIGHT = (0.5, 2.0, 0.0, 1.5)
-# half a second and more at the clocks of any GPU: longer than any launch takes the host
+# Clock cycles of at least half a second on any GPU, longer than the host takes for any launch.
 LONG = 1_500_000_000
 
 
@@ -35,7 +35,7 @@ def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @contextmanager
 def nothing_waits() -> Iterator[None]:
-    """What waits for the device raises."""
+    """Makes every wait for the device an error."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -44,7 +44,7 @@ def nothing_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-# torch says so once, when the mode is first set
+# torch warns once, when the mode is first set.
 PROTOTYPE = pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 
 
@@ -215,7 +215,7 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_work_goes_to_the_current_stream(case: Case, name: str) -> None:
-    """Behind a long kernel that writes the operands last: earlier, they are NaN."""
+    """The operands are NaN until a long kernel on this stream is over."""
     step, (x, target, weight, upstream) = step_of(name), operands(case)
     expected = step(x, target, weight, upstream)
     late, factor = torch.full_like(x, torch.nan), torch.full_like(upstream, torch.nan)
@@ -234,7 +234,7 @@ def test_work_goes_to_the_current_stream(case: Case, name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_operands_of_another_stream(case: Case, name: str) -> None:
-    """Made by one stream, read by the next once it waits for the first, freed by neither early."""
+    """Operands of one stream are read by another that waits for it, and are not freed too early."""
     step, (x, target, weight, upstream) = step_of(name), operands(case)
     expected = step(x, target, weight, upstream)
     one, other = torch.cuda.Stream(), torch.cuda.Stream()
@@ -248,16 +248,16 @@ def test_operands_of_another_stream(case: Case, name: str) -> None:
         made.record_stream(other)
     del made
     with torch.cuda.stream(one):
-        torch.full_like(x, torch.nan)  # takes the memory, were it free
+        torch.full_like(x, torch.nan)  # would reuse the memory if it were free
     torch.cuda.current_stream().wait_stream(other)
     assert all(map(same_bits, found, expected))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_kept_for_the_next_call_is_there_on_every_stream(name: str) -> None:
-    """A choice of classes that nobody has asked for yet, on a stream that is far behind, and then
-    on one that is not."""
-    # as many classes as no other test has; the choice before differs, and finds all kernels
+    """Classes are first chosen on a stream that is far behind, and then on one that is not."""
+    # No other test has as many classes, so nothing is cached. The first call loads all kernels,
+    # and chooses other classes.
     classes = (29 if gpu.insists() else 23) + list(LOSSES).index(name)
     loss = LOSSES[name]
     x, numbers = torch.randn(50, classes), torch.randint(0, classes, (50,))
@@ -266,7 +266,7 @@ def test_what_is_kept_for_the_next_call_is_there_on_every_stream(name: str) -> N
     loss(*given, **SOFTMAX, classes=range(1, classes))
     streams = torch.cuda.Stream(), torch.cuda.Stream()
     for stream in streams:
-        with torch.cuda.stream(stream):  # what its memory held before
+        with torch.cuda.stream(stream):  # leaves NaN in memory that is reused
             del [torch.full((64,), torch.nan, device=DEVICE) for _ in range(100)][:]
     torch.cuda.synchronize()
     found = []
@@ -282,8 +282,10 @@ def test_what_is_kept_for_the_next_call_is_there_on_every_stream(name: str) -> N
 
 
 def test_backward_follows_its_forward() -> None:
-    """Called from another stream it runs on that of its forward, behind what is queued there, and
-    the caller's stream waits for it."""
+    """Backward runs on the stream of its forward, whatever stream calls it.
+
+    It comes after what is queued there, and the caller's stream waits for it.
+    """
     x, target, _, upstream = operands(Case("x", (5, 3, 40, 41)))
     leaf = x.detach().requires_grad_()
     expected = torch.autograd.grad(customloss.soft_f1_loss(leaf, target), leaf, upstream)[0]
@@ -326,7 +328,7 @@ def test_operands_of_two_devices_are_refused() -> None:
 
 
 def test_a_model_on_a_stream_of_its_own() -> None:
-    """Some steps of training, the same as on the stream that everybody has."""
+    """Some steps of training give the same weights as on the default stream."""
     found = []
     for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
         stream.wait_stream(torch.cuda.current_stream())

@@ -56,7 +56,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype, within: torch.dtype) -> No
 @pytest.mark.parametrize("within", HALVES, ids=short)
 @pytest.mark.parametrize("name", ["soft_f1", "dice_ce"])
 def test_a_step_with_loss_scaling(name: str, within: torch.dtype) -> None:
-    """A layer in autocast, and the gradient of float64 on the CPU."""
+    """A layer in autocast has the gradients of float64 on the CPU, up to rounding."""
     criterion = customloss.loss(name, activation="softmax")
     generator = torch.Generator().manual_seed(4)
     x, numbers = torch.randn(200, 6, generator=generator), torch.arange(200) % 5
@@ -102,8 +102,8 @@ def test_a_scale_that_is_too_large_is_seen_and_skipped() -> None:
 
 # ---- memory ----------------------------------------------------------------------------------
 
-# partial sums of every block, however large the input, and the allocator's rounding; 1024 blocks
-# that share rows of 256 classes have the most of them
+# Room for partial sums of every block, which do not grow with the input, and for the allocator's
+# rounding. 1024 blocks that share rows of 256 classes have the most partial sums.
 FEW, FEW_OF_ROWS = 2 << 20, 9 << 20
 LARGE = (8, 8, 512, 512)
 MEMORY: dict[str, tuple[Callable[..., Tensor], Case]] = {
@@ -120,11 +120,11 @@ MEMORY: dict[str, tuple[Callable[..., Tensor], Case]] = {
 
 
 def peak(function: Callable[[], object]) -> int:
-    """The most that is allocated at one time while it runs, beyond what was."""
+    """The most memory that is allocated while it runs, beyond what was allocated before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    kept = function()  # noqa: F841  # alive to the end
+    result = function()  # noqa: F841  # held to the end
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -139,7 +139,7 @@ def test_a_step_takes_its_gradient_and_a_few_sums(name: str, dtype: torch.dtype)
     def forward() -> Tensor:
         return function(leaf, target, weight, **options)
 
-    forward()  # what is kept for the next call is no part of a step
+    forward()  # tensors that are kept for the next calls are not part of a step
     few = FEW_OF_ROWS if name == "rows" else FEW
     assert peak(forward) <= few
     assert size <= peak(lambda: torch.autograd.grad(forward(), leaf)) <= size + few
@@ -154,7 +154,7 @@ def test_only_the_callers_tensors_are_saved(name: str) -> None:
     saved = kept_for_backward(lambda: function(leaf, target, weight, **options))
     own = {each.untyped_storage() for each in saved if each.data_ptr() not in callers}
     groups = 1 if leaf.dim() == 1 else leaf.shape[1]
-    # four to seven sums of float64 a group, and a few of their like
+    # Four to seven sums of float64 per group, and a few tensors of the same size.
     assert sum(each.nbytes() for each in own) <= 8 * 32 * groups
 
 
@@ -173,7 +173,7 @@ def test_autocast_casts_no_input(name: str, within: torch.dtype, half: bool) -> 
 
 
 def launches(function: Callable[[], object]) -> list[str]:
-    """The names of all kernels, copies and fills that the device ran for it."""
+    """The names of all kernels, copies and fills that the device runs for it."""
     function()  # compiled, allocated
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
@@ -187,7 +187,7 @@ def launches(function: Callable[[], object]) -> list[str]:
 
 
 SHAPE = (4, 8, 128, 128)
-# how many launches forward and backward may be
+# The most launches of forward and of backward.
 LAUNCHES: dict[str, tuple[Callable[..., Tensor], Case, int, int]] = {
     "one long vector": (customloss.soft_f1_loss, Case("x", (1 << 20,)), 2, 1),
     "rows": (customloss.dice_loss, Case("x", (1 << 14, 40), target=None), 2, 1),
@@ -211,7 +211,7 @@ def test_launches_are_seen() -> None:
     x = torch.ones(1000, device=DEVICE)
     seen = launches(lambda: (x + 1).mul_(2))
     if not seen:
-        pytest.skip("the profiler of this machine sees no kernels (is CUPTI allowed to?)")
+        pytest.skip("the profiler of this machine sees no kernels; CUPTI may lack permission")
     assert len(seen) == 2
 
 
@@ -222,7 +222,7 @@ def test_launches(name: str) -> None:
     leaf = x.requires_grad_()
     upstream = torch.tensor(0.5, device=DEVICE)
     if not launches(lambda: x.detach() + 1):
-        pytest.skip("the profiler of this machine sees no kernels (is CUPTI allowed to?)")
+        pytest.skip("the profiler of this machine sees no kernels; CUPTI may lack permission")
 
     def evaluate() -> Tensor:
         with torch.no_grad():
@@ -266,7 +266,7 @@ def test_a_group_of_one_rank(alone: Any) -> None:
 
 @pytest.mark.distributed
 def test_the_collective(alone: Any) -> None:
-    """A group of one asks for none: the one of larger groups, called by itself."""
+    """A group of one rank skips the collective of larger groups, so it is called directly."""
     x = torch.rand(4, 1, 5, dtype=torch.float64, device=DEVICE, requires_grad=True)
     total = distributed._GlobalSums.apply(x, alone, 1)
     assert same_bits(total, x)
@@ -296,7 +296,7 @@ def test_dtensors(alone: Any) -> None:
 
 
 def halves() -> None:
-    """Half of the batch on each of two GPUs, and the loss of the whole."""
+    """Each of two GPUs has half of the batch, and the loss is that of the whole."""
     rank = dist.get_rank()
     sample = numbered("x", (4, 5, 9, 7)).build(torch.float64, DEVICE)
     expected, (wanted, *_) = differentiated(customloss.dice_ce_loss, sample)

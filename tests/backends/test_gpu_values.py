@@ -34,7 +34,7 @@ def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def dtypes(case: Case) -> tuple[torch.dtype, ...]:
-    """Triton compiles for every case anew, a second each: one dtype, drawn by the name."""
+    """All dtypes; for Triton, which compiles each case for a second, one chosen by the name."""
     if gpu.insists():
         return (INPUT_DTYPES[zlib.crc32(case.name.encode()) % len(INPUT_DTYPES)],)
     return INPUT_DTYPES
@@ -76,7 +76,7 @@ def test_further_sums(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_many_groups(option: str) -> None:
-    """More groups than one block scores."""
+    """There are more groups than one block can score."""
     for shape in ((3, 5003), (1500, 4, 2)):
         case = Case("many", shape, target=None, weight="full", options=OPTIONS[option])
         assert_right(on_device(soft_f1), case.build(torch.float64))
@@ -95,7 +95,7 @@ def test_a_gradient_has_the_strides_that_torch_gives_it(layout: str) -> None:
 
 
 def test_the_kernels_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not the reference, which would be right as well."""
+    """The kernels run, and not the reference, which would be right as well."""
 
     def unwanted(*_: Any) -> None:
         raise AssertionError("the reference ran")
@@ -125,13 +125,13 @@ CHOICES: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=cases.short)
 @pytest.mark.parametrize("name", customloss.loss_names())
 def test_every_loss(name: str, dtype: torch.dtype) -> None:
-    """As on the CPU, from the same numbers in float64."""
+    """Every loss is that of the CPU, computed from the same numbers in float64."""
     for options in CHOICES:
         if name == "generalized_dice" and "class_weight" in options:
             continue  # it makes one score of all classes
         try:
             criterion = customloss.loss(name, **options)
-        except TypeError:  # a loss without classes to choose from
+        except TypeError:  # this loss has no such option
             assert options
             continue
         there = on_device(copy.deepcopy(criterion).to(DEVICE))
@@ -143,7 +143,7 @@ def test_every_loss(name: str, dtype: torch.dtype) -> None:
         upstream = judge.outer_gradient(loss).double()
         expected, (wanted, *_) = differentiated(criterion, wide, upstream)
         assert_near(loss, expected, dtype, f"{name} {options}")
-        # a softmax adds up terms of all classes, each as large as the largest element
+        # A softmax adds terms of all classes, each of which may be as large as the largest element.
         largest = float(wanted.abs().max())
         assert_near(own, wanted, dtype, f"{name} {options}", CLASSES * largest)
 
@@ -159,7 +159,7 @@ PIXELS = (
 
 
 def outcome(sample: Sample) -> list[Tensor]:
-    """Loss, gradients and sums, where they were computed."""
+    """Loss, gradients and sums, left on the device."""
     loss, gradients = differentiated(soft_f1, sample)
     further = {"log_loss": True} if "activation" in sample.options else {}
     own = {name: value for name, value in sample.options.items() if name in ("activation",)}
@@ -168,7 +168,7 @@ def outcome(sample: Sample) -> list[Tensor]:
 
 @pytest.mark.parametrize("case", (*LARGE, *PIXELS), ids=str)
 def test_the_same_bits_over_20_runs_and_on_every_stream(case: Case) -> None:
-    """Streams at once: nothing that a pass needs for itself may be another's."""
+    """Passes on several streams at once may not share their workspace."""
     sample = case.build(device=DEVICE)
     expected = outcome(sample)
     for _ in range(19):
@@ -186,7 +186,7 @@ def test_the_same_bits_over_20_runs_and_on_every_stream(case: Case) -> None:
 
 
 def test_allowed_where_determinism_is_demanded() -> None:
-    """Memory that nobody has written holds NaN then."""
+    """In this mode memory starts as NaN, so an element that nobody writes is noticed."""
     torch.use_deterministic_algorithms(True)
     for case in (*cases.FEW, *pixel_cases.FEW):
         assert_right(on_device(soft_f1), case.build())
@@ -196,7 +196,7 @@ def test_allowed_where_determinism_is_demanded() -> None:
 
 
 def transformed(op: Callable[..., Tensor], x: Tensor, t: Tensor, w: Tensor) -> dict[str, Any]:
-    """A batch of three, by each of the transforms."""
+    """The results of all transforms, for a batch of three."""
 
     def one(*operands: Tensor) -> Tensor:
         return op(*operands, beta=2.0, samplewise=True)
@@ -233,7 +233,7 @@ def tensors(found: Any) -> list[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 2])
 def test_more_elements_than_32_bits_count(samples: int) -> None:
-    """The sums are those of parts that 32 bits count; the gradient is right at both ends."""
+    """The sums are those of smaller parts, added up; the gradient is right at both ends."""
     count = (1 << 31) // samples + 17
     needed = samples * count * 8  # logits, targets, gradient, and parts of them
     torch.cuda.empty_cache()

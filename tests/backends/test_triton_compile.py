@@ -1,7 +1,7 @@
-"""The Triton kernels compile for GPUs that are not here.
+"""The Triton kernels compile for GPUs that are not here, without spills.
 
-A stand-in driver names the target, and every launch stops after the compilation: the launchers
-run as they are, so what is compiled, and how it is specialised, is what a GPU would get.
+A stand-in driver names the target, and every launch stops after compilation. The launchers run
+unchanged, so the kernels are compiled and specialised as they would be for a GPU.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ pytestmark = [
 ]
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-SHARED_LIMIT = 48 * 1024  # what every GPU grants without being asked
+SHARED_LIMIT = 48 * 1024  # every GPU grants a block this much by default
 REGISTER_LIMIT = 255
 
 
 class StandIn:
-    """As much of a Triton driver as a compilation asks for."""
+    """The part of a Triton driver that compilation needs."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -72,7 +72,7 @@ class StandIn:
         return backends.GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> str:
-        return f"sm_{self.capability}"  # compiled kernels are kept per device
+        return f"sm_{self.capability}"  # Triton caches compiled kernels per device
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -83,7 +83,7 @@ class Compiled:
 
     def __init__(self) -> None:
         self.kernels: dict[str, list[Any]] = {}
-        self.parked = 0  # bytes of a thread
+        self.parked = 0  # bytes of stack that a thread may use
 
     def ptx(self, name: str) -> str:
         return str(self.kernels[name][-1].asm["ptx"])
@@ -98,7 +98,7 @@ class Compiled:
                 assert ".local" not in ptx, f"{name} keeps an array in local memory"
                 assert not re.search(r"\batom\.|\bred\.", ptx), f"{name} uses an atomic"
                 registers, stack, local = _resources(kernel.asm["cubin"])
-                # ptxas parks a pair of words rather than lose a block of threads
+                # ptxas may put two words on the stack so that another block fits.
                 most = 8 if name == "pixel_sums_kernel" else self.parked
                 assert stack <= most and local == 0, f"{name} spills"
                 assert registers <= REGISTER_LIMIT
@@ -133,7 +133,7 @@ def compiled(
 
     monkeypatch.setattr(triton.JITFunction, "run", compile_only)
     driver = triton.runtime.driver
-    # its private fields: reading the public one looks for a GPU
+    # Private fields are used, because reading the public one looks for a GPU.
     before = driver._active if hasattr(driver, "_active") else None
     driver.set_active(StandIn(getattr(request, "param", 90)))
     yield result
@@ -155,7 +155,7 @@ def passes(
     average: str = "macro",
     reduction: str = "mean",
 ) -> None:
-    """Every launch of a forward and a backward pass."""
+    """Makes every launch of a forward and a backward pass."""
     data = Data(input, target, weight)
     elements = Elements(0, scale, 0.0, per_sample, per_class)
     words = (
@@ -186,7 +186,7 @@ IMAGES = (2, 16, 512, 1024)  # chunks of several tiles
 def test_targets(compiled: Compiled, input: torch.dtype, target: torch.dtype, last: bool) -> None:
     passes(empty(IMAGES, input, last), empty(IMAGES, target, last))
     if input != torch.float64:
-        # 16-byte accesses, all of them: a warp moves its bytes in the fewest transactions
+        # With accesses of 16 bytes a warp moves its bytes in the fewest transactions.
         for name in ("sums_kernel", "gradient_kernel"):
             widths = re.findall(r"ld\.global(?:\.\w+)*?(\.v\d)?\.b(\d+)", compiled.ptx(name))
             assert (".v4", "32") in widths, widths
@@ -283,7 +283,7 @@ def test_softmax(compiled: Compiled, classes: int, last: bool) -> None:
         input = empty((2, classes, 256, 256), dtype, last)
         pixel_passes(input, labels_of(input, labels), ignore_index=255)
         for name in ("pixel_sums_kernel", "pixel_gradient_kernel"):
-            # 16 bytes of neighbouring pixels; of neighbouring classes at least four at once
+            # A load has 16 bytes of a plane, or at least four classes of channels_last.
             widths = re.findall(r"ld\.global(?:\.\w+)*?(\.v\d)?\.b(\d+)", compiled.ptx(name))
             widest = max(int(lanes[2:] or 1) * int(width) for lanes, width in widths)
             assert widest >= (8 * dtype.itemsize * min(classes, 4) if last else 128), widths
@@ -313,7 +313,7 @@ def test_what_a_walk_keeps(compiled: Compiled, extra: int) -> None:
         input = torch.empty(4096, 32000, dtype=dtype)
         pixel_passes(input, labels_of(input, labels), ignore_index=255, extra=extra)
         assert ".v4.b32" in compiled.ptx("softmax_walk_kernel")
-    # a program of one tile, in neither
+    # The kernel that keeps nothing is not needed for either input.
     assert "softmax_sums_kernel" not in compiled.kernels
     assert len(compiled.kernels["softmax_kept_sums_kernel"]) == (4 if extra else 8)
 
@@ -334,7 +334,7 @@ def test_extra_sums(compiled: Compiled, extra: int) -> None:
 @pytest.mark.parametrize("wrt", range(3))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_pixel_operands(compiled: Compiled, dtype: torch.dtype, wrt: int) -> None:
-    """Dense targets, weights by class and by place, pooled, smoothed."""
+    """Dense targets, weights of classes and of pixels, pooled classes and smoothing."""
     extra = int(Extra.LOG_LOSS | Extra.SQUARES)
     for classes in (6, 40):
         input = torch.empty(3, classes, 21, 5, dtype=dtype)
@@ -415,7 +415,7 @@ def test_other_batch_sizes_are_not_compiled_again(compiled: Compiled, activation
         kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
     assert len(compiled.kernels) == 3
     for name, found in compiled.kernels.items():
-        # the score reads up to 16 partials at once, or many
+        # The score has two versions, for up to 16 partial sums and for more.
         assert len({id(kernel) for kernel in found}) <= 1 + (name == "score_kernel"), name
 
 
@@ -424,7 +424,7 @@ def test_a_launch_is_worked_out_once(compiled: Compiled) -> None:
     for _ in range(2):
         input = torch.empty(2, 4, 9, 9)
         pixel_passes(input, labels_of(input, torch.int64))
-        # sums with tn, sums without, gradient
+        # Three launches are prepared: sums with tn, sums without it, and the gradient.
         assert pixel.prepare.cache_info().misses == 3
     gone = weakref.ref(input)
     del input

@@ -1,7 +1,7 @@
 """The Triton kernels, interpreted on the CPU, agree with the reference.
 
-The interpreter has to be chosen before they are imported, so the files in ``SHARDS`` run in
-processes of their own. Each is cut into shards that take less than a minute.
+The interpreter has to be chosen before the kernels are imported, so the files in ``SHARDS`` run in
+processes of their own. Each file is split into shards that take less than a minute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 pytestmark = pytest.mark.triton
 
-# shards of the default cases, and of the cases that are marked ``more``
+# The numbers of shards: of the default cases, and of the cases that are marked ``more``.
 SHARDS = {"triton_suite.py": (4, 6), "triton_pixels.py": (4, 6), "triton_operators.py": (1, 0)}
 RUNS = [
     pytest.param(name, choice, f"{number}/{count}", marks=marks, id=f"{name}-{choice}-{number}")

@@ -1,4 +1,4 @@
-"""Everything that is returned was written, also where every allocation starts as NaN."""
+"""Every returned element is written: results are right even if all memory starts as NaN."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _filled() -> Iterator[None]:
 
 def test_memory_is_filled() -> None:
     assert torch.empty(3).isnan().all()
-    # the sums come from C++: nothing to add up leaves what was in them
+    # C++ allocates the sums, and has to write them even if there is nothing to add.
     sums = torch.ops.customloss.confusion_sums(torch.zeros(0, 3), torch.zeros(0, 3))
     assert not sums.any()
 
@@ -51,7 +51,7 @@ def test_everything_is_written_of_pixels(case: Case, dtype: torch.dtype) -> None
 
 
 def test_gradients_of_gaps_are_dense() -> None:
-    """The gradient of a sliced operand has no gaps in which a NaN could hide from a sum."""
+    """The gradient of a sliced operand is dense, so it has no gaps that nobody writes."""
     for layout in ("sliced", "stepped", "expanded_class"):
         sample = Case("x", (6, 4), layout=layout, target=None).build(requires_grad=True)
         for gradient in torch.autograd.grad(

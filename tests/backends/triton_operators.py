@@ -1,4 +1,4 @@
-"""Triton kernels behind autograd and the dispatcher; test_triton_interpret.py runs this file."""
+"""Triton's kernels work with autograd and the dispatcher; test_triton_interpret.py runs this."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_confusion_sums_are_differentiable() -> None:
 
 
 def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the dispatcher too, under the schemas of the operators."""
+    """The dispatcher calls Triton's kernels for CUDA and XPU, with the schemas of the operators."""
     library = torch.library.Library("customloss_triton_operators", "DEF")
     for name, contract in PRIMITIVES.items():
         library.define(schema(name, contract))
@@ -67,7 +67,7 @@ def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPat
                 library.impl(name, function, key)
                 seen.append((name, key))
 
-    # as where torch has a GPU and no library of ours was compiled for it
+    # Pretend that torch has CUDA and that no CUDA library of ours is built.
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(libraries, "loaded", lambda name: False)
     monkeypatch.setattr(register, "_LIBRARY", Recorder())

@@ -1,5 +1,4 @@
-"""What test_triton_interpret.py runs of the kernels that read the classes of a pixel together: the
-primitives, against the reference in float64."""
+"""Triton's kernels of pixels agree with the reference; test_triton_interpret.py runs this file."""
 
 from __future__ import annotations
 
@@ -36,14 +35,14 @@ HALF = int(Extra.LOG_LOSS | Extra.HARD)
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 pytestmark = [
-    # numpy warns where a GPU computes inf - inf or 0 * inf without a word
+    # numpy warns about inf - inf and 0 * inf, which a GPU computes silently
     pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
-    # the interpreter of Triton 3.6 makes an index of an array
+    # the interpreter of Triton 3.6 uses an array as an index
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
 ]
 
-# the interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest
+# The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest.
 judge.ROUNDING[torch.bfloat16] = (2**-7, 0.0)
 
 
@@ -54,7 +53,7 @@ class Pixels:
     name: str
     shape: tuple[int, ...]
     target: torch.dtype | None = torch.int64  # labels of an integer dtype; None: soft targets
-    dense: bool = False  # a target of the input's shape, of whatever dtype
+    dense: bool = False  # a target of the input's shape, of any dtype
     weight: str | None = None  # "full", "pixel", "class"
     activation: int = SOFTMAX
     scale: float = 1.0
@@ -67,7 +66,7 @@ class Pixels:
     gamma: float = 2.0
     layout: str = "contiguous"
     target_layout: str | None = None
-    spoilt: bool = False  # NaN wherever nothing counts
+    spoilt: bool = False  # puts NaN wherever elements do not count
 
     def __str__(self) -> str:
         return self.name
@@ -100,7 +99,7 @@ class Pixels:
                 target = torch.where(removed, float(self.ignore), target)
             target = target.to(self.target or dtype)
         else:
-            # some outside of 0 .. C-1, on both sides
+            # some are below 0 or above C - 1
             low = 0 if self.target == torch.uint8 else -2
             most = min(classes + 2, torch.iinfo(self.target).max)
             target = torch.randint(low, most, places, generator=generator)
@@ -204,7 +203,7 @@ def test_label_dtypes(dtype: torch.dtype, ignore: int) -> None:
 
 @pytest.mark.parametrize("classes", [3, 105])
 def test_wild_class_numbers(classes: int) -> None:
-    """What is a class only when cut off to fewer bits is none, and nothing is read there."""
+    """A number that is a class only when truncated to fewer bits is no class, and reads nothing."""
     input = torch.randn(2, classes, 4)
     wild = torch.tensor([[2**32, 1, -(2**40), 2**63 - 1], [0, 2**33 + 1, -(2**63), 2]])
     tame = torch.tensor([[-1, 1, -1, -1], [0, -1, -1, 2]])
@@ -327,7 +326,7 @@ def test_unlike_strides(strides: str) -> None:
 
 @pytest.fixture
 def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on large inputs: few programs, each over many tiles, and partial sums to fold."""
+    """Schedules as on large inputs: few programs with many tiles each, and partial sums to fold."""
     monkeypatch.setattr(layout, "PIXEL_TILE", 256)
     monkeypatch.setattr(layout, "LOOPED_TILE", 256)
     monkeypatch.setattr(layout, "CLASS_RUN", 8)
@@ -379,7 +378,7 @@ def both(case: Pixels) -> tuple[Tensor, Tensor]:
 
 
 def test_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every time, and with 64-bit offsets."""
+    """The bits are the same every time, and with 64-bit offsets."""
     for classes in (3, 41):
         case = Pixels("bits", (2, classes, 4, 9), layout="class_last", extra=EVERY, ignore=1)
         expected = both(case)
@@ -415,7 +414,7 @@ def test_empty() -> None:
 
 @pytest.mark.parametrize("classes", [3, 41])
 def test_no_cancellation_next_to_1(classes: int) -> None:
-    """fn is the sum of the other probabilities, 1e-13 of 1, and the gradients have its digits."""
+    """fn is the sum of the other probabilities, about 1e-13, and the gradients keep its digits."""
     input = torch.zeros(2, classes, 33)
     input[:, 1] = 30.0
     target = torch.ones(2, 1, 33, dtype=torch.uint8)
@@ -440,7 +439,7 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
     input[0, classes - 1, 4] = INF
     input[0, :, 5] = -INF
     target = torch.tensor([[[0, 3, 2, 3, 1, 1]]])
-    # the last two have no softmax
+    # the last two pixels have no softmax
     for count in (4, 5, 6):
         data = Data(input[..., :count], target[..., :count], None)
         elements = Elements(SOFTMAX, 1.0, 0.0, True, True, extra=EVERY)

@@ -1,7 +1,8 @@
-"""What test_triton_interpret.py runs, in a process where ``TRITON_INTERPRET=1`` was set first.
+"""Triton's kernels of elements and scores agree with the reference on Triton's interpreter.
 
-The interpreter runs the Triton kernels on CPU tensors, program after program: slow, so the cases
-are small, and blind to races, so their absence is not shown here.
+test_triton_interpret.py runs this file in a process where ``TRITON_INTERPRET=1`` is set. The
+interpreter runs one program after another on CPU tensors. It is slow, so the cases are small, and
+it cannot show races.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ from customloss.kernels import layout, score  # noqa: E402
 NAN, INF = float("nan"), float("inf")
 
 pytestmark = [
-    # numpy warns where a GPU computes inf - inf or 0 * inf without a word
+    # numpy warns about inf - inf and 0 * inf, which a GPU computes silently
     pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning"),
-    # the interpreter of Triton 3.6 makes an index of an array
+    # the interpreter of Triton 3.6 uses an array as an index
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
 ]
 
-# the interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest
+# The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest.
 judge.ROUNDING[torch.bfloat16] = (2**-7, 0.0)
 
-# a program of the interpreter takes milliseconds
+# The interpreter takes milliseconds for each program.
 SMALL_SIZES = [case for case in cases.SIZES if torch.Size(case.shape).numel() <= 20000]
 
 
@@ -65,7 +66,7 @@ def _triton() -> Iterator[None]:
 
 @pytest.fixture
 def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on large inputs: few programs, each over many tiles."""
+    """Schedules as on large inputs: few programs with many tiles each."""
     monkeypatch.setattr(layout, "TILE", 128)
     monkeypatch.setattr(layout, "FEWEST_PROGRAMS", 3)
     monkeypatch.setattr(layout, "MOST_PROGRAMS", 3)
@@ -76,7 +77,7 @@ def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with thousands of groups: the score takes two launches, over tiles of 4 groups."""
+    """As with thousands of groups, the score takes two launches, here over tiles of 4 groups."""
     monkeypatch.setattr(score, "ONE_PROGRAM", 0)
     monkeypatch.setattr(score, "GROUP_TILE", 4)
     monkeypatch.setattr(score, "LANES", 8)
@@ -220,14 +221,14 @@ GRADS: dict[str, Any] = {
 @pytest.mark.parametrize("wrt", range(3))
 @pytest.mark.parametrize("grad", GRADS)
 def test_backward(grad: str, wrt: int) -> None:
-    """A shape of the incoming gradient, and an output like the plain backend's."""
+    """Gradients are those of the plain backend, for every shape of the incoming gradient."""
     per_sample = grad != "class"
     per_class = grad != "sample"
     sample = Case("b", (3, 4, 5, 6), layout="class_last", target=None, weight="full").build()
     coefficients = torch.randn(
         4, 3 if per_sample else 1, 4 if per_class else 1, dtype=torch.float64
     )
-    for smoothing in (0.0, 0.2):  # the elements by themselves, and by pixel
+    for smoothing in (0.0, 0.2):  # kernels of elements, and of pixels
         elements = Elements(0, 2.0, 0.5, per_sample, per_class, label_smoothing=smoothing)
         incoming = Incoming(GRADS[grad], coefficients)
         groups = (incoming, Data(*sample.operands), Wrt(wrt), elements)
@@ -254,7 +255,7 @@ def test_same_bits_every_time() -> None:
 @pytest.mark.parametrize("wrt", [INPUT, TARGET])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_a_common_part_of_the_coefficients_cancels(per_class: bool, wrt: int) -> None:
-    """Before anything is rounded to float32, in which 1e7 has no digit for what is left."""
+    """It cancels before anything is rounded to float32, in which 1e7 would hide the rest."""
     for classes, activation, extra in ((4, SIGMOID, 0), (4, SIGMOID, 16), (105, SOFTMAX, EVERY)):
         data = Data(*Case("common", (2, classes, 4), target=None).build().operands)
         elements = Elements(activation, 1.0, 0.0, False, per_class, extra=extra)
@@ -273,7 +274,7 @@ def test_a_common_part_of_the_coefficients_cancels(per_class: bool, wrt: int) ->
 # ---- from the sums to a loss -----------------------------------------------------------------
 
 LOGS, FOCAL, EVERY = int(Extra.LOG_LOSS), int(Extra.FOCAL | Extra.SQUARES), int(sum(Extra))
-# extra, and the pointwise loss
+# The extras that are summed, and the pointwise loss.
 COMPOUNDS = {
     "score": (EVERY, Pointwise(0.7, 0.0, 0.0, 0.0, 1.0, 1.0)),
     "logs": (LOGS, Pointwise(1.0, 0.5, 2.0, 0.0, 1.0, 0.75)),
@@ -291,7 +292,7 @@ def schedule(request: pytest.FixtureRequest) -> None:
 
 
 def random_sums(extra: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Some groups without positives, without negatives, or empty; and weights, some of them 0."""
+    """Sums of groups, some without positives or negatives or empty, and weights, some of them 0."""
     sums = 9 * torch.rand(len(reference.rows(extra)), samples, classes, dtype=torch.float64)
     sums[0::2, :, 1::4], sums[1::2, :, 2::4], sums[:, : samples // 2, 3::4] = 0, 0, 0
     weight = torch.rand(2, classes, dtype=torch.float64) + 0.5
@@ -299,7 +300,7 @@ def random_sums(extra: int, samples: int, classes: int) -> tuple[Tensor, Tensor]
 
 
 def scorings(*averages: int) -> list[Scoring]:
-    """Every average, reduction and absent; the links take turns."""
+    """All combinations of average, reduction and absent, with the links in turn."""
     ways = enumerate(product(averages or (0, 1), range(3), range(3)))
     return [Scoring(2.0, 1.0, 0.5, 0.25, 1.5, i % 4, absent, *way) for i, (*way, absent) in ways]
 
@@ -307,7 +308,7 @@ def scorings(*averages: int) -> list[Scoring]:
 def assert_sums_score(
     group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
 ) -> tuple[Tensor, Tensor]:
-    """Loss and coefficients are those of the reference, no NaN; the sums are as before."""
+    """Loss and coefficients are those of the reference, and the sums are not changed."""
     sums = group_sums.sums
     before = sums.nan_to_num()
     loss, coefficients = score.sums_score(group_sums, scoring, pointwise)
@@ -326,7 +327,7 @@ def test_sums_score(name: str) -> None:
     ways = product(((1, 9), (17, 2), (3, 9)), (False, True))
     for turn, ((samples, classes), weighted) in enumerate(ways, len(name)):
         sums, weight = random_sums(extra, samples, classes)
-        # a step that 3 does not divide: every absent with every reduction, sooner or later
+        # The step of 5 is no multiple of 3, so every absent meets every reduction in some turn.
         group_sums = GroupSums(sums, weight if weighted else None, extra, samples > 1, True)
         for scoring in scorings()[turn % 5 :: 5]:
             assert_sums_score(group_sums, scoring, pointwise)
@@ -371,7 +372,7 @@ def test_a_compound_of_nothing() -> None:
     extra, pointwise = COMPOUNDS["all"]
     for scoring, nothing in product(scorings()[::5], (False, True)):
         sums, _ = random_sums(extra, 5, 3)
-        # where each sample has a loss of its own, some have one
+        # Where each sample has its own loss, some samples keep their elements.
         sums[:4, 2 if scoring.reduction == 2 else 0 :] *= not nothing
         scoring = scoring if nothing else scoring._replace(smooth=NAN)
         weighed = pointwise._replace(score_weight=float(nothing))
@@ -442,7 +443,7 @@ def test_weight_0_removes_a_nan(target: torch.dtype) -> None:
 @pytest.mark.parametrize("absent", ["score", "skip", "penalize"])
 @pytest.mark.parametrize("link", ["complement", "log", "focal", "negative"])
 def test_groups_without_positives(link: str, absent: str) -> None:
-    """No positives, no elements with weight, nothing but positives."""
+    """Groups without positives, without weight, and with nothing but positives."""
     input = torch.randn(4, 3, 6, dtype=torch.float64)
     truth = torch.rand(4, 3, 6) < 0.4
     truth[:, 0], truth[1], truth[2] = False, False, True

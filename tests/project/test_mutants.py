@@ -201,8 +201,8 @@ MUTANTS = {
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(
         "customloss/_ops/autograd.py",
-        "result = result.sum_to_size(data.weight.shape).to(data.weight.dtype)",
-        "result = (result.sum_to_size(data.weight.shape) / 2).to(data.weight.dtype)",
+        "result = result.sum_to_size(weight.shape).to(weight.dtype)",
+        "result = (result.sum_to_size(weight.shape) / 2).to(weight.dtype)",
     ),
     "a block leaves its backend behind": Mutant(
         "customloss/_backends/choice.py", "_chosen = self._previous\n", "pass\n"
