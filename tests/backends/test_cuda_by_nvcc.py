@@ -20,7 +20,7 @@ from paths import ROOT
 # The largest file takes most of a minute of processor time, and longer on a busy machine.
 pytestmark = pytest.mark.timeout(1800)
 
-ARCHITECTURES = (90, 80, 100)
+ARCHITECTURES = (90, 80, 100, 120)
 SOURCES = tuple(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
 # With 65536 registers per multiprocessor, at least two blocks of 256 threads are resident.
 MOST_REGISTERS = 128

@@ -5,20 +5,15 @@ The kernels run with their threads in any order, and no GPU is needed.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import build
 import cases
 import pytest
 import torch
 from cases import INPUT_DTYPES, OPTIONS, Case, short
-from emulated import library, needs_a_compiler, probe  # noqa: F401
+from emulated import library, needs_a_compiler  # noqa: F401
 from judge import assert_right, differentiated, soft_f1
-from paths import ROOT
 from selection import covering
 
 from customloss._backends import choice
@@ -277,61 +272,3 @@ def test_uninitialised_memory_is_never_read(case: Case, emulation: build.Emulati
     filled_loss, filled_gradients = differentiated(soft_f1, case.build())
     assert torch.equal(loss, filled_loss)
     assert all(torch.equal(a, b) for a, b in zip(gradients, filled_gradients, strict=True))
-
-
-# ---- in processes of their own -----------------------------------------------------------------
-
-
-# A barrier and the text after it; the first line of each is removed.
-BARRIERS = {
-    "sum_block": ("reduce.cuh", "  __syncthreads();\n#pragma unroll\n  for (int k = 0; k < kNumbers"
-                  "; ++k) {\n    values[k] = of_warp"),
-    "sum_by_warps": ("reduce.cuh", "  __syncthreads();\n  const int number = "),
-    "write_columns": ("forward.cuh", "    __syncthreads();\n    if (helper < helpers)"),
-    "combine": ("finish.cuh", "    __syncthreads();\n    if (slice.helper < half)"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name", ["write_columns", *(pytest.param(n, marks=pytest.mark.slow)
-                                for n in ("sum_block", "sum_by_warps", "combine"))]
-)  # fmt: skip
-def test_a_missing_barrier_is_noticed(name: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    file, text = BARRIERS[name]
-    source = tmp_path / "csrc" / "cuda" / file
-    assert source.read_text().count(text) == 1
-    source.write_text(source.read_text().replace(text, text.split("\n", 1)[1]))
-    done = probe(build.build(root=tmp_path), "bits")
-    assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) > 1
-
-
-def test_all_barriers_give_one_result() -> None:
-    """On the sound library the same probe gives one result, so the test above sees the barrier."""
-    done = probe(build.build(), "bits")
-    assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) == 1
-
-
-def _runtime(name: str) -> str | None:
-    found = subprocess.run(
-        [str(build.compiler()), f"-print-file-name={name}"], capture_output=True, text=True
-    ).stdout.strip()
-    return found if os.path.isabs(found) else None
-
-
-@pytest.mark.sanitize
-def test_address_and_undefined_behaviour_sanitizers() -> None:
-    runtimes = [_runtime(f"lib{name}.so") for name in ("asan", "ubsan", "stdc++")]
-    if None in runtimes:
-        pytest.skip("the compiler has no shared ASan and UBSan runtimes")
-    done = probe(
-        build.build(sanitize=True),
-        "judge",
-        LD_PRELOAD=" ".join(map(str, runtimes)),
-        ASAN_OPTIONS="detect_leaks=0",
-        UBSAN_OPTIONS="print_stacktrace=1",
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert int(done.stdout) > 100

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import build
 import flat
 import pytest
 import torch
-from emulated import library, needs_a_compiler, probe  # noqa: F401
+from emulated import library, needs_a_compiler  # noqa: F401
 from judge import ARITHMETIC, ROUNDING
-from paths import ROOT
 from selection import covering
 from torch import Tensor
 
@@ -453,43 +450,6 @@ def test_launches(name: str, forward: int, backward: int, emulation: build.Emula
     before = emulation.launches()
     emulation.confusion_backward(None, sums, *given, 0, *how.arguments())
     assert emulation.launches() - before == backward
-
-
-# A barrier and the text after it; the first line of each is removed.
-BARRIERS = {
-    "the tile is whole": ("pixel_tile.cuh", "    __syncthreads();\n    index += cut.spots;"),
-    "the tile is read": (
-        "pixel_tile.cuh",
-        "    __syncthreads();\n  }\n#pragma unroll\n  for (int s",
-    ),
-    "the team's largest": ("pixel_io.cuh", "    __syncthreads();\n    for (int other = 0"),
-    "the slopes": ("pixel_few.cuh", "  __syncthreads();\n  for_few"),
-    "the sums of classes": (
-        "pixel_few.cuh",
-        "    __syncthreads();\n#pragma unroll 1\n    for (int i = warp",
-    ),
-    "the pixels' sums": ("pixel_any.cuh", "      __syncthreads();\n      if (thread.spot < half)"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BARRIERS)
-def test_a_missing_barrier_is_noticed(name: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    file, text = BARRIERS[name]
-    source = tmp_path / "csrc" / "cuda" / file
-    assert source.read_text().count(text) == 1
-    source.write_text(source.read_text().replace(text, text.split("\n", 1)[1]))
-    done = probe(build.build(root=tmp_path), "pixels")
-    assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) > 1
-
-
-@pytest.mark.slow
-def test_all_barriers_give_one_result() -> None:
-    done = probe(build.build(), "pixels")
-    assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) == 1
 
 
 @pytest.mark.slow

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import build
 import pytest
 import sums_cases
 import torch
-from emulated import library, needs_a_compiler, probe  # noqa: F401
-from paths import ROOT
+from emulated import library, needs_a_compiler  # noqa: F401
 from selection import covering
 from sums_cases import CLASS_WEIGHTS, EVERY, LOGS, POINTWISE, How, assert_right
 from torch import Tensor
@@ -255,30 +252,3 @@ def test_what_all_four_have_in_common_is_not_seen(
         found, other = gradients(emulation, wrt, coefficients, x, t, *how)
         assert found.abs().max() > 0
         assert torch.equal(found, other)
-
-
-# ---- barriers ----------------------------------------------------------------------------------
-
-BARRIERS = {
-    "groups of a row": "    __syncthreads();\n    add_rows(f,",
-    "a row alone": "  __syncthreads();\n}\n\n// Everything",
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BARRIERS)
-def test_a_missing_barrier_is_noticed(name: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    source, text = tmp_path / "csrc" / "cuda" / "score.cuh", BARRIERS[name]
-    assert source.read_text().count(text) == 1
-    source.write_text(source.read_text().replace(text, text.split("\n", 1)[1]))
-    done = probe(build.build(root=tmp_path), "sums")
-    assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) > 1
-
-
-def test_all_barriers_give_one_result() -> None:
-    """On the sound library the same probe gives one result, so the test above sees the barrier."""
-    done = probe(build.build(), "sums")
-    assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) == 1

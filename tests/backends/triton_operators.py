@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import triton_package
-from cases import OPTIONS, Case
-from judge import soft_f1
+from cases import OPTIONS, Case, Sample
+from judge import differentiated, soft_f1
 from torch.autograd import gradcheck
 
 import customloss
@@ -89,3 +89,27 @@ def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPat
 
 def test_the_interpreter_needs_no_gpu() -> None:
     assert kernels.refusal(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "softmax"},
+        {"activation": "softmax", "average": "weighted", "ignore_index": 255, "link": "log"},
+        {"activation": "softmax", "average": "micro", "samplewise": True, "reduction": "none"},
+        {"label_smoothing": 0.1, "samplewise": True, "average": "none", "reduction": "none"},
+    ],
+    ids=str,
+)
+def test_losses_of_pixels(options: dict[str, Any]) -> None:
+    input = torch.randn(3, 5, 4, 7)
+    target = torch.randint(0, 5, (3, 4, 7))
+    target[0, :2] = 255 if "ignore_index" in options else 1
+    found = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        with customloss.backend(backend):
+            sample = Sample(input.to(dtype), target, None, options)
+            found.append(differentiated(soft_f1, sample))
+    (loss, (own,)), (expected, (other,)) = found
+    torch.testing.assert_close(loss.double(), expected, rtol=4e-6, atol=0)
+    torch.testing.assert_close(own.double(), other, rtol=1e-5, atol=1e-7)

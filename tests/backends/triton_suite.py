@@ -320,6 +320,7 @@ def assert_sums_score(
     return loss, coefficients
 
 
+@covering
 @pytest.mark.usefixtures("schedule")
 @pytest.mark.parametrize("name", COMPOUNDS)
 def test_sums_score(name: str) -> None:

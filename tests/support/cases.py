@@ -2,7 +2,7 @@
 
 A :class:`Case` is a recipe with a name and a reason; :meth:`Case.build` turns it into tensors of
 a dtype on a device. The values depend on the name and the seed alone, so that two devices, or two
-backends, see the same numbers. :func:`sample_inputs` yields the built samples.
+backends, see the same numbers.
 
 The sizes are chosen for the edges of the CPU kernel; every other kernel has similar edges. A block
 is 1024 elements, a unit of work 65536; innermost axes below 64 are gathered; rows of C classes are
@@ -13,7 +13,7 @@ The cases of softmax and class numbers are in pixel_cases.py.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -397,23 +397,3 @@ FEW = (
 )  # fmt: skip
 
 ALL = (*SIZES, FLUSHED, *MIXED_LAYOUTS, *TARGETS, *WEIGHTED, *OPTIONED, *FEW)
-
-# Shapes that people train with, large enough to leave the caches.
-BENCH = (
-    Case("binary", (1 << 22,), "one long vector"),
-    Case("multilabel", (1 << 15, 128), "rows of classes"),
-    Case("segmentation", (8, 8, 256, 256), "planes"),
-    Case("segmentation-channels-last", (8, 8, 256, 256), "rows of pixels", "class_last"),
-)
-
-
-def sample_inputs(
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    requires_grad: bool = False,
-    cases: tuple[Case, ...] = ALL,
-    seed: int = 0,
-) -> Iterator[Sample]:
-    """Every case built: the one generator of sample inputs."""
-    for case in cases:
-        yield case.build(dtype, device, requires_grad, seed)

@@ -51,10 +51,12 @@ def _sources(root: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def build(sanitize: bool = False, root: Path = ROOT) -> Path:
-    """The library built from ``root``, a copy of the repository's csrc or the repository."""
+def build(sanitize: bool = False, root: Path = ROOT, sources: tuple[str, ...] = SOURCES) -> Path:
+    """The library of some sources, built from ``root``: the repository, or a copy of its csrc."""
     flags = FLAGS + (SANITIZE if sanitize else ())
-    digest = hashlib.sha256(" ".join((*flags, torch.__version__, str(compiler()))).encode())
+    digest = hashlib.sha256(
+        " ".join((*flags, *sources, torch.__version__, str(compiler()))).encode()
+    )
     for path in _sources(root):
         digest.update(path.name.encode() + path.read_bytes())
     target = CACHE / f"{digest.hexdigest()[:16]}.so"
@@ -67,7 +69,7 @@ def build(sanitize: bool = False, root: Path = ROOT) -> Path:
         aside = Path(folder) / target.name
         # All kernels are one translation unit, because threadIdx is a static variable of the shim.
         whole = Path(folder) / "whole.cpp"
-        whole.write_text("".join(f'#include "{root / source}"\n' for source in SOURCES))
+        whole.write_text("".join(f'#include "{root / source}"\n' for source in sources))
         command = [
             str(compiler()), *flags, str(whole), "-o", str(aside),
             f"-ffile-prefix-map={root}=.",
@@ -101,7 +103,6 @@ class Emulation:
         torch.ops.load_library(str(path))
         self._symbols = ctypes.CDLL(str(path))
         self._symbols.cuda_emulation_launches.restype = ctypes.c_int64
-        self._wide = ctypes.c_bool.in_dll(self._symbols, "customloss_cuda_wide_index")
         ops = torch.ops.customloss_emulated
         self.primitives = choice.operators_of(ops)
         self.confusion, self.confusion_score, self.confusion_backward, self.sums_score = (
@@ -118,4 +119,4 @@ class Emulation:
 
     def wide_index(self, wide: bool) -> None:
         """Forces the index arithmetic for tensors of more than 2**31 elements."""
-        self._wide.value = wide
+        ctypes.c_bool.in_dll(self._symbols, "customloss_cuda_wide_index").value = wide
