@@ -150,7 +150,7 @@ def as_float(t, p, HOW: tl.constexpr):
 
 
 @triton.jit
-def _kept(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
+def _counted(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
     """w * value; where HOW has the flag BY, 0 for elements that do not count."""
     if WEIGHT & HOW:
         value = weigh(value, w)
@@ -171,8 +171,8 @@ def shares(
     EXTRA: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """What an element adds to every sum."""
-    pw = _kept(p, w, live, BARE, HOW)
-    qw = _kept(q, w, live, BARE, HOW)
+    pw = _counted(p, w, live, BARE, HOW)
+    qw = _counted(q, w, live, BARE, HOW)
     if BINARY & HOW:
         # selecting by a hard target gives the value of the product, and is cheaper
         result = (tl.where(t, pw, 0.0), tl.where(t, 0.0, pw), tl.where(t, qw, 0.0))
@@ -190,25 +190,25 @@ def shares(
             alarm = p * 0.0 if SOFTMAX & HOW else _times(u, negative)
         if LOG_LOSS & EXTRA:
             result += (
-                _kept(missed, w, live, MASKED, HOW),
-                _kept(alarm, w, live, MASKED, HOW),
+                _counted(missed, w, live, MASKED, HOW),
+                _counted(alarm, w, live, MASKED, HOW),
             )
         if SQUARES & EXTRA:
             result += (
-                _kept(p * p, w, live, MASKED, HOW),
-                _kept(t * t, w, live, MASKED, HOW),
-                _kept(t * (p * p), w, live, MASKED, HOW),
+                _counted(p * p, w, live, MASKED, HOW),
+                _counted(t * t, w, live, MASKED, HOW),
+                _counted(t * (p * p), w, live, MASKED, HOW),
             )
         if DISTANCE & EXTRA:
-            result += (_kept(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
+            result += (_counted(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
         if FOCAL & EXTRA:
             focal = missed * power(q, gamma, HOW)
             if not (SOFTMAX & HOW):
                 focal += alarm * power(p, gamma, HOW)
-            result += (_kept(focal, w, live, MASKED, HOW),)
+            result += (_counted(focal, w, live, MASKED, HOW),)
         if HARD & EXTRA:
-            tw = _kept(t, w, live, MASKED, HOW)
-            uw = _kept(u, w, live, MASKED, HOW)
+            tw = _counted(t, w, live, MASKED, HOW)
+            uw = _counted(u, w, live, MASKED, HOW)
             result += (
                 tl.where(decided, tw, 0.0),
                 tl.where(decided, uw, 0.0),

@@ -70,7 +70,7 @@ def primitives_of(backend: Backend) -> Primitives:
         wide = data.input.dtype == torch.float64
         group_sums = GroupSums(sums, None, elements.extra, elements.per_sample, wide)
         loss, coefficients = backend.sums_score(group_sums, scoring, SCORE_ALONE)
-        return plain.as_kept(loss, elements, scoring), coefficients
+        return plain.without_classes(loss, elements, scoring), coefficients
 
     functions: dict[str, Callable[..., Any]] = {
         "confusion": backend.confusion,

@@ -70,10 +70,10 @@ def loss_of_groups(sums: Tensor, elements: Elements, scoring: Scoring) -> Tensor
     """The loss that ``confusion_score`` makes of sums, in their dtype."""
     wide = sums.dtype == torch.float64
     group_sums = GroupSums(sums, None, elements.extra, elements.per_sample, wide)
-    return as_kept(loss_of_sums(group_sums, scoring, SCORE_ALONE), elements, scoring)
+    return without_classes(loss_of_sums(group_sums, scoring, SCORE_ALONE), elements, scoring)
 
 
-def as_kept(loss: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
+def without_classes(loss: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
     """Drops the class dimension of a loss that is kept per group, if the input has no classes."""
     keeps_groups = AVERAGES[scoring.average] == "none" and REDUCTIONS[scoring.reduction] == "none"
     return loss[..., 0] if keeps_groups and not elements.per_class else loss

@@ -237,13 +237,13 @@ def _input_placements(input: DTensor, elements: Elements) -> Placements:
         allowed = isinstance(placement, Shard) or getattr(placement, "dim", None) not in group_dims
         if placement.is_partial() or not allowed:
             raise ValueError(
-                f"input: expected placements of Shard or Replicate, got {_told(placements)}: "
+                f"input: expected placements of Shard or Replicate, got {_list(placements)}: "
                 "redistribute it first"
             )
         if elements.activation == SOFTMAX and getattr(placement, "dim", None) == 1:
             raise ValueError(
                 "input: expected all classes of an element on one rank with activation='softmax', "
-                f"got placements {_told(placements)}: redistribute it first, best to Shard(0) (an "
+                f"got placements {_list(placements)}: redistribute it first, best to Shard(0) (an "
                 "all-to-all of the shards, where Replicate() would gather all of them)"
             )
     return placements
@@ -273,14 +273,14 @@ def _like_input(name: str, operand: DTensor, input: DTensor) -> tuple[Placements
         cuttable = own.is_replicate() and isinstance(other, Shard)
         if own != other and not cuttable:
             raise ValueError(
-                f"{name}: expected placements {_told(wanted)} (input's are "
-                f"{_told(input.placements)}) or Replicate, got {_told(operand.placements)}: "
+                f"{name}: expected placements {_list(wanted)} (input's are "
+                f"{_list(input.placements)}) or Replicate, got {_list(operand.placements)}: "
                 "redistribute it first"
             )
     return tuple(wanted), tuple(grad_placements)
 
 
-def _told(placements: Sequence[Placement]) -> str:
+def _list(placements: Sequence[Placement]) -> str:
     return f"({', '.join(map(repr, placements))})"
 
 

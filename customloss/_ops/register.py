@@ -162,7 +162,7 @@ def _fake_confusion(data: Data, elements: Elements) -> Tensor:
     return input.new_empty((kinds, *shape), dtype=sums_dtype(input.device))
 
 
-def _kept(scoring: Scoring, samples: int | None, classes: int | None) -> list[int]:
+def _loss_shape(scoring: Scoring, samples: int | None, classes: int | None) -> list[int]:
     """The shape of a loss; ``samples`` or ``classes`` is None where they are not told apart."""
     if REDUCTIONS[scoring.reduction] != "none":
         return []
@@ -174,7 +174,7 @@ def _fake_confusion_score(
     data: Data, elements: Elements, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     samples, classes = group_shape(data.input, elements.per_sample, elements.per_class)
-    shape = _kept(
+    shape = _loss_shape(
         scoring, samples if elements.per_sample else None, classes if elements.per_class else None
     )
     loss = data.input.new_empty(shape, dtype=accumulator(data.input))
@@ -185,7 +185,7 @@ def _fake_sums_score(
     group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise
 ) -> tuple[Tensor, Tensor]:
     _, samples, classes = group_sums.sums.shape
-    shape = _kept(scoring, samples if group_sums.per_sample else None, classes)
+    shape = _loss_shape(scoring, samples if group_sums.per_sample else None, classes)
     dtype = torch.float64 if group_sums.wide else torch.float32
     loss = group_sums.sums.new_empty(shape, dtype=dtype)
     return loss, group_sums.sums.new_empty(group_sums.sums.shape)

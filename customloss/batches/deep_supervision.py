@@ -102,7 +102,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> Sequence[float]:
     if weights is None:
         whole = 2 - 0.5 ** (count - 1)
         return [0.5**i / whole for i in range(count)]
-    _known(weights)
+    _check_weights(weights)
     if len(weights) != count:
         raise ValueError(
             f"weights: expected {count}, one for each of the inputs, got {len(weights)}"
@@ -110,7 +110,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> Sequence[float]:
     return weights
 
 
-def _known(weights: object) -> None:
+def _check_weights(weights: object) -> None:
     """Checks that weights are numbers >= 0, and that one of them is not 0."""
     if isinstance(weights, (str, Tensor)) or not isinstance(weights, Sequence):
         raise TypeError(f"weights: expected a sequence of numbers, got {type(weights).__name__}")
@@ -139,7 +139,7 @@ class DeepSupervision(nn.Module):
         if not callable(loss):
             raise TypeError(f"loss: expected a loss module or function, got {loss!r}")
         if weights is not None:
-            _known(weights)
+            _check_weights(weights)
         self.loss: Any = loss
         self.weights = None if weights is None else tuple(weights)
 

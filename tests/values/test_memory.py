@@ -57,6 +57,51 @@ def test_nothing_is_kept_alive_after_backward() -> None:
     assert not any(reference() is not None for reference in alive)
 
 
+LEAK = """
+import torch, customloss
+from cases import Case
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+ops = torch.ops.customloss
+x, t, w, _ = Case("x", (8, 4), weight="full").build(requires_grad=True)
+labels = torch.zeros(8, dtype=torch.int64)
+how = (0, 1.0, 0.0, False, True, 7, 0.0, 0, 2.0)
+
+def refused():  # by the kernel itself, below the checks in Python
+    try:
+        ops.confusion(x.detach(), t[:, :2], None, *how)
+    except RuntimeError:
+        return
+    raise SystemExit("not refused")
+
+calls = {
+    "plain": lambda: ops.soft_f1(x, t),
+    "with a weight": lambda: ops.soft_f1(x, t, w).backward(),
+    "with ignore_index": lambda: ops.soft_f1(x, labels, ignore_index=3, activation="softmax"),
+    "refused": refused,
+}
+for name, call in calls.items():
+    for _ in range(1000):
+        call()
+    before = resident()
+    for _ in range(20000):
+        call()
+    print(name, resident() - before, sep=": ")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc (Linux)")
+def test_20000_small_calls_leak_nothing() -> None:
+    """A leaked tensor, or the box of an optional number, takes at least 16 bytes of every call."""
+    done = run_python(LEAK)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert int(line.rpartition(": ")[2]) < 16 * 20000, line
+
+
 PEAK = """
 import torch, customloss
 from cases import Case
