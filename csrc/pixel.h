@@ -27,12 +27,14 @@ enum Extra : unsigned {
   kHard = 16,     // tp, fp, fn, tn of the decision: p > 1/2, or the first largest of a softmax
 };
 constexpr unsigned kEveryExtra = 31;
-constexpr int kMostRows = 15;
+constexpr int kMostRows = 15;  // of kEveryExtra
 
 CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
   return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 1 : 0) +
          (extra & kFocal ? 1 : 0) + (extra & kHard ? 4 : 0);
 }
+
+static_assert(rows_of(kEveryExtra) == kMostRows, "a sum was added: count its rows here");
 
 // The first row of the extra `one` (a single bit) among the sums of `extra`.
 CUSTOMLOSS_HD constexpr int row_of(unsigned extra, unsigned one) {

@@ -11,6 +11,8 @@ from customloss._spec.arguments import Pointwise
 from customloss._spec.words import ABSENT, AVERAGES, LINKS
 from customloss.reference import Extra
 
+from . import rows
+
 _LOG = tl.constexpr(LINKS.index("log"))
 _FOCAL = tl.constexpr(LINKS.index("focal"))
 _NEGATIVE = tl.constexpr(LINKS.index("negative"))
@@ -18,6 +20,8 @@ _SCORE = tl.constexpr(ABSENT.index("score"))
 _SKIP = tl.constexpr(ABSENT.index("skip"))
 _PENALIZE = tl.constexpr(ABSENT.index("penalize"))
 WEIGHTED = tl.constexpr(AVERAGES.index("weighted"))
+
+_FOCAL_SUM = tl.constexpr(int(Extra.FOCAL))
 
 # flags: the terms of a pointwise loss that a kernel is compiled for
 _LOG_POS, _LOG_NEG, _FOCUSED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
@@ -149,8 +153,7 @@ def group_lost(
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
     """What a group adds to the numerator and the denominator of the pointwise loss."""
-    # the row of the focal sum
-    F: tl.constexpr = 4 + 2 * (EXTRA & 1) + 3 * ((EXTRA >> 1) & 1) + ((EXTRA >> 2) & 1)
+    F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUM)
     lost = tl.zeros(tp.shape, tl.float64)
     if _LOG_POS & POINTWISE:
         lost += log_pos * tl.load(row_of(sums, plane, group, 4), mask=inside, other=0.0)
@@ -168,8 +171,8 @@ def store_lost_grads(
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradient by the rows after the first four: 0 for those not in the numerator."""
-    F: tl.constexpr = 4 + 2 * (EXTRA & 1) + 3 * ((EXTRA >> 1) & 1) + ((EXTRA >> 2) & 1)
-    ROWS: tl.constexpr = F + ((EXTRA >> 3) & 1) + 4 * ((EXTRA >> 4) & 1)
+    F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUM)
+    ROWS: tl.constexpr = rows.rows_of(EXTRA)
     at = row_of(grads, plane, group, 4)
     for row in tl.static_range(4, ROWS):
         g = tl.zeros(group.shape, tl.float64)

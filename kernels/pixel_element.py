@@ -15,6 +15,7 @@ import triton.language as tl
 from customloss.reference import LOG_FLOOR, Extra
 
 from .element import weigh
+from .rows import row_of
 
 
 class How(enum.IntFlag):
@@ -226,9 +227,9 @@ def _sign(value):
 @triton.jit
 def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
     """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` comes from pixel_tile.by_sums."""
-    S: tl.constexpr = 4 + 2 * (EXTRA & 1)
-    D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
-    F: tl.constexpr = D + ((EXTRA >> 2) & 1)
+    S: tl.constexpr = row_of(EXTRA, SQUARES)
+    D: tl.constexpr = row_of(EXTRA, DISTANCE)
+    F: tl.constexpr = row_of(EXTRA, FOCAL)
     by_p = tl.where(t, g[0], g[1]) if BINARY & HOW else t * g[0] + (1.0 - t) * g[1]
     h, k = by_p, by_p
     if (LOGS | SQUARES | DISTANCE) & EXTRA:
@@ -276,10 +277,10 @@ def target_gradient(
     p, q, positive, negative, decided, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr
 ):
     """dL/dt of an element, at weight 1 and before smoothing."""
-    S: tl.constexpr = 4 + 2 * (EXTRA & 1)
-    D: tl.constexpr = S + 3 * ((EXTRA >> 1) & 1)
-    F: tl.constexpr = D + ((EXTRA >> 2) & 1)
-    H: tl.constexpr = F + ((EXTRA >> 3) & 1)
+    S: tl.constexpr = row_of(EXTRA, SQUARES)
+    D: tl.constexpr = row_of(EXTRA, DISTANCE)
+    F: tl.constexpr = row_of(EXTRA, FOCAL)
+    H: tl.constexpr = row_of(EXTRA, HARD)
     total = p * g[0] + q * g[2]
     if LOG_LOSS & EXTRA:
         total += g[4] * positive

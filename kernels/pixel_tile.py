@@ -13,6 +13,7 @@ from customloss._spec.words import INPUT, TARGET
 
 from . import pixel_element as element
 from .element import number, offsets, weigh
+from .rows import row_of
 
 WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
 INFINITY = tl.constexpr(float("inf"))
@@ -308,8 +309,7 @@ def by_sums(
     if grad is not None:
         outer = tl.load(grad + sample * grad_sample + cls * grad_class, mask=known, other=0.0)
         outer = outer.to(tl.float64)
-    F: tl.constexpr = 4 + 2 * (EXTRA & 1) + 3 * ((EXTRA >> 1) & 1) + ((EXTRA >> 2) & 1)
-    H: tl.constexpr = F + ((EXTRA >> 3) & 1)
+    H: tl.constexpr = row_of(EXTRA, element.HARD)
     whole = ()
     for _ in tl.static_range(N):
         whole += (tl.load(at, mask=known, other=0.0),)

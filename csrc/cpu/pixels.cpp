@@ -266,6 +266,7 @@ template <class T>
 void gradient_of(const Operands& operands, PixelOptions options, const PixelGrads& grads) {
   const Layout& layout = operands.layout;
   // Decisions do not change with the input, so their rows, the last ones, are dropped.
+  static_assert(kHard > kEveryExtra / 2, "gather() takes the rows of kHard to be the last ones");
   if (grads.wrt == Wrt::kInput) options.extra &= ~unsigned{kHard};
   const int rows = rows_of(options.extra);
   const Cut cut(layout, rows);

@@ -265,6 +265,7 @@ template <class P, class T>
 void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, int64_t first,
               int64_t last, double* to, int64_t to_pitch) {
   constexpr int kSums = P::kSums;
+  static_assert(kMostRows == 15, "a sum was added: it needs variables here, in all four places");
   const T gamma = of.tile.gamma;
   using Fifth = std::conditional_t<(kSums > 4), T, int>;
   using Sixth = std::conditional_t<(kSums > 5), T, int>;

@@ -67,10 +67,15 @@ SCORE_ALONE = Pointwise()
 
 
 class Incoming(NamedTuple):
-    """What a backward pass starts from: the gradients by the loss, and of the loss by the sums."""
+    """What a backward pass starts from: the gradient by the loss, and that of the loss by the sums.
 
-    grad: Tensor | None  # None means 1
-    coefficients: Tensor
+    ``grad`` has the shape of the loss: a scalar, or ``[samples]``, ``[classes]`` or
+    ``[samples, classes]`` where these are kept. It multiplies the coefficients of its groups. None
+    means 1.
+    """
+
+    grad: Tensor | None
+    coefficients: Tensor  # in the shape of the sums
 
 
 class Wrt(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -44,6 +45,24 @@ def test_the_reference_backend_is_right(case: Case) -> None:
     for dtype in (torch.float64, torch.bfloat16):
         with customloss.backend("reference"):
             assert_right(soft_f1, case.build(dtype))
+
+
+@pytest.mark.parametrize("name", choice.BACKENDS)
+def test_every_row_of_the_registry_is_right(name: str) -> None:
+    """A backend that serves this device has values, gradients, and gradients by what is kept."""
+    try:
+        refusal = choice.BACKENDS[name].refusal(torch.device("cpu"))
+        customloss.backend(name).__exit__(None, None, None)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    if refusal is not None:
+        with customloss.backend(name), pytest.raises(RuntimeError, match=re.escape(refusal)):
+            soft_f1(*Case("x", (6, 4)).build().operands)
+        return
+    kept = {"samplewise": True, "average": "none", "reduction": "none"}
+    for options in ({}, kept, {"samplewise": True, "reduction": "none"}, {"average": "micro"}):
+        with customloss.backend(name):
+            assert_right(soft_f1, Case("x", (6, 4, 3), target=None, options=options).build())
 
 
 def test_inside_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ pytest_plugins = ["cpp_build"]
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 GAMMAS = pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
 # The relative errors that the header states, or a few roundings.
+EVERY = int(sum(reference.Extra))
 BOUND = {np.float32: 2e-7, np.float64: 5e-16}
 
 
@@ -120,7 +121,7 @@ def expected_shares(x: np.ndarray, t: np.ndarray, gamma: float, sigmoid: bool) -
         "focal": missed * q**gamma + alarm * p**gamma,
         "hard_tp": t * hit, "hard_fp": u * hit, "hard_fn": t * ~hit, "hard_tn": u * ~hit,
     }  # fmt: skip
-    return np.stack([found[name] for name in reference.rows(31)])
+    return np.stack([found[name] for name in reference.rows(EVERY)])
 
 
 @DTYPES
@@ -142,7 +143,7 @@ def test_gradients_are_the_derivatives_of_the_shares(
     maths: Any, wrt: str, gamma: float, sigmoid: bool
 ) -> None:
     x, t = elements(np.float64, sigmoid)
-    by = np.random.default_rng(1).normal(size=15)
+    by = np.random.default_rng(1).normal(size=len(reference.rows(EVERY)))
     by[-4:] = 0 if wrt == "input" else by[-4:]  # hard counts have no slope
     found = maths.pixel_gradient(WRT.index(wrt), x, t, gamma, list(by), sigmoid)
 
@@ -161,19 +162,18 @@ def test_gradients_are_the_derivatives_of_the_shares(
 
 def test_gradients_stay_finite_where_logarithms_do_not(maths: Any) -> None:
     """p = 0 or 1 that agrees with the target leads to 0 log 0 and to powers of 0."""
+    ones = [1.0] * len(reference.rows(EVERY))
     for dtype in (np.float32, np.float64):
         for sigmoid, x in ((True, [np.inf, -np.inf, 1e4, -1e4]), (False, [1.0, 0.0, 1.0, 0.0])):
             t = np.array([1, 0, 1, 0], dtype)
             for gamma in (0.0, 0.5, 1.0, 2.0):
                 for wrt in (0, 2):
-                    found = maths.pixel_gradient(
-                        wrt, np.array(x, dtype), t, gamma, [1.0] * 15, sigmoid
-                    )
+                    found = maths.pixel_gradient(wrt, np.array(x, dtype), t, gamma, ones, sigmoid)
                     assert np.isfinite(found).all(), (dtype, sigmoid, gamma, wrt, found)
 
 
 def test_the_rows_are_those_of_the_reference(maths: Any) -> None:
-    for extra in range(32):
+    for extra in range(EVERY + 1):
         names = reference.rows(extra)
         assert maths.rows_of(extra) == len(names)
         for one in reference.Extra:

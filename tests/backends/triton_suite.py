@@ -40,7 +40,7 @@ from customloss.reference import Extra
 triton_package.load()
 
 from customloss.kernels import confusion as kernels  # noqa: E402
-from customloss.kernels import layout, score  # noqa: E402
+from customloss.kernels import layout, rows, score  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")
 
@@ -318,6 +318,15 @@ def assert_sums_score(
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-14)
     torch.testing.assert_close(coefficients, wanted, rtol=1e-11, atol=1e-14)
     return loss, coefficients
+
+
+def test_rows_are_those_of_the_reference() -> None:
+    for extra in range(2 * max(Extra)):
+        names = reference.rows(extra)
+        assert rows.rows_of(extra) == len(names)
+        for one in Extra:
+            if extra & one:
+                assert names[rows.row_of(extra, int(one))] == reference.EXTRA_ROWS[one][0]
 
 
 @covering

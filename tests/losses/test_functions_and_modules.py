@@ -307,6 +307,7 @@ def test_extended_sums() -> None:
         "t2": t * t, "tp2": t * p * p, "distance": (p - t).abs(),
         "focal": -t * (1 - p) ** 1.5 * p.log() - (1 - t) * p**1.5 * (1 - p).log(),
     }  # fmt: skip
+    assert set(expected) == set(sums._fields) - {"hard"}, "a sum has no formula here"
     for name, share in expected.items():
         torch.testing.assert_close(getattr(sums, name), (w * share).sum((0, 2)))
     shares = (t * hard, (1 - t) * hard, t * (1 - hard), (1 - t) * (1 - hard))

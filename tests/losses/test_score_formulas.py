@@ -298,6 +298,23 @@ def test_value_and_gradient_of_the_textbook(name: str) -> None:
         assert torch.autograd.gradcheck(partial(score, **parameters), leaves, check_forward_ad=True)
 
 
+@pytest.mark.parametrize("smooth", [0.0, 0.75])
+@pytest.mark.parametrize("score", scores._COEFFICIENTS, ids=lambda score: score.__name__)
+def test_declared_coefficients_are_those_of_the_score(score: Callable, smooth: float) -> None:
+    """A score with coefficients exists twice: its function, and the ratio that the operators use.
+
+    Parameters take odd values, so that a coefficient that forgets one is seen.
+    """
+    defaults = {name: value for name, value in score.__kwdefaults__.items() if name != "smooth"}
+    given = {name: default + 0.375 * n for n, (name, default) in enumerate(defaults.items(), 1)}
+    tp_weight, fp_weight, fn_weight, added = scores.coefficients_of(score, **given, smooth=smooth)
+    tp, fp, fn, tn = some_sums(3, 4)
+    over = tp_weight * tp + added
+    expected = over / (over + fp_weight * fp + fn_weight * fn)
+    torch.testing.assert_close(score(tp, fp, fn, tn, **given, smooth=smooth), expected)
+    assert scores.as_ratio(partial(score, **given, smooth=smooth)) is not None
+
+
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_euler(name: str) -> None:
     """A ratio does not change when all sums are scaled, so Σ s dS/ds = 0."""

@@ -1,9 +1,13 @@
-"""Every group of arguments in csrc/arguments.h has the fields of its Python twin, in order."""
+"""Every group of arguments in csrc/arguments.h has the fields of its Python twin, and their types.
+
+Options that users write in words are compared as well: the typed signatures with the tables of
+defaults.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from paths import ROOT
 from process import run_python
 
 from customloss._backends import libraries
+from customloss._spec import options
 from customloss._spec.arguments import (
     Data,
     Elements,
@@ -95,6 +100,45 @@ def test_the_groups_of_an_operator_are_its_schema(operator: str, backend: str) -
     fields = [field for group in groups for field in GROUPS[group]._fields]
     schema = getattr(torch.ops.customloss, operator).default._schema
     assert [argument.name for argument in schema.arguments] == fields
+
+
+# What a field of each Python type may be in C++. Words and flags are integers in Python.
+TYPES: dict[Any, str] = {
+    torch.Tensor: "Tensor",
+    torch.Tensor | None: "std::optional<Tensor>",
+    bool: "bool",
+    float: "double",
+    int | None: "std::optional<int64_t>",
+    int: "unsigned|Activation|Link|Absent|Average|Reduction|customloss::Wrt",
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_members_have_the_types_of_the_fields(group: str) -> None:
+    read = re.findall(r"(\w+)(?:\(| = )in\.take<([^()]+)>\(\)", body("arguments.h", group))
+    kinds = get_type_hints(GROUPS[group])
+    assert [name for name, _ in read] == list(kinds)
+    for name, kind in read:
+        assert re.fullmatch(TYPES[kinds[name]], kind), (name, kinds[name], kind)
+
+
+@pytest.mark.parametrize(
+    "typed, table, beside",
+    [
+        (options.Options, options.FUNCTION, {"smooth"}),
+        (options.Reading, options.SUMS, {*options.EXTRA}),
+    ],
+    ids=["losses", "confusion_sums"],
+)
+def test_typed_options_are_those_of_the_tables(
+    typed: type, table: dict[str, Any], beside: set[str]
+) -> None:
+    """An option that is in a table alone would be accepted, and not be shown by help.
+
+    ``beside`` are options that signatures spell out themselves, as ``smooth`` of the losses.
+    """
+    more = {"check_target", "dtype"} if typed is options.Reading else set()
+    assert set(typed.__annotations__) - more == set(table) - beside
 
 
 ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0"

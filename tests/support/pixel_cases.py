@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from cases import Case, short
 
+from customloss import scores
+
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SOFTMAX = {"activation": "softmax"}
 
@@ -170,18 +172,11 @@ OPTIONED = tuple(
 
 # The extras beside tp, fp, fn and tn: alone, in pairs, all.
 EXTRAS: dict[str, dict[str, Any]] = {
-    "log_loss": {"log_loss": True},
-    "squares": {"squares": True},
-    "distance": {"distance": True},
-    "focal": {"focal": True},
-    "hard": {"hard": True},
+    **{word: {word: True} for word in scores.SUMS},
     "log_loss-hard": {"log_loss": True, "hard": True},
     "log_loss-focal": {"log_loss": True, "focal": True},
     "distance-focal": {"distance": True, "focal": True, "focal_gamma": 1.5},
-    "every": {
-        "log_loss": True, "squares": True, "distance": True, "focal": True, "hard": True,
-        "focal_gamma": 0.5,
-    },
+    "every": {**dict.fromkeys(scores.SUMS, True), "focal_gamma": 0.5},
 }  # fmt: skip
 
 # A few of everything, for checks that cost seconds each.
