@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ class StreamingLoss(nn.Module, distributed.Adder):
     taken at the average of the sums. Its direction is right as far as the model did not change
     during these batches. In ``eval`` mode the batch is scored by itself and S stays as it is.
 
+    A batch of NaN or infinite logits has a loss that is not finite either, so that a gradient
+    scaler skips the step. S and n stay as they are; where only some classes are not finite, S stays
+    as it is for these.
+
     Args:
         loss: a loss module of this package without ``samplewise``. If it has a ``process_group``,
             a batch is that of all ranks.
@@ -31,6 +36,7 @@ class StreamingLoss(nn.Module, distributed.Adder):
 
     State:
         ``average`` S, float64 in the shape of the sums, and ``steps`` n; saved with the module.
+        They move with ``.to(device)`` and stay float64 when the module is cast.
 
     Raises:
         TypeError: another kind of loss, or a decay that is no number.
@@ -79,9 +85,22 @@ class StreamingLoss(nn.Module, distributed.Adder):
                 "StreamingLoss: every batch needs the same number of classes, got sums of shape "
                 f"{list(detached.shape)} after {list(self.average.shape)}"
             )
-        self.average = torch.lerp(detached, self.average, self.decay)
-        self.steps = self.steps + 1
+        finite = detached.isfinite().all(0, keepdim=True)
+        following = torch.lerp(detached, self.average, self.decay)
+        self.average = torch.where(finite, following, self.average)
+        self.steps = self.steps + finite.any()
         return self.average / (1 - self.decay**self.steps) + (sums - detached)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingLoss:
+        """Moves the state, and does not cast it: the average needs its digits, whatever the dtype
+        of the model that holds this loss."""
+        state = {"average": self.average, "steps": self.steps}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in state.items():
+            moved = getattr(self, name)
+            if moved.dtype != exact.dtype:
+                setattr(self, name, exact.to(moved.device))
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         saved = state_dict.get(f"{prefix}average")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from customloss._spec import options as spec
+from customloss.distributed import Adder
 from customloss.losses import classes
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -104,6 +105,8 @@ class Loss(nn.Module):
         """The options that are not at their defaults."""
         changed = []
         for name, value in self.options().items():
+            if isinstance(value, Adder):  # the module that holds this one, as StreamingLoss
+                continue
             if isinstance(value, Tensor):
                 changed.append(f"{name}={value.tolist()}")
             elif value is not self.defaults[name] and value != self.defaults[name]:

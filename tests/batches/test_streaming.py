@@ -105,3 +105,58 @@ def test_unlike_classes() -> None:
     stream(*batch(0))
     with pytest.raises(ValueError, match=r"same number of classes.*\[4, 1, 5\] after \[4, 1, 3\]"):
         stream(*batch(1, classes=5))
+
+
+def test_it_prints() -> None:
+    criterion = customloss.SoftF1Loss(beta=2.0)
+    stream = customloss.StreamingLoss(criterion)
+    model = nn.ModuleDict({"head": nn.Linear(2, 2), "criterion": stream})
+    for text in (repr(stream), repr(model), repr(nn.ModuleList([stream]))):
+        assert "decay=0.9" in text
+        assert "SoftF1Loss(beta=2.0)" in text
+
+
+@pytest.mark.parametrize(
+    "cast", [nn.Module.float, nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.bfloat16)]
+)
+@pytest.mark.parametrize("before", [0, 3], ids=["new", "after 3 batches"])
+def test_a_cast_leaves_the_state_exact(before: int, cast: Any) -> None:
+    stream, judge = (
+        customloss.StreamingLoss(customloss.SoftF1Loss(class_weight=[1.0, 2.0, 3.0]), 0.999)
+        for _ in range(2)
+    )
+    for seed in range(before):
+        assert torch.equal(stream(*batch(seed)), judge(*batch(seed)))
+    cast(stream)
+    assert stream.average.dtype == stream.steps.dtype == torch.float64
+    for seed in range(before, 6):
+        assert torch.equal(stream(*batch(seed)), judge(*batch(seed)))
+    assert stream.to("meta").average.device.type == "meta"
+    assert stream.to_empty(device="cpu").average.dtype == torch.float64
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first batch", "later batch"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")], ids=str)
+def test_a_batch_of_nan_is_forgotten(wrong: float, first: bool) -> None:
+    """Its loss is not finite, so that a gradient scaler skips the step; the next one is right."""
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss(activation="none"))
+    judge = customloss.StreamingLoss(customloss.SoftF1Loss(activation="none"))
+    if not first:
+        assert torch.equal(stream(*batch(0)), judge(*batch(0)))
+    x, target = batch(1)
+    assert not stream(torch.full_like(x, wrong), target).isfinite()
+    for seed in (2, 3):
+        assert torch.equal(stream(*batch(seed)), judge(*batch(seed)))
+
+
+def test_a_class_of_nan_does_not_stop_the_others() -> None:
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss(average="none", reduction="none"))
+    judge = customloss.StreamingLoss(customloss.SoftF1Loss(average="none", reduction="none"))
+    for seed in range(3):
+        x, target = batch(seed)
+        hurt = x.detach().clone()
+        hurt[0, 1] = float("nan")
+        loss = stream(hurt, target)
+        assert torch.equal(loss[[0, 2]], judge(x, target)[[0, 2]])
+        assert loss[1].isnan()
+    assert stream.average.isfinite().all()
