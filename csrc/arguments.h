@@ -16,6 +16,20 @@
 #include "torch.h"
 
 namespace customloss {
+
+template <>
+inline constexpr int64_t kLargest<Activation> = static_cast<int64_t>(Activation::kSoftmax);
+template <>
+inline constexpr int64_t kLargest<Link> = static_cast<int64_t>(Link::kNegative);
+template <>
+inline constexpr int64_t kLargest<Absent> = static_cast<int64_t>(Absent::kPenalize);
+template <>
+inline constexpr int64_t kLargest<Average> = static_cast<int64_t>(Average::kNone);
+template <>
+inline constexpr int64_t kLargest<Reduction> = static_cast<int64_t>(Reduction::kNone);
+template <>
+inline constexpr int64_t kLargest<Wrt> = static_cast<int64_t>(Wrt::kWeight);
+
 namespace arguments {
 
 // The tensors that a pass reads.
@@ -135,8 +149,6 @@ struct Reading : arguments::Data, arguments::Elements {
   // The kernels trust the shapes from here on.
   void check() const {
     STD_TORCH_CHECK(dtype_of(input) >= Dtype::kFloat16, "customloss: input must be floating");
-    STD_TORCH_CHECK(activation >= Activation::kSigmoid && activation <= Activation::kSoftmax,
-                    "customloss: unknown activation");
     STD_TORCH_CHECK(extra <= kEveryExtra, "customloss: unknown sums");
     const int64_t rank = input.dim();
     STD_TORCH_CHECK(rank > 0 && rank <= 64 && target.dim() == rank,
@@ -145,8 +157,8 @@ struct Reading : arguments::Data, arguments::Elements {
       STD_TORCH_CHECK(target.size(dim) == input.size(dim) || (dim == 1 && labels()),
                       "customloss: target must have the shape of input");
     }
-    STD_TORCH_CHECK(!labels() || dtype_of(target) < Dtype::kFloat16,
-                    "customloss: class numbers are integers");
+    STD_TORCH_CHECK(!labels() || is_class_number(dtype_of(target)),
+                    "customloss: class numbers are uint8, int8, int16, int32 or int64");
     if (!weight) return;
     const int64_t missing = rank - weight->dim();
     STD_TORCH_CHECK(missing >= 0, "customloss: weight must broadcast to input");

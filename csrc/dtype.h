@@ -36,4 +36,11 @@ inline int dtype_size(Dtype dtype) {
   }
 }
 
+// The dtypes that class numbers are read in. A bool is a mask, and the wide unsigned dtypes hold
+// numbers that int64 does not.
+inline bool is_class_number(Dtype dtype) {
+  return dtype == Dtype::kUInt8 || dtype == Dtype::kInt8 || dtype == Dtype::kInt16 ||
+         dtype == Dtype::kInt32 || dtype == Dtype::kInt64;
+}
+
 }  // namespace customloss
