@@ -230,7 +230,10 @@ def _words(
     checks.one_of("reduction", reduction, REDUCTIONS)
     if not links[link] and gamma != 1.0:
         takers = " or ".join(repr(name) for name, takes in links.items() if takes)
-        raise ValueError(f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r}")
+        raise ValueError(
+            f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r} (the exponent "
+            "of a focal loss beside a score is focal_gamma)"
+        )
     return ScoringWords(link, gamma, absent, "macro" if average == "micro" else average, reduction)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
+from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.distributed import Adder
 from customloss.losses import classes
@@ -20,7 +22,8 @@ LOSSES: dict[str, type[Loss]] = {}
 
 
 def takes(options: type) -> Callable[[_F], _F]:
-    """Spells ``**options`` out in the signature that ``help`` and ``inspect`` show."""
+    """Spells ``**options`` out in the signature that ``help`` and ``inspect`` show, and refuses
+    options that are not in it: ``dice_loss(..., beta=2.0)`` would be the loss of F2."""
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
         for name, default in spec.FUNCTION.items()
@@ -30,8 +33,20 @@ def takes(options: type) -> Callable[[_F], _F]:
     def decorate(function: _F) -> _F:
         signature = inspect.signature(function)
         listed = list(signature.parameters.values())[:-1]
-        function.__signature__ = signature.replace(parameters=[*listed, *more])  # type: ignore[attr-defined]
-        return function
+        signature = signature.replace(parameters=[*listed, *more])
+        known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        # operands may be passed by name as well
+        names = frozenset(signature.parameters)
+
+        @wraps(function)
+        def checked(*operands: Any, **given: Any) -> Any:
+            for name in given:
+                if name not in names:
+                    raise hints.unknown_option(name, function.__name__, known)
+            return function(*operands, **given)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        return cast(_F, checked)
 
     return decorate
 
@@ -74,8 +89,7 @@ class Loss(nn.Module):
         super().__init__()
         for name in options:
             if name not in self.defaults:
-                known = ", ".join(self.defaults)
-                raise TypeError(f"{name}: no option of {type(self).__name__}; there are {known}")
+                raise hints.unknown_option(name, type(self).__name__, list(self.defaults))
         for name, value in {**self.defaults, **options}.items():
             is_class_weight = name == "class_weight" and value is not None
             if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
