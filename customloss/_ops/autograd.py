@@ -19,6 +19,7 @@ from customloss._ops.modes import transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import sums as reference
+from customloss.reference.sums import sums_dtype
 
 
 class Compound(NamedTuple):
@@ -61,8 +62,19 @@ def _confusion_backward(
         grad, coefficients, input, target, weight, wrt, *elements
     )
     if wrt == WEIGHT and weight is not None:
-        result = result.sum_to_size(weight.shape).to(weight.dtype)
+        result = _summed_to(weight.shape, result).to(weight.dtype)
     return result
+
+
+def _summed_to(shape: torch.Size, gradient: Tensor) -> Tensor:
+    """``gradient.sum_to_size(shape)``, added up in float64: float32 would depend on the number of
+    threads."""
+    ahead = gradient.dim() - len(shape)
+    dims = [*range(ahead), *(ahead + dim for dim, size in enumerate(shape) if size == 1)]
+    dims = [dim for dim in dims if gradient.shape[dim] != 1]
+    if dims:
+        gradient = gradient.sum(dims, keepdim=True, dtype=sums_dtype(gradient.device))
+    return gradient.reshape(shape)
 
 
 class _ConfusionBackward(torch.autograd.Function):

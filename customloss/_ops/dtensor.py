@@ -319,6 +319,8 @@ def _dense(
 ) -> tuple[Tensor, Elements]:
     """A dense target for a rank that has only some of the classes. There the number of a class on
     another rank is a 0 for each of its classes, and not ignored."""
+    # A small dtype may hold neither the number of classes nor ignore_index.
+    target = target.long()
     numbers = torch.arange(classes.start, classes.stop, device=target.device)
     dense = target == numbers.reshape(-1, *(1 for _ in input.shape[2:]))
     known = (target >= 0) & (target < input.shape[1])

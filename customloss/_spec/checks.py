@@ -5,7 +5,7 @@ A message names the argument as the caller wrote it, what was expected and what 
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -32,8 +32,9 @@ def number(
     """``value`` is a finite number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number, got {value}")
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        came = value if isinstance(value, float) else "an integer beyond float64"
+        raise ValueError(f"{name}: expected a finite number, got {came}")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name}: expected a number >= {at_least}, got {value}")
     if at_most is not None and value > at_most:

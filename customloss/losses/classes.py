@@ -7,6 +7,7 @@ that device.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, wraps
@@ -145,8 +146,9 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected numbers, got {value!r}")
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: expected finite numbers >= 0, got {value}")
+        if not 0 <= value <= sys.float_info.max:
+            came = value if isinstance(value, float) or value < 0 else "an integer beyond float64"
+            raise ValueError(f"{name}: expected finite numbers >= 0, got {came}")
     if like is None:
         return torch.tensor(list(values), dtype=torch.float64)
     return numbers(like, tuple(values), sums_dtype(like.device))

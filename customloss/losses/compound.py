@@ -125,7 +125,14 @@ def _compound(
     words += ["log_loss"] if cross_entropy_weight else []
     words += ["focal"] if focal_weight else []
     call = request.of_score(Data(input, target, weight), options, words, focal_gamma)
+    if pos_weight is not None and focal_weight and not cross_entropy_weight:
+        raise ValueError(
+            "pos_weight: expected None without a cross-entropy, whose positives it weighs, got "
+            f"{pos_weight}"
+        )
     by_class = None if pos_weight is None else _pos_weight(pos_weight, call)
+    if not cross_entropy_weight:
+        by_class = None
     beside = _pointwise(call, score_weight, cross_entropy_weight, focal_weight)
     if isinstance(by_class, float):
         beside, by_class = beside._replace(log_pos=beside.log_pos * by_class), None
@@ -164,7 +171,10 @@ def _pointwise(call: Request, score_weight: float, cross_entropy: float, focal: 
     # A pixel counts once, by its own class. With smoothing, tp + fn of a class holds 1 - ε + ε/K of
     # its pixels and ε/K of the others, and these two factors undo that.
     smoothing = call.options.get("label_smoothing", 0.0)
-    spread = smoothing / call.data.input.shape[1] if smoothing else 0.0
+    # an input without classes is refused by the operator
+    spread = (
+        smoothing / call.data.input.shape[1] if smoothing and call.data.input.dim() > 1 else 0.0
+    )
     return Pointwise(
         score_weight, log_pos=cross_entropy, focal=focal,
         positives=(1 - spread) / (1 - smoothing), negatives=-spread / (1 - smoothing),

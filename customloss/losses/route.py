@@ -67,7 +67,7 @@ def pools_classes(request: Request, formula: Formula) -> bool:
     """Whether the classes are one group and yet have to be told apart: because only some of them
     are scored, or because their numbers are weighted before they are added."""
     pos_weight = formula.pos_weight
-    one_group = not request.elements.per_class and request.data.input.dim() > 1
+    one_group = request.options.get("average") == "micro"
     by_class = request.classes is not None or (pos_weight is not None and pos_weight.dim() > 0)
     return one_group and by_class
 
@@ -135,11 +135,10 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
             rows = (total[2:].reshape(of_batch.shape) if samplewise else total).unbind(0)
             total = total[:2] if samplewise else total
         result = totals.loss(total, groups_of, words.average, samplewise, words.reduction)
-    if not beside:
-        return result
-    return torch.add(
-        _pointwise(request, formula, rows), result, alpha=formula.pointwise.score_weight
-    )
+    score_weight = formula.pointwise.score_weight
+    if beside:
+        return torch.add(_pointwise(request, formula, rows), result, alpha=score_weight)
+    return result if score_weight == 1 else score_weight * result
 
 
 # ---- steps of the ways ---------------------------------------------------------------------------
@@ -213,6 +212,8 @@ def _ratio_loss(request: Request, ratio: Ratio, rows: Any) -> Tensor:
     link, gamma = request.words.link, request.words.gamma
     if link in LINKS:
         return reference.similarity_loss(rows, *ratio, link, gamma)
+    if link == "log_power":  # 1 - complement would lose a similarity below 1e-16
+        return scores.power(reference.similarity_loss(rows, *ratio, "log", 1.0), gamma)
     complement = reference.similarity_loss(rows, *ratio, "complement", 1.0)
     return scores.linked(1 - complement, link, gamma)
 

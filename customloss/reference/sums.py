@@ -283,7 +283,7 @@ def confusion(
         terms = terms * w
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
     sums = terms.sum(dims) if dims else terms
-    return sums.reshape(-1, *group_shape(input, per_sample, per_class))
+    return sums.reshape(terms.shape[0], *group_shape(input, per_sample, per_class))
 
 
 def _spread(groups: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
@@ -293,7 +293,7 @@ def _spread(groups: Tensor, input: Tensor, per_sample: bool, per_class: bool) ->
         shape[0] = groups.shape[1]
     if per_class and input.dim() > 1:
         shape[1] = groups.shape[2]
-    return groups.reshape(-1, *shape)
+    return groups.reshape(groups.shape[0], *shape)
 
 
 def confusion_backward(

@@ -462,7 +462,12 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "positives of too few": ({"pos_weight": [1.0]}, ValueError, "pos_weight: .*4 classes.*got 1"),
     "negative positives": ({"pos_weight": -1.0}, ValueError, "pos_weight: .*>= 0"),
     "positives of words": ({"pos_weight": "2"}, TypeError, "pos_weight: .*'2'"),
-    "an option of none": ({"gama": 2.0}, TypeError, "gama: no such option"),
+    "an option of none": ({"gama": 2.0}, TypeError, "gama: no option of compound_loss"),
+    "beyond float64": ({"score_weight": 10**400}, ValueError, "score_weight: .*beyond float64"),
+    "positives of a focal loss": (
+        {"cross_entropy_weight": 0.0, "focal_weight": 1.0, "pos_weight": [1.0, 2.0, 3.0, 4.0]},
+        ValueError, "pos_weight: expected None without a cross-entropy",
+    ),
 }  # fmt: skip
 
 
@@ -480,6 +485,8 @@ def test_errors_of_presets() -> None:
         customloss.dice_bce_loss(x, y, activation="softmax")
     with pytest.raises(ValueError, match=r"^activation: expected 'sigmoid'"):
         customloss.dice_ce_loss(torch.zeros(5), torch.zeros(5))
+    with pytest.raises(ValueError, match=r"^activation: expected 'sigmoid'"):
+        customloss.dice_ce_loss(torch.zeros(5), torch.zeros(5), label_smoothing=0.1)
     with pytest.raises(ValueError, match=r"^smooth"):
         customloss.dice_ce_loss(x, y, smooth=-1.0)
     with pytest.raises(ValueError, match=r"^fp_weight"):

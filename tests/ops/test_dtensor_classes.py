@@ -127,6 +127,18 @@ def sigmoid_of_class_numbers() -> None:
             assert_as_unsharded(loss, mesh, [(x, shard(dim)), (target, placed)], 4 * CLASSES)
 
 
+def small_dtypes_of_class_numbers() -> None:
+    """Neither the number of classes nor ignore_index has to fit in the dtype of the labels."""
+    mesh = mesh_of(2)
+    for classes, dtype in ((128, torch.int8), (256, torch.uint8), (300, torch.uint8)):
+        x = torch.randn(64, classes, dtype=torch.float64)
+        target = torch.randint(0, min(classes, torch.iinfo(dtype).max + 1), (64,)).to(dtype)
+        for options in ({}, {"ignore_index": -100}, {"ignore_index": 256}):
+            loss = bound(customloss.dice_loss, average="micro", **options)
+            placed = [(x, shard(1)), (target, shard(None))]
+            assert_as_unsharded(loss, mesh, placed, 4 * classes)
+
+
 # ---- modules, and weights that are learned ---------------------------------------------------
 
 
@@ -183,7 +195,7 @@ def test_dense_targets() -> None:
 
 
 def test_class_numbers() -> None:
-    run(2, softmax_of_class_numbers, sigmoid_of_class_numbers)
+    run(2, softmax_of_class_numbers, sigmoid_of_class_numbers, small_dtypes_of_class_numbers)
 
 
 def test_modules_and_learned_weights() -> None:

@@ -196,8 +196,8 @@ MUTANTS = {
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(
         "customloss/_ops/autograd.py",
-        "result = result.sum_to_size(weight.shape).to(weight.dtype)",
-        "result = (result.sum_to_size(weight.shape) / 2).to(weight.dtype)",
+        "result = _summed_to(weight.shape, result).to(weight.dtype)",
+        "result = (_summed_to(weight.shape, result) / 2).to(weight.dtype)",
     ),
     "a block leaves its backend behind": Mutant(
         "customloss/_backends/choice.py", "_chosen = self._previous\n", "pass\n"

@@ -142,3 +142,28 @@ def test_a_weight_of_all_zeros_is_nothing() -> None:
         assert loss == 0
         for gradient in torch.autograd.grad(loss, (sample.input, sample.target, weight)):
             assert not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_logarithm_of_a_very_small_similarity(dtype: torch.dtype) -> None:
+    """S = e^-40: its logarithm and the power of that are right, and so are their gradients."""
+    x = torch.full((4, 1), -40.0, dtype=dtype, requires_grad=True)
+    t = torch.ones(4, 1)
+    log = 40.0 - torch.tensor(2.0, dtype=torch.float64).log()  # S = 2 tp / (2 tp + fn), tp = 4 p
+    for loss, value, slope in (
+        (customloss.dice_loss(x, t, link="log"), log, 1.0),
+        (customloss.exp_log_dice_loss(x, t), log**0.3, 0.3 * log**-0.7),
+    ):
+        torch.testing.assert_close(loss.double(), value, rtol=1e-6, atol=0)
+        (gradient,) = torch.autograd.grad(loss, x)
+        torch.testing.assert_close(
+            gradient.double(), torch.full((4, 1), -0.25 * slope, dtype=torch.float64),
+            rtol=1e-5, atol=0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_sums_of_no_sample(name: str) -> None:
+    with customloss.backend(name):
+        sums = customloss.confusion_sums(torch.zeros(0, 3), torch.zeros(0, 3), samplewise=True)
+    assert all(each.shape == (0, 3) for each in sums)

@@ -47,6 +47,19 @@ def test_the_same_bits_on_1_2_and_4_threads(case: Case, dtype: torch.dtype) -> N
         assert_same_bits(outcome(sample), expected)
 
 
+@pytest.mark.parametrize("shape", [(37,), (7001, 1), (1,)], ids=str)
+def test_the_gradient_by_a_broadcast_weight_has_the_same_bits(shape: tuple[int, ...]) -> None:
+    x, t = torch.randn(7001, 37), torch.rand(7001, 37) > 0.5
+    found = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        weight = torch.linspace(0.5, 1, torch.Size(shape).numel()).reshape(shape).requires_grad_()
+        loss = torch.ops.customloss.soft_f1(x, t, weight, average="micro")
+        found.append(torch.autograd.grad(loss, weight)[0])
+    for other in found[1:]:
+        assert_same_bits([found[0]], [other])
+
+
 @pytest.mark.parametrize("case", LARGE[:5], ids=str)
 def test_the_same_bits_over_20_runs(case: Case) -> None:
     torch.set_num_threads(4)
