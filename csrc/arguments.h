@@ -18,17 +18,17 @@
 namespace customloss {
 
 template <>
-inline constexpr int64_t kLargest<Activation> = static_cast<int64_t>(Activation::kSoftmax);
+inline constexpr int64_t kLast<Activation> = static_cast<int64_t>(Activation::kSoftmax);
 template <>
-inline constexpr int64_t kLargest<Link> = static_cast<int64_t>(Link::kNegative);
+inline constexpr int64_t kLast<Link> = static_cast<int64_t>(Link::kNegative);
 template <>
-inline constexpr int64_t kLargest<Absent> = static_cast<int64_t>(Absent::kPenalize);
+inline constexpr int64_t kLast<Absent> = static_cast<int64_t>(Absent::kPenalize);
 template <>
-inline constexpr int64_t kLargest<Average> = static_cast<int64_t>(Average::kNone);
+inline constexpr int64_t kLast<Average> = static_cast<int64_t>(Average::kNone);
 template <>
-inline constexpr int64_t kLargest<Reduction> = static_cast<int64_t>(Reduction::kNone);
+inline constexpr int64_t kLast<Reduction> = static_cast<int64_t>(Reduction::kNone);
 template <>
-inline constexpr int64_t kLargest<Wrt> = static_cast<int64_t>(Wrt::kWeight);
+inline constexpr int64_t kLast<Wrt> = static_cast<int64_t>(Wrt::kWeight);
 
 namespace arguments {
 

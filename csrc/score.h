@@ -73,6 +73,7 @@ namespace {
 // Floor of A tp + s under a logarithm.  Even when no positive has any probability left, the loss
 // stays below 70 + log(fp + fn) and the gradients stay inside the range of float32.
 constexpr double kLogFloor = 1e-30;
+constexpr double kMaxDouble = 0x1.fffffffffffffp+1023;  // the largest finite number
 
 // The linked similarity and its gradient.  0 / 0 (an empty group that is predicted empty)
 // counts as a similarity of 1 with gradient 0.
@@ -155,6 +156,7 @@ CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double 
 // What one group of the sums [rows, groups] adds to the two sums of a pointwise loss.
 CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, int64_t groups,
                               int64_t group, double class_weight) {
+  if (class_weight == 0.0) return {0.0, 0.0};  // the group adds nothing, not even a NaN
   const double* own = sums + group;
   double lost = 0.0;
   if (pointwise.log_pos != 0.0) lost += pointwise.log_pos * own[pointwise.log_row * groups];
@@ -172,7 +174,10 @@ CUSTOMLOSS_HD void add_pointwise_grad(const Pointwise& pointwise, const Lost& al
                                       int64_t group) {
   double* own = grads + group;
   const double share = all.counted != 0.0 ? class_weight / all.counted : 0.0;
-  const double count = -share * all.ratio();
+  // An infinite loss does not change with the denominator.  Infinity times the share would make a
+  // NaN of every gradient by the input, which takes differences of these rows.
+  const bool infinite = all.lost > kMaxDouble;
+  const double count = share == 0.0 || infinite ? 0.0 : -share * all.ratio();
   own[0] += pointwise.positives * count;
   own[groups] += pointwise.negatives * count;
   own[2 * groups] += pointwise.positives * count;

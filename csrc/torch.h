@@ -70,9 +70,9 @@ inline Strided strided(const Tensor& tensor) {
 
 // ---- boxing -----------------------------------------------------------------------------
 
-// The largest number of an enum that the operators take; arguments.h says it for each.
+// The last number of an enum that the operators take; arguments.h says it for each.
 template <class Enum>
-constexpr int64_t kLargest = -1;
+constexpr int64_t kLast = -1;
 
 // The arguments of one call, in the order of the schema. Each is taken once, and belongs to whoever
 // took it.
@@ -86,7 +86,7 @@ class Stack {
     const StableIValue argument = *next_++;
     if constexpr (std::is_enum_v<T> || std::is_same_v<T, unsigned>) {  // an int in the schema
       const auto number = torch::stable::detail::to<int64_t>(argument);
-      constexpr int64_t kMost = std::is_enum_v<T> ? kLargest<T> : int64_t{UINT32_MAX};
+      constexpr int64_t kMost = std::is_enum_v<T> ? kLast<T> : int64_t{UINT32_MAX};
       STD_TORCH_CHECK(number >= 0 && number <= kMost, "customloss: unknown option ", number);
       return static_cast<T>(number);
     } else {

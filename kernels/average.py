@@ -8,6 +8,8 @@ classes and ask for a POINTWISE loss beside the score; without SUMMED none of th
 
 from __future__ import annotations
 
+import sys
+
 import triton
 import triton.language as tl
 
@@ -25,6 +27,7 @@ from .group import (
 
 MEAN = tl.constexpr(REDUCTIONS.index("mean"))
 NONE = tl.constexpr(REDUCTIONS.index("none"))
+_LARGEST = tl.constexpr(sys.float_info.max)
 
 
 @triton.jit
@@ -156,13 +159,15 @@ def store_grads(
     )  # fmt: skip
     share = tl.zeros([R * W], tl.float64)
     if POINTWISE:
-        pointwise = ratio(lost, room)
+        # An infinite loss does not change with the denominator. Infinity times the share would make
+        # a NaN of every gradient by the input, which takes differences of these rows.
+        pointwise = tl.where(lost > _LARGEST, 0.0, ratio(lost, room))
         share = ratio(1.0, room)
         if REDUCTION == NONE:
             pointwise = to_groups(pointwise, R, W)
             share = to_groups(share, R, W)
         share = share * pointwise_weight(class_weight, column, inside, width)
-        count = -share * pointwise
+        count = tl.where(share == 0.0, 0.0, -share * pointwise)
         g_tp += positives * count
         g_fp += negatives * count
         g_fn += positives * count

@@ -162,7 +162,9 @@ def group_lost(
     if _FOCUSED & POINTWISE:
         lost += focal * tl.load(row_of(sums, plane, group, F), mask=inside, other=0.0)
     w = pointwise_weight(class_weight, column, inside, width)
-    return w * lost, w * (positives * (tp + fn) + negatives * (fp + tn))
+    counted = positives * (tp + fn) + negatives * (fp + tn)
+    # a group of weight 0 adds nothing, not even a NaN
+    return tl.where(w == 0.0, 0.0, w * lost), tl.where(w == 0.0, 0.0, w * counted)
 
 
 @triton.jit

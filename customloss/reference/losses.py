@@ -131,9 +131,15 @@ def pointwise_loss(
     if negatives:
         counted = counted + negatives * (fp + tn)
     if class_weight is not None:
-        lost, counted = lost * class_weight, counted * class_weight
+        # a class of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
+        hidden = (class_weight == 0) & ~torch.isfinite(lost + counted)
+        lost = lost.masked_fill(hidden, 0) * class_weight
+        counted = counted.masked_fill(hidden, 0) * class_weight
     over = (-1,) if keep_samples else (-2, -1)
     lost, counted = lost.sum(over), counted.sum(over)
+    # An infinite loss does not change with the denominator: its derivative would be infinite, and
+    # differences of it would make a NaN of every gradient.
+    counted = torch.where(lost.isinf(), counted.detach(), counted)
     empty = counted == 0
     return lost * counted.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
 
