@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
+from customloss import distributed
+from customloss._backends import choice
 from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.distributed import Adder
@@ -99,6 +103,31 @@ class Loss(nn.Module):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
+        ours = type(self).function.__module__.startswith("customloss.")
+        if ours and not torch.compiler.is_compiling():
+            self._try_options(type(self).function)
+
+    def _try_options(self, function: Callable[..., Tensor]) -> None:
+        """Raises what the first batch would raise about the options, on a pixel that is no data."""
+        options = self.options()
+        group = options.pop("process_group", None)
+        if not isinstance(group, Adder):
+            with suppress(ValueError):  # a rank that is no member may still make the module
+                distributed.group_size(group)
+        count = 2
+        scored = options.get("classes")
+        if isinstance(scored, Sequence) and all(isinstance(number, int) for number in scored):
+            count = max([count, *(number + 1 for number in scored)])
+        for name in ("class_weight", "pos_weight"):
+            value = options.get(name)
+            if isinstance(value, Tensor):  # it may be on a device that this check should not touch
+                options[name] = [1.0] * len(value) if value.dim() else 1.0
+                count = len(value) if value.dim() else count
+        of_classes = options.get("activation") == "softmax"
+        input = torch.zeros(1, count, device="cpu")
+        target = torch.zeros((1,) if of_classes else (1, count), device="cpu", dtype=torch.uint8)
+        with torch.no_grad(), choice.backend("auto"):
+            function(input, target, None, **options)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments for the function."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +75,19 @@ class ConfusionLoss(Loss):
     function = staticmethod(confusion_loss)
 
     def __init__(self, score: Score, **options: Unpack[Options]) -> None:
-        super().__init__(**options)
         if not callable(score):
             raise TypeError(f"score: expected a function of tp, fp, fn, tn, got {score!r}")
+        super().__init__(**options)
         self.score = score  # a score that is itself a module becomes a part of this one
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         function: Any = type(self).function
         result: Tensor = function(self.score, input, target, weight, **self.options())
         return result
+
+    def _try_options(self, function: Callable[..., Tensor]) -> None:
+        """With a score of this package, since another may expect a whole batch."""
+        super()._try_options(partial(function, scores.dice))
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (score_name(self.score), super().extra_repr())))

@@ -51,8 +51,11 @@ class Request(NamedTuple):
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
 
 
-# the options that no operator knows, and ``ignore_index``: an operator would take True for 1
-_BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {"ignore_index"}
+# The options that no operator knows, and two whose types the dispatcher does not tell apart: it
+# takes True for 1, and 1 for True.
+_BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {
+    "ignore_index", "samplewise",
+}  # fmt: skip
 
 
 def prepared(
@@ -61,16 +64,25 @@ def prepared(
     """Checks what no operator checks, and takes out of ``given`` what no operator knows."""
     operands.are_tensors(input, target, weight)
     is_dtensor.ready(input)
-    for name in given:
-        if name in _BEYOND_OPERATORS:
+    for name, value in given.items():
+        if name in _BEYOND_OPERATORS or isinstance(value, Tensor):
             break
     else:
         return None, None
+    samplewise = given.get("samplewise", False)
+    if not isinstance(samplewise, bool):
+        raise TypeError(f"samplewise: expected True or False, got {samplewise!r}")
     if isinstance(given.get("ignore_index"), bool):
         raise TypeError(f"ignore_index: expected an integer or None, got {given['ignore_index']}")
     if given.pop("check_target", False):
         operands.target_values(input, target, given.get("ignore_index"))
     asked = classes.asked_for(input, given)
+    for name, value in given.items():
+        if isinstance(value, Tensor):  # the dispatcher would read it, and lose its gradient
+            raise TypeError(
+                f"{name}: expected a number or word, got a Tensor, which would get no gradient: "
+                f"pass {name}.item()"
+            )
     group: ProcessGroup | None = given.pop("process_group", None)
     # A group of one rank has nothing to add, so the fused operator serves it.
     if group is not None and not isinstance(group, distributed.Adder):

@@ -67,7 +67,8 @@ def pools_classes(request: Request, formula: Formula) -> bool:
     """Whether the classes are one group and yet have to be told apart: because only some of them
     are scored, or because their numbers are weighted before they are added."""
     pos_weight = formula.pos_weight
-    one_group = request.options.get("average") == "micro"
+    micro = request.options.get("average") == "micro"
+    one_group = not request.elements.per_class and (micro or request.data.input.dim() > 1)
     by_class = request.classes is not None or (pos_weight is not None and pos_weight.dim() > 0)
     return one_group and by_class
 

@@ -1,0 +1,83 @@
+"""A module refuses options that its function would refuse, when it is made and not at a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import customloss
+from customloss.losses.base import LOSSES
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a word": ({"average": "marco"}, ValueError, "average: .*'macro'.*got 'marco'"),
+    "an integer": ({"ignore_index": 1.5}, TypeError, "ignore_index: .*integer"),
+    "a number": ({"label_smoothing": 1.0}, ValueError, "label_smoothing: .*< 1"),
+    "a truth": ({"samplewise": 1}, TypeError, "samplewise: expected True or False, got 1"),
+    "a class": ({"classes": (0, -1)}, ValueError, "classes: .*got -1"),
+    "a class of the weights": (
+        {"classes": (0, 7), "class_weight": [1.0, 2.0]}, ValueError, "classes: .* 0 to 1, got 7",
+    ),
+    "a weight": ({"class_weight": [1.0, -1.0]}, ValueError, "class_weight: .*>= 0"),
+    "a group": ({"process_group": 3}, TypeError, "process_group: expected a ProcessGroup"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "custom_f1"])
+def test_options_of_all(name: str, what: str) -> None:
+    options, error, message = WRONG[what]
+    with pytest.raises(error, match=f"^{message}"):
+        customloss.loss(name, **options)
+    for module, first in (("ConfusionLoss", customloss.scores.mcc), ("CompoundLoss", len)):
+        with pytest.raises(error, match=f"^{message}"):
+            getattr(customloss, module)(first, **options)
+
+
+OWN: dict[str, str] = {
+    "SoftF1Loss(beta=-1.0)": "beta: .*>= 0",
+    "SoftF1Loss(link='foo')": "link: .*got 'foo'",
+    "SoftF1Loss(gamma=2.0)": "gamma: expected 1 unless",
+    "CustomF1Loss(beta=2.0)": "beta: .*<= 1",
+    "TverskyLoss(fn_weight=-1.0)": "fn_weight: .*>= 0",
+    "FocalTverskyLoss(exponent=0.0)": "exponent: .*> 0",
+    "GeneralizedDiceLoss(weighting='cube')": "weighting: .*'square'",
+    "LogPrecisionRecallLoss(recall_weight=1.5)": "recall_weight: .*<= 1",
+    "DiceBCELoss(pos_weight=-1.0)": "pos_weight: .*>= 0",
+    "DiceBCELoss(activation='softmax')": "activation: .*dice_ce_loss",
+    "DiceCELoss(average='none')": "average: .*compound loss",
+    "DiceLoss(activation='none', logit_scale=2.0)": "logit_scale, logit_offset: ",
+}
+
+
+@pytest.mark.parametrize("call", OWN)
+def test_options_of_one(call: str) -> None:
+    with pytest.raises(ValueError, match=f"^{OWN[call]}"):
+        eval(f"customloss.{call}", {"customloss": customloss})
+
+
+def test_what_is_right_is_taken() -> None:
+    """Whatever the batch will be: its classes, device and score are not known yet."""
+    customloss.DiceLoss(classes=(3, 7))
+    customloss.DiceCELoss(class_weight=[1.0] * 5, classes=[4], ignore_index=255)
+    customloss.DiceBCELoss(pos_weight=torch.ones(6, device="meta"))
+    customloss.SoftF1Loss(check_target=True, activation="none", class_weight=torch.rand(3))
+
+    def score(tp: Any, fp: Any, fn: Any, tn: Any) -> Any:
+        raise AssertionError("a score may expect a whole batch")
+
+    customloss.ConfusionLoss(score, samplewise=True)
+    customloss.CompoundLoss(score, cross_entropy_weight=1.0)
+    for name in ("reference", "auto"):
+        with customloss.backend(name), torch.device("meta"):
+            customloss.DiceLoss()
+
+
+@pytest.mark.parametrize("option", ["beta", "smooth", "gamma"])
+def test_a_tensor_is_no_number(option: str) -> None:
+    """The dispatcher would read it, and a gradient that somebody expects would not come."""
+    x, t = torch.randn(4, 3), torch.rand(4, 3) > 0.5
+    value = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(TypeError, match=rf"^{option}: expected a number.*{option}\.item\(\)"):
+        customloss.soft_f1_loss(x, t, link="focal", **{option: value})
