@@ -19,9 +19,18 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:  # a torch without distributed has no ProcessGroup
     from torch.distributed import ProcessGroup
 
+
+def _switch(variable: str) -> bool:
+    """An environment variable that is 1, or else 0 or absent."""
+    value = os.environ.get(variable, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{variable}: expected 0 or 1, got {value!r}")
+    return value == "1"
+
+
 # Whether the ranks compare shapes and options before every reduction. Read once, so that it is a
 # constant for compiled code.
-DEBUG = os.environ.get("CUSTOMLOSS_DEBUG", "0") not in ("", "0")
+DEBUG = _switch("CUSTOMLOSS_DEBUG")
 
 
 class Adder(ABC):

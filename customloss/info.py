@@ -85,13 +85,21 @@ def build_info() -> BuildInfo:
         platform=f"{platform.system()} {platform.machine()}",
         cpu=_library("_C"),
         cuda=_library("_C_cuda"),
-        instruction_set=torch.ops.customloss.cpu_isa() if libraries.loaded("_C") else None,
+        instruction_set=_instruction_set() if libraries.loaded("_C") else None,
         threads=torch.get_num_threads(),
         cuda_archs=record.get("cuda_archs") if libraries.loaded("_C_cuda") else None,
         triton=_triton(),
         backend=choice.current_backend(),
         built_with=record,
     )
+
+
+def _instruction_set() -> str:
+    try:
+        name: str = torch.ops.customloss.cpu_isa()
+    except RuntimeError as error:  # CUSTOMLOSS_CPU_ISA is a word that is not known
+        return f"none ({str(error).splitlines()[0]})"
+    return name
 
 
 def _library(name: str) -> Library:

@@ -214,4 +214,5 @@ def ready() -> None:
     _load("auto")
     name = os.environ.get("CUSTOMLOSS_BACKEND")
     if name:
+        checks.one_of("CUSTOMLOSS_BACKEND", name, BACKENDS)
         backend(name)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from customloss._spec import hints
+
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     """``value`` is one of the words ``allowed``."""
@@ -17,7 +19,8 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a string, one of {allowed}, got {value!r}")
     if value not in allowed:
-        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+        hint = hints.did_you_mean(value, allowed)
+        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}{hint}")
 
 
 def number(

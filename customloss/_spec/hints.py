@@ -50,6 +50,13 @@ _FOREIGN: dict[str, list[tuple[tuple[str, ...], str]]] = {
 }
 
 
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A question for a message, or nothing: a word that is near, or one that holds the name."""
+    near = [each for each in known if name and name in each][:3] if name not in known else [name]
+    near = near or get_close_matches(name, known, n=1)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def unknown_option(name: str, owner: str, known: Collection[str]) -> TypeError:
     """The error for an option that ``owner``, a function or class, does not have."""
     near = get_close_matches(name, known, n=1)

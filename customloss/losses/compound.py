@@ -139,7 +139,9 @@ def _compound(
     formula = formula_of(score, call.words, call.elements.extra)
     ratio = formula.score if isinstance(formula.score, tuple) else None
     formula = formula._replace(
-        pointwise=beside, pos_weight=by_class, must_agree=(ratio, numbers, pos_weight)
+        pointwise=beside,
+        pos_weight=by_class,
+        must_agree=(ratio, numbers, pos_weight, formula.must_agree),
     )
     return route.loss(call, formula)
 

@@ -33,7 +33,16 @@ def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Fo
     """The formula of a score of the user's or of ``scores.py``, which may be a ratio."""
     ratio = options.ratio_of(score)
     made = ratio if ratio is not None else _linked(score, words, extra)
-    return Formula(score_name(score), made, **more)
+    return Formula(score_name(score), made, must_agree=(words, _parameters(score)), **more)
+
+
+def _parameters(score: Score) -> dict[str, Any]:
+    """The parameters that ``functools.partial`` gave a score."""
+    given: dict[str, Any] = {}
+    while isinstance(score, partial):
+        given = {**score.keywords, **given}
+        score = score.func
+    return given
 
 
 def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:

@@ -10,9 +10,13 @@ after whose installation ``customloss.loss("recall_at_90")`` works; see examples
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-from typing import Any
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, overload
 
+from customloss._spec import hints
 from customloss.losses.base import LOSSES, Loss
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Score, score_name
@@ -22,15 +26,31 @@ ENTRY_POINTS = "customloss.scores"
 _registered: dict[str, Score] = {}
 
 
-def register_score(name: str, score: Score) -> Score:
+@overload
+def register_score(name: str, score: Score, *, overwrite: bool = False) -> Score: ...
+@overload
+def register_score(
+    name: str, score: None = None, *, overwrite: bool = False
+) -> Callable[[Score], Score]: ...
+def register_score(
+    name: str, score: Score | None = None, *, overwrite: bool = False
+) -> Score | Callable[[Score], Score]:
     """Makes ``customloss.loss(name)`` the :class:`customloss.ConfusionLoss` of a score.
 
     Args:
         name: a name that is not taken yet, or taken by this very score.
-        score: ``score(tp, fp, fn, tn)``, see :func:`customloss.confusion_loss`.
+        score: ``score(tp, fp, fn, tn)``, see :func:`customloss.confusion_loss`. Without it the
+            result is a decorator.
+        overwrite: the name may be taken by another score, as in a notebook cell that runs again.
 
     Returns:
         The score.
+
+    Example::
+
+        @customloss.register_score("kulczynski")
+        def kulczynski(tp, fp, fn, tn):
+            return (tp / (tp + fp) + tp / (tp + fn)) / 2
 
     Raises:
         TypeError: the name is no string, or the score cannot be called.
@@ -38,13 +58,19 @@ def register_score(name: str, score: Score) -> Score:
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a string, got {name!r}")
+    if score is None:
+        return partial(register_score, name, overwrite=overwrite)
     if not callable(score):
         raise TypeError(f"score: expected a function of tp, fp, fn, tn, got {score!r}")
     if name in LOSSES:
         raise ValueError(f"name: {name!r} is a loss of customloss")
-    if _registered.setdefault(name, score) is not score:
-        other = score_name(_registered[name])
-        raise ValueError(f"name: {name!r} is already registered, for the score {other!r}")
+    other = score if overwrite else _registered.get(name, score)
+    if other is not score:
+        raise ValueError(
+            f"name: {name!r} is already registered, for the score {score_name(other)!r}; "
+            "overwrite=True replaces it"
+        )
+    _registered[name] = score
     return score
 
 
@@ -79,8 +105,28 @@ def _of_a_plugin(name: str) -> Score:
     """The score that an entry point names; it is then registered, so it is loaded once."""
     points = {point.value: point for point in entry_points(group=ENTRY_POINTS, name=name)}
     if not points:
-        raise ValueError(f"name: expected one of {loss_names()}, got {name!r}")
+        # the names of functions and modules, "dice_loss" and "DiceLoss", mean "dice"
+        short = re.sub(r"_?loss$", "", name, flags=re.IGNORECASE).lower()
+        hint = hints.did_you_mean(short, loss_names())
+        raise ValueError(f"name: expected one of {loss_names()}, got {name!r}{hint}")
     if len(points) > 1:
         raise ValueError(f"name: {name!r} is claimed by several plug-ins: {', '.join(points)}")
     (point,) = points.values()
-    return register_score(name, point.load())
+    try:
+        score = point.load()
+    except Exception as error:
+        raise ImportError(
+            f"name: the plug-in of {name!r}, {_origin(point)}, cannot be loaded: {error}"
+        ) from error
+    if not callable(score):
+        raise TypeError(
+            f"name: the plug-in of {name!r}, {_origin(point)}, is no function of tp, fp, fn, tn, "
+            f"but {score!r}"
+        )
+    return register_score(name, score)
+
+
+def _origin(point: EntryPoint) -> str:
+    """Where an entry point comes from, for messages."""
+    package = f" of the package {point.dist.name}" if point.dist is not None else ""
+    return f"{point.value!r}{package}"

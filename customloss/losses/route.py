@@ -167,11 +167,25 @@ def _class_table(request: Request) -> Tensor | None:
 
 
 def _must_agree(request: Request, formula: Formula) -> object:
-    """What has to be equal on every rank for their sums to mean the same."""
-    return (
-        formula.name, request.elements, sorted(request.options.items()), request.classes,
-        formula.must_agree,
+    """What has to be equal on every rank for their sums to mean the same; None unless it is asked
+    for, since it reads tensors."""
+    if not distributed.DEBUG or torch.compiler.is_compiling():
+        return None
+    return _listed(
+        (
+            formula.name, request.elements, sorted(request.options.items()), request.classes,
+            formula.must_agree,
+        )
     )  # fmt: skip
+
+
+def _listed(value: Any) -> Any:
+    """Tensors as lists: the repr of a tensor is shortened, and names its device."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, (tuple, list)):
+        return [_listed(each) for each in value]
+    return value
 
 
 def _has_pointwise(formula: Formula) -> bool:

@@ -153,9 +153,14 @@ def test_the_environment_chooses_first(name: str) -> None:
 
 
 def test_the_environment_is_checked_too() -> None:
+    done = run_python("import customloss", CUSTOMLOSS_DEBUG="false")
+    assert "CUSTOMLOSS_DEBUG: expected 0 or 1, got 'false'" in done.stderr
     done = run_python("import customloss", CUSTOMLOSS_BACKEND="fast")
     assert done.returncode != 0
-    assert "ValueError: backend: expected one of" in done.stderr
+    assert "ValueError: CUSTOMLOSS_BACKEND: expected one of" in done.stderr
+    code = "import customloss; print(customloss.build_info())"
+    done = run_python(code, CUSTOMLOSS_CPU_ISA="sse9")
+    assert "none (CUSTOMLOSS_CPU_ISA=sse9: expected baseline" in done.stdout
 
 
 def test_compiled_kernels_are_in_use_here() -> None:

@@ -280,6 +280,27 @@ def disagreements() -> None:
     with pytest.raises(ValueError, match=r"ranks \[1\] disagree(.|\n)*float32"):
         global_sums(x.sum(0).to(torch.float32 if rank == 1 else torch.float64), world)
     customloss.soft_f1_loss(x, target, process_group=world)
+    # parameters of composed scores, and weights that a repr would shorten
+    off = rank == 1
+    many = torch.ones(2000).index_fill(0, torch.tensor([1500]), 6.0 if off else 1.0)
+    wide, wide_target = torch.randn(4, 2000), torch.rand(4, 2000) < 0.4
+    close = [1.0, 1.00001 if off else 1.00004, 1.0]
+    for loss in (
+        lambda: customloss.fowlkes_mallows_loss(
+            x, target, recall_weight=0.6 if off else 0.5, process_group=world
+        ),
+        lambda: customloss.generalized_dice_loss(
+            x, target, weighting="simple" if off else "square", process_group=world
+        ),
+        lambda: customloss.squared_dice_loss(
+            x, target, smooth=1.0 if off else 0.0, process_group=world
+        ),
+        lambda: customloss.dice_bce_loss(x, target, smooth=float(off), process_group=world),
+        lambda: customloss.dice_loss(x, target, class_weight=close, process_group=world),
+        lambda: customloss.dice_loss(wide, wide_target, class_weight=many, process_group=world),
+    ):
+        with pytest.raises(ValueError, match=r"ranks \[1\] disagree"):
+            loss()
 
 
 def test_debug_mode_names_ranks_that_disagree() -> None:

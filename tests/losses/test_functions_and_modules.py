@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import pickle
 from typing import Any
 
@@ -320,6 +321,34 @@ def test_extended_sums() -> None:
         assert some.p2.dtype == torch.float32
         assert some.hard is some.distance is some.focal is some.log_loss_pos is None
     assert type(customloss.confusion_sums(x, t, w)) is customloss.ConfusionSums
+
+
+def test_hard_counts_are_counts() -> None:
+    """They hold no graph, count beyond float32, and add up over batches."""
+    x, t = torch.randn(5, 3, requires_grad=True), torch.rand(5, 3) > 0.5
+    counts = [customloss.confusion_sums(x, t, hard=True).hard for _ in range(3)]
+    assert all(each.dtype == F64 and not each.requires_grad for one in counts for each in one)
+    total = sum(counts)
+    assert type(total) is customloss.ConfusionSums
+    assert torch.equal(total.tp, 3 * counts[0].tp)
+    assert torch.equal((counts[0] + counts[1]).fn, 2 * counts[0].fn)
+    many = torch.ones(2**24 + 1, dtype=torch.bool)
+    hard = customloss.confusion_sums(torch.full(many.shape, 3.0), many, hard=True).hard
+    assert hard.tp == 2**24 + 1
+
+
+def test_sums_of_two_batches() -> None:
+    x, t = torch.randn(6, 3), torch.rand(6, 3) > 0.5
+    parts = [customloss.confusion_sums(*part, squares=True, hard=True)
+             for part in zip(x.split(2), t.split(2))]  # fmt: skip
+    whole, total = customloss.confusion_sums(x, t, squares=True, hard=True), sum(parts)
+    assert type(total) is customloss.ExtendedSums and total.focal is None
+    for one, other in zip((*total[:4], total.p2, *total.hard), (*whole[:4], whole.p2, *whole.hard)):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match=r"^sums: expected the same sums of both batches"):
+        parts[0] + customloss.confusion_sums(x, t, hard=True)
+    with pytest.raises(TypeError):
+        operator.add(customloss.confusion_sums(x, t), (1, 2, 3, 4))
 
 
 def test_words_and_rows_agree() -> None:

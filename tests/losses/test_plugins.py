@@ -173,6 +173,34 @@ def test_registered_scores() -> None:
             customloss.register_score(name, score)
     with pytest.raises(ValueError, match=r"^name: expected one of \('any', .*, got 'f9'"):
         customloss.loss("f9")
+    for near, meant in (("dcie", "dice"), ("DiceLoss", "dice"), ("dice_loss", "dice"),
+                        ("tverksy", "tversky")):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"got '{near}'; did you mean '{meant}'\?"):
+            customloss.loss(near)
+    with pytest.raises(ValueError, match=r"did you mean .*'soft_f1'"):
+        customloss.loss("f1")
+
+
+def test_a_cell_that_runs_again() -> None:
+    for _ in range(2):
+
+        @customloss.register_score("scaled", overwrite=True)
+        def scaled(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+            return tp / (tp + fp + fn)
+
+        assert customloss.loss("scaled").score is scaled
+    with pytest.raises(ValueError, match="overwrite=True replaces it"):
+        customloss.register_score("scaled", f2)
+    with pytest.raises(ValueError, match="a loss of customloss"):
+        customloss.register_score("dice", f2, overwrite=True)
+
+
+def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, error in (("no_such_module:score", ImportError), ("math:pi", TypeError)):
+        point = EntryPoint("x", value, registry.ENTRY_POINTS)
+        monkeypatch.setattr(registry, "entry_points", lambda points=(point,), **_: points)
+        with pytest.raises(error, match=f"^name: the plug-in of 'x', '{value}'"):
+            customloss.loss("x")
 
 
 def test_two_plugins_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

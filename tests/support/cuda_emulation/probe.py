@@ -68,8 +68,12 @@ def pixel_digest(seed: int, emulation: Emulation) -> str:
     emulation.seed(seed)
     torch.manual_seed(0)
     found = hashlib.sha256()
-    # A shape for each kind of kernel: few classes, tiles of planes, tiles of rows, and the rest.
-    for shape, extra in (((1, 3, 2500), 0), ((1, 40, 700), 1), ((300, 20), 0), ((2, 5, 700), 31)):
+    # A shape for each kind of kernel: few classes, tiles of planes (with the classes of a pixel in
+    # several threads and in one), tiles of rows, and the rest.
+    shapes = (
+        ((1, 3, 2500), 0), ((1, 40, 700), 1), ((1, 20, 1500), 0), ((300, 20), 0), ((2, 5, 700), 31),
+    )  # fmt: skip
+    for shape, extra in shapes:
         x, t = torch.randn(shape), torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
         how = (2, 1.0, 0.0, False, True, None, 0.0, extra, 2.0)
         sums = emulation.confusion(x, t, None, *how)
