@@ -31,7 +31,8 @@ KILLERS = (
     "values/test_degenerate.py", "values/test_reference.py",
     "ops/test_errors.py", "ops/test_functorch.py", "values/test_elements_numerics.py",
     "values/test_memory.py", "values/test_determinism.py", "backends/test_backend_choice.py",
-    "ops/test_sums_values.py",
+    "ops/test_sums_values.py", "losses/test_infinite_and_hidden.py",
+    "losses/test_weights_on_every_route.py",
 )  # fmt: skip
 # Tests in these files that start processes or take long are left out.
 SPARED = ("error_budget", "instruction_set", "peak", "environment", "many_small", "triton")
@@ -107,7 +108,15 @@ MUTANTS = {
         "const double shift = outer * (loss.value - mean)",
     ),
     "the count of a pointwise loss has no gradient": Mutant(
-        "csrc/score.h", "const double count = -share * all.ratio();", "const double count = 0.0;"
+        "csrc/score.h", "infinite ? 0.0 : -share * all.ratio();", "infinite ? 0.0 : 0.0;",
+    ),
+    "an infinite loss changes with what is counted": Mutant(
+        "csrc/score.h", "const bool infinite = all.lost > kMaxDouble;",
+        "const bool infinite = false;",
+    ),
+    "the weight of a score that stands alone is forgotten": Mutant(
+        "customloss/losses/route.py", "if score_weight == 1 else score_weight * result",
+        "if score_weight == 1 else result",
     ),
     "a pointwise loss is added once where every sample has its own": Mutant(
         "csrc/average.h",
