@@ -5,6 +5,8 @@ Only ``target_values`` reads the data of a tensor, and it runs only for ``check_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ def checked_target(
             "activation: expected 'sigmoid' (or two classes) for an input without a choice of "
             f"classes, {list(shape)}, got 'softmax'"
         )
-    if target.shape != shape:
+    if not _alike(target.shape, shape):
         target = _class_index(input, target)
     elif elements.ignore_index is not None and elements.activation == SOFTMAX:
         raise ValueError(
@@ -78,14 +80,21 @@ def checked_target(
     return target
 
 
+def _alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are equal. The ranks are compared first: Python would compare [N, H, W]
+    with [N, C, H, W] size by size, which in a trace forbids that H is C."""
+    return len(one) == len(other) and one == other
+
+
 def _class_index(input: Tensor, target: Tensor) -> Tensor:
     """Class numbers, one per sample and place, as ``[N, 1, *spatial]``."""
     shape, came = input.shape, target.shape
     with_class_dim = (*shape[:1], 1, *shape[2:])
-    if len(shape) < 2 or came not in (with_class_dim, shape[:1] + shape[2:]):
+    without_class_dim = (*shape[:1], *shape[2:])
+    if len(shape) < 2 or not (_alike(came, with_class_dim) or _alike(came, without_class_dim)):
         expected = f"the shape of input, {list(shape)}"
         if len(shape) > 1:
-            expected += f", or {list(shape[:1] + shape[2:])} for class numbers"
+            expected += f", or {list(without_class_dim)} for class numbers"
         raise ValueError(f"target: expected {expected}, got {list(came)}")
     if shape[1] == 1:
         raise ValueError(
@@ -97,7 +106,7 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
             f"target: expected uint8, int8, int16, int32 or int64 for class numbers {list(came)}, "
             f"got {target.dtype}; a dense target has the shape of input, {list(shape)}"
         )
-    return target if came == with_class_dim else target.unsqueeze(1)
+    return target if len(came) == len(shape) else target.unsqueeze(1)
 
 
 def _weight(weight: Tensor, input: Tensor) -> None:
@@ -120,7 +129,8 @@ def target_values(input: Tensor, target: Tensor, ignore_index: int | None = None
     the tensor and waits for its device."""
     if target.dtype == torch.bool or target.numel() == 0:
         return
-    is_index = input.dim() > 1 and target.dtype in INDEX_DTYPES and target.shape != input.shape
+    index_dtype = input.dim() > 1 and target.dtype in INDEX_DTYPES
+    is_index = index_dtype and not _alike(target.shape, input.shape)
     if ignore_index is not None:
         # compared in an unsigned dtype, -100 would wrap to a number that may be a label
         comparable = target if target.is_floating_point() else target.long()

@@ -54,6 +54,30 @@ def test_the_loss_is_one_node() -> None:
     assert torch.equal(program.module()(x, target), Scored()(x, target))
 
 
+class Segmented(nn.Module):
+    """A segmenter together with its loss of class numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.layer = nn.Conv2d(2, 4, 1)
+        self.criterion = customloss.DiceCELoss()
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(self.layer(x), target)
+
+
+def test_a_height_may_be_the_number_of_classes() -> None:
+    """Shapes of unequal rank are not compared size by size, which would tell H and C apart."""
+    height = torch.export.Dim("height", min=2, max=1024)
+    x, target = torch.randn(3, 2, 6, 5), torch.randint(0, 4, (3, 6, 5))
+    shapes = ({2: height}, {1: height})
+    program = torch.export.export(Segmented(), (x, target), dynamic_shapes=shapes)
+    for size in (4, 3, 9):
+        x, target = torch.randn(3, 2, size, 5), torch.randint(0, 4, (3, size, 5))
+        torch.testing.assert_close(program.module()(x, target), Segmented()(x, target))
+
+
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_it_stays_one_when_saved_and_loaded(decomposed: bool, tmp_path: Path) -> None:
     """Decomposition leaves one node too, the primitive that computes sums and score."""
