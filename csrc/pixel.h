@@ -156,12 +156,6 @@ CUSTOMLOSS_HD T times(T factor, T value) {
   return select(Flag<T>(factor != T(0)), factor * value, T(0));
 }
 
-// 1, -1, and 0 at 0.
-template <class T>
-CUSTOMLOSS_HD T sign_of(T value) {
-  return (value > T(0) ? T(1) : T(0)) - (value < T(0) ? T(1) : T(0));
-}
-
 // Probabilities are raised to this floor before a logarithm is taken, as by reference.LOG_FLOOR.
 template <class T>
 constexpr T kProbabilityFloor = T(1e-30);
@@ -285,18 +279,46 @@ struct Slopes {
   CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0), qh(0), pk(0) {}
 };
 
-// `g`: the gradient by the sums of the element's group, in the order of the rows of kExtra.
+// The first four rows of `g` as slopes() and target_gradient() take them, where at(row) is the
+// gradient by a sum of `extra`.  What counts is the factor of t (or of p, by the target) and that
+// of 1 - t (or q), each with the row of the distance added where p is above t and subtracted where
+// it is below: {first + d, second + d, first - d, second - d}.  The terms may have all but their
+// last digits in common, so they are put together in double, before anything is rounded.
+template <class At>
+CUSTOMLOSS_HD void combine_grads(Wrt wrt, unsigned extra, At at, double (&to)[4]) {
+  const bool by_input = wrt == Wrt::kInput;
+  const double first = at(0) - at(by_input ? 2 : 1);
+  const double second = at(by_input ? 1 : 2) - at(3);
+  double distance = (extra & kDistance) != 0 ? at(row_of(extra, kDistance)) : 0.0;
+  if (!by_input) distance = -distance;  // |p - t| falls where t rises towards p
+  to[0] = first + distance;
+  to[1] = second + distance;
+  to[2] = first - distance;
+  to[3] = second - distance;
+}
+
+// x g[0] + y g[1] where p is above t, x g[2] + y g[3] where it is below, and their mean at p = t.
+template <unsigned kExtra, class T>
+CUSTOMLOSS_HD T beside(const Outcome<T>& o, T t, T x, T y, const T (&g)[rows_of(kExtra)]) {
+  const T above = x * g[0] + y * g[1];
+  if constexpr ((kExtra & kDistance) == 0) {
+    return above;
+  } else {
+    const T below = x * g[2] + y * g[3], far = (T(1) - t) * o.p - t * o.q;
+    return far > T(0) ? above : far < T(0) ? below : T(0.5) * (above + below);
+  }
+}
+
+// `g`: combine_grads(), then the gradient by the further sums of the element's group, in their
+// order.
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
   const T u = T(1) - t;
-  Slopes<T> result(t * (g[0] - g[2]) + u * (g[1] - g[3]));
+  Slopes<T> result(beside<kExtra>(o, t, t, u, g));
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
     result.u += T(2) * o.p * (g[kRow] + t * g[kRow + 2]);
-  }
-  if constexpr ((kExtra & kDistance) != 0) {
-    result.u += g[row_of(kExtra, kDistance)] * sign_of(u * o.p - t * o.q);
   }
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
@@ -342,11 +364,11 @@ CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale)
   }
 }
 
-// dL/dt of an element, at weight 1 and before smoothing.
+// dL/dt of an element, at weight 1 and before smoothing; `g` as for slopes().
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  T dt = o.p * (g[0] - g[1]) + o.q * (g[2] - g[3]);
+  T dt = beside<kExtra>(o, t, o.p, o.q, g);
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
     dt += times(g[kRow], o.positive);
@@ -355,9 +377,6 @@ CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
     dt += T(2) * t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
-  }
-  if constexpr ((kExtra & kDistance) != 0) {
-    dt -= g[row_of(kExtra, kDistance)] * sign_of((T(1) - t) * o.p - t * o.q);
   }
   if constexpr ((kExtra & kFocal) != 0) {
     T by = o.positive * miss_power<kActivation>(o, gamma);
@@ -371,7 +390,7 @@ CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[
   return dt;
 }
 
-// dL/dw of an element: the sum of its shares times the gradient by the sums.
+// dL/dw of an element: the sum of its shares times the gradient by the sums, which is `g`.
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD T weight_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
   T share[rows_of(kExtra)];

@@ -266,6 +266,11 @@ def squared_dice(
     return ratio(2 * tp + smooth, p2 + t2 + smooth)
 
 
+def _with_value(of: Tensor, value: Tensor) -> Tensor:
+    """``value``, with the gradient of ``of``."""
+    return of + (value - of.detach())
+
+
 @uses("distance")
 def semimetric_tversky(
     tp: Tensor,
@@ -283,11 +288,14 @@ def semimetric_tversky(
 
     For p and t in [0, 1], tp' = Σ min(p, t), fp' = Σ max(p - t, 0) and fn' = Σ max(t - p, 0).
     """
-    # tp' >= tp and |fp' - fn'| <= A; what rounding adds beyond is cut off and has no gradient
-    hit = tp + 0.5 * (fp + fn - distance).clamp_min(0) + smooth
+    # tp' >= tp and |fp' - fn'| <= A: what rounding adds beyond is cut off. The gradient is that of
+    # the formula: with hard targets, where both are equal, a cut would follow the rounding's sign.
+    more = fp + fn - distance
+    hit = tp + 0.5 * _with_value(more, more.detach().clamp_min(0)) + smooth
     miss = 0.5 * (fp_weight + fn_weight) * distance  # fp' + fn' = A, without cancellation
     if fp_weight != fn_weight:
-        skew = torch.minimum(torch.maximum(fp - fn, -distance), distance)
+        skew, most = fp - fn, distance.detach()
+        skew = _with_value(skew, torch.minimum(torch.maximum(skew.detach(), -most), most))
         miss = miss + 0.5 * (fp_weight - fn_weight) * skew
     return ratio(hit, hit + miss)
 

@@ -220,24 +220,27 @@ def shares(
 
 
 @triton.jit
-def _sign(value):
-    return tl.where(value > 0.0, 1.0, tl.where(value < 0.0, -1.0, 0.0))
+def _side(above, below, p, q, t):
+    """`above` where p is above t, `below` where it is below, and their mean at p = t."""
+    far = (1.0 - t) * p - t * q
+    return tl.where(far > 0.0, above, tl.where(far < 0.0, below, 0.5 * (above + below)))
 
 
 @triton.jit
 def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
     """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` comes from pixel_tile.by_sums."""
     S: tl.constexpr = row_of(EXTRA, SQUARES)
-    D: tl.constexpr = row_of(EXTRA, DISTANCE)
     F: tl.constexpr = row_of(EXTRA, FOCAL)
     by_p = tl.where(t, g[0], g[1]) if BINARY & HOW else t * g[0] + (1.0 - t) * g[1]
     h, k = by_p, by_p
+    if DISTANCE & EXTRA:
+        below = tl.where(t, g[2], g[3]) if BINARY & HOW else t * g[2] + (1.0 - t) * g[3]
     if (LOGS | SQUARES | DISTANCE) & EXTRA:
         t = as_float(t, p, HOW)
+    if DISTANCE & EXTRA:
+        by_p = _side(by_p, below, p, q, t)
     if SQUARES & EXTRA:
         by_p += 2.0 * p * (g[S] + t * g[S + 2])
-    if DISTANCE & EXTRA:
-        by_p += g[D] * _sign((1.0 - t) * p - t * q)
     if LOGS & EXTRA:
         h = p * 0.0
         k = h
@@ -278,18 +281,17 @@ def target_gradient(
 ):
     """dL/dt of an element, at weight 1 and before smoothing."""
     S: tl.constexpr = row_of(EXTRA, SQUARES)
-    D: tl.constexpr = row_of(EXTRA, DISTANCE)
     F: tl.constexpr = row_of(EXTRA, FOCAL)
     H: tl.constexpr = row_of(EXTRA, HARD)
-    total = p * g[0] + q * g[2]
+    total = p * g[0] + q * g[1]
+    if DISTANCE & EXTRA:
+        total = _side(total, p * g[2] + q * g[3], p, q, t)
     if LOG_LOSS & EXTRA:
         total += g[4] * positive
         if not (SOFTMAX & HOW):
             total -= g[5] * negative
     if SQUARES & EXTRA:
         total += 2.0 * t * g[S + 1] + p * p * g[S + 2]
-    if DISTANCE & EXTRA:
-        total -= g[D] * _sign((1.0 - t) * p - t * q)
     if FOCAL & EXTRA:
         by = positive * power(q, gamma, HOW)
         if not (SOFTMAX & HOW):

@@ -297,9 +297,10 @@ def by_sums(
 ):  # fmt: skip
     """The gradient by the N sums of every class, in the shape of c.
 
-    A row of which only the difference to another is needed holds that difference: g_tp - g_fn and
-    g_fp - g_tn in rows 0 and 1 for the gradient by the input, g_tp - g_fp and g_fn - g_tn in rows
-    0 and 2 for that by the target, and likewise for the hard counts.
+    For a gradient by the weight that is all. For one by the input or the target the first four
+    rows are those of combine_grads() in csrc/pixel.h: the factor of t (or of p) and that of 1 - t (or of
+    q), each with the row of the distance added where p is above t, and subtracted where it is
+    below. Of the hard counts, the rows of tp and fn hold the differences to those of fp and tn.
     """
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     cls = c * 0 if element.POOLED & HOW else c
@@ -310,6 +311,7 @@ def by_sums(
         outer = tl.load(grad + sample * grad_sample + cls * grad_class, mask=known, other=0.0)
         outer = outer.to(tl.float64)
     H: tl.constexpr = row_of(EXTRA, element.HARD)
+    D: tl.constexpr = row_of(EXTRA, element.DISTANCE)
     whole = ()
     for _ in tl.static_range(N):
         whole += (tl.load(at, mask=known, other=0.0),)
@@ -317,10 +319,16 @@ def by_sums(
     result = ()
     for row in tl.static_range(N):
         g = whole[row]
-        # subtracted before rounding: what both have in common may be all that float32 keeps
-        if WRT == WRT_INPUT and row < 2:
-            g -= whole[row + 2]
-        if WRT == WRT_TARGET and (row == 0 or row == 2 or (row >= H and (row - H) % 2 == 0)):
+        # Combined before rounding: what both terms have in common may be all that float32 keeps.
+        if WRT == WRT_INPUT and row < 4:
+            g = whole[row % 2] - whole[row % 2 + 2]
+            if element.DISTANCE & EXTRA:
+                g = g + whole[D] if row < 2 else g - whole[D]
+        if WRT == WRT_TARGET and row < 4:
+            g = whole[row % 2 * 2] - whole[row % 2 * 2 + 1]
+            if element.DISTANCE & EXTRA:
+                g = g - whole[D] if row < 2 else g + whole[D]
+        if WRT == WRT_TARGET and row >= H and (row - H) % 2 == 0:
             g -= whole[row + 1]
         result += ((g * outer).to(DTYPE),)
     return result

@@ -246,19 +246,18 @@ void sums_of(const Operands& operands, const PixelOptions& options, bool per_cla
 
 // The gradient by the sums of one sample, [rows, classes], as the loops take it.
 template <class T>
-void gather(const PixelGrads& grads, int rows, int64_t sample, int64_t classes, T* by) {
+void gather(const PixelGrads& grads, unsigned extra, int64_t sample, int64_t classes, T* by) {
+  const int rows = rows_of(extra);
   for (int row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < classes; ++c) {
       by[row * classes + c] = static_cast<T>(grads.at(row, sample, c));
     }
   }
-  if (grads.wrt != Wrt::kInput) return;
-  // Only differences matter here.  They are taken before rounding to T, so that what all four have
-  // in common cancels exactly.
+  if (grads.wrt == Wrt::kWeight) return;
   for (int64_t c = 0; c < classes; ++c) {
-    by[c] = static_cast<T>(grads.at(0, sample, c) - grads.at(2, sample, c));
-    by[classes + c] = static_cast<T>(grads.at(1, sample, c) - grads.at(3, sample, c));
-    by[2 * classes + c] = by[3 * classes + c] = T(0);
+    double combined[4];
+    combine_grads(grads.wrt, extra, [&](int row) { return grads.at(row, sample, c); }, combined);
+    for (int row = 0; row < 4; ++row) by[row * classes + c] = static_cast<T>(combined[row]);
   }
 }
 
@@ -273,7 +272,7 @@ void gradient_of(const Operands& operands, PixelOptions options, const PixelGrad
   const int64_t samples = layout.sample.size, classes = layout.cls.size;
   for_units(samples * cut.units, samples * classes * layout.reduced_size, [&](int64_t unit) {
     std::vector<T> by(rows * classes);
-    gather(grads, rows, unit / cut.units, classes, by.data());
+    gather(grads, options.extra, unit / cut.units, classes, by.data());
     PixelStager<T> stager(operands, options, cut, &grads.wrt);
     for_tiles(layout, cut, unit, [&](const Cursor& cursor, int64_t pixels) {
       int64_t pitch;

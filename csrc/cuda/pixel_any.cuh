@@ -94,22 +94,19 @@ __device__ __forceinline__ int asked_row(unsigned extra, int row) {
 }
 
 // The gradient by the sums of a class, in the order of the rows of kExtra; 0 for sums that were not
-// asked for.  A gradient by the input or the target needs only differences of the first four, which
-// may have much in common.  So they are taken before anything is rounded; a difference stands in
-// the place of its first term, and 0 in that of the second.
+// asked for.  For a gradient by the input or the target the first four are those of
+// combine_grads().
 template <unsigned kExtra, class T>
 __device__ __forceinline__ void load_grads(const PixelPass& px, const PixelGrads& grads,
                                            int64_t sample, int cls, Wrt wrt,
                                            T (&to)[rows_of(kExtra)]) {
+  const auto at = [&](int row) { return grads.at(row, sample, cls); };
   double first[4];
+  if (wrt == Wrt::kWeight) {
 #pragma unroll
-  for (int row = 0; row < 4; ++row) first[row] = grads.at(row, sample, cls);
-  if (wrt == Wrt::kInput) {
-    first[0] -= first[2], first[1] -= first[3];
-    first[2] = first[3] = 0.0;
-  } else if (wrt == Wrt::kTarget) {
-    first[0] -= first[1], first[2] -= first[3];
-    first[1] = first[3] = 0.0;
+    for (int row = 0; row < 4; ++row) first[row] = at(row);
+  } else {
+    combine_grads(wrt, px.extra, at, first);
   }
 #pragma unroll
   for (int row = 0; row < rows_of(kExtra); ++row) {

@@ -292,10 +292,10 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_sums(
 template <unsigned kExtra>
 __device__ __forceinline__ void element_slopes(const PixelGrads& grads, int64_t sample, int cls,
                                                float (&to)[rows_of(kExtra)]) {
-  // Differences are taken before anything is rounded, as the four may have much in common.
-  to[0] = static_cast<float>(grads.at(0, sample, cls) - grads.at(2, sample, cls));
-  to[1] = static_cast<float>(grads.at(1, sample, cls) - grads.at(3, sample, cls));
-  to[2] = to[3] = 0.0f;
+  double first[4];
+  combine_grads(Wrt::kInput, kExtra, [&](int row) { return grads.at(row, sample, cls); }, first);
+#pragma unroll
+  for (int row = 0; row < 4; ++row) to[row] = static_cast<float>(first[row]);
 #pragma unroll
   for (int row = 4; row < rows_of(kExtra); ++row) {
     to[row] = static_cast<float>(grads.at(row, sample, cls));

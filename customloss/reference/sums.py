@@ -324,8 +324,10 @@ def confusion_backward(
     ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
     """
     x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
-    spread = _spread(grad_sums.to(t.dtype), input, per_sample, per_class)
-    g = dict(zip(rows(extra), spread.unbind(0)))
+    exact = dict(zip(rows(extra), _spread(grad_sums, input, per_sample, per_class).unbind(0)))
+    if wrt != "weight":
+        exact.update(_combined(exact, wrt))
+    g = {name: row.to(t.dtype) for name, row in exact.items()}
     options = (activation, scale, offset, extra, focal_gamma)
     if wrt == "weight":
         terms = shares(x, t, *options).unbind(0)
@@ -334,7 +336,9 @@ def confusion_backward(
     if wrt == "target":
         total, like = (1 - label_smoothing) * _by_target(x, t, g, *options), target
     elif activation == "softmax":
-        return _filled(_by_logit(x, t, w, g, *options), holes).to(input.dtype)
+        # an element of weight 0 is still part of the other classes' probabilities
+        whole = None if holes is None else holes.all(1, keepdim=True)
+        return _filled(_by_logit(x, t, w, g, *options), whole).to(input.dtype)
     else:
         p, q, slope = probability(x, activation, scale, offset)
         u, h, k = _slopes(x, t, g, *options)
@@ -345,6 +349,29 @@ def confusion_backward(
         like = input
     total = _filled(total, holes)
     return (total if w is None else w * total).to(like.dtype)
+
+
+def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
+    """The factors of t and 1 - t in dL/dp, or of p and 1 - p in dL/dt, with the slope of |p - t|
+    where p is above t, and below. The terms may have all but their last digits in common, so they
+    are put together before anything is rounded."""
+    if wrt == "input":
+        first, second, distance = g["tp"] - g["fn"], g["fp"] - g["tn"], g.get("distance", 0)
+    else:
+        first, second, distance = g["tp"] - g["fp"], g["fn"] - g["tn"], -g.get("distance", 0)
+    return {
+        "first_above": first + distance, "second_above": second + distance,
+        "first_below": first - distance, "second_below": second - distance,
+    }  # fmt: skip
+
+
+def _beside(g: dict[str, Tensor], x: Tensor, y: Tensor, far: Tensor | None) -> Tensor:
+    """``x first + y second``; ``far`` is p - t, and None if no distance is summed."""
+    above = x * g["first_above"] + y * g["second_above"]
+    if far is None:
+        return above
+    below = x * g["first_below"] + y * g["second_below"]
+    return torch.where(far > 0, above, torch.where(far < 0, below, (above + below) / 2))
 
 
 def _by_target(
@@ -359,7 +386,7 @@ def _by_target(
 ) -> Tensor:
     """dL/dt at weight 1."""
     p, q, _ = probability(x, activation, scale, offset)
-    total = p * (g["tp"] - g["fp"]) + q * (g["fn"] - g["tn"])
+    total = _beside(g, p, q, _far(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
         positive, negative = log_losses(x, activation, scale, offset)
         if extra & Extra.LOG_LOSS:
@@ -369,8 +396,6 @@ def _by_target(
             total = total + g["focal"] * (missed - alarm)
     if extra & Extra.SQUARES:
         total = total + 2 * t * g["t2"] + p * p * g["tp2"]
-    if extra & Extra.DISTANCE:
-        total = total - g["distance"] * torch.sign(_far(p, q, t))
     if extra & Extra.HARD:
         decided = _decision(_deciding(x, p, activation, scale, offset), activation)
         hit, miss = g["hard_tp"] - g["hard_fp"], g["hard_fn"] - g["hard_tn"]
@@ -390,11 +415,9 @@ def _slopes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1."""
     p, q, _ = probability(x, activation, scale, offset)
-    u = t * (g["tp"] - g["fn"]) + (1 - t) * (g["fp"] - g["tn"])
+    u = _beside(g, t, 1 - t, _far(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & Extra.SQUARES:
         u = u + 2 * p * (g["p2"] + t * g["tp2"])
-    if extra & Extra.DISTANCE:
-        u = u + g["distance"] * torch.sign(_far(p, q, t))
     h = k = torch.zeros_like(u)
     if extra & Extra.LOG_LOSS:
         h, k = g["log_loss_pos"] * t, g["log_loss_neg"] * (1 - t)

@@ -173,6 +173,11 @@ Array<T> pixel_gradient_all(int64_t wrt, const Array<T>& x, const Array<T>& t, T
   Array<T> result(n);
   T g[kMostRows];
   for (int row = 0; row < kMostRows; ++row) g[row] = static_cast<T>(by[row]);
+  if (static_cast<Wrt>(wrt) != Wrt::kWeight) {
+    double first[4];
+    combine_grads(static_cast<Wrt>(wrt), kEveryExtra, [&](int row) { return by[row]; }, first);
+    for (int row = 0; row < 4; ++row) g[row] = static_cast<T>(first[row]);
+  }
   with_sigmoid(sigmoid, [&](auto activation) {
     constexpr Activation kA = activation();
     for (py::ssize_t i = 0; i < n; ++i) {
