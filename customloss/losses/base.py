@@ -25,6 +25,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 LOSSES: dict[str, type[Loss]] = {}
 
 
+def _number(value: Any) -> Any:
+    """A number of numpy as a number of Python, anything else as it is."""
+    is_scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
+
+
 def takes(options: type) -> Callable[[_F], _F]:
     """Spells ``**options`` out in the signature that ``help`` and ``inspect`` show, and refuses
     options that are not in it: ``dice_loss(..., beta=2.0)`` would be the loss of F2."""
@@ -44,9 +50,11 @@ def takes(options: type) -> Callable[[_F], _F]:
 
         @wraps(function)
         def checked(*operands: Any, **given: Any) -> Any:
-            for name in given:
+            for name, value in given.items():
                 if name not in names:
                     raise hints.unknown_option(name, function.__name__, known)
+                if not torch.compiler.is_compiling() and hasattr(value, "dtype"):
+                    given[name] = _number(value)
             return function(*operands, **given)
 
         checked.__signature__ = signature  # type: ignore[attr-defined]
@@ -95,6 +103,7 @@ class Loss(nn.Module):
             if name not in self.defaults:
                 raise hints.unknown_option(name, type(self).__name__, list(self.defaults))
         for name, value in {**self.defaults, **options}.items():
+            value = _number(value)
             is_class_weight = name == "class_weight" and value is not None
             if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
                 value = classes.as_tensor(name, value)

@@ -81,3 +81,22 @@ def test_a_tensor_is_no_number(option: str) -> None:
     value = torch.tensor(2.0, requires_grad=True)
     with pytest.raises(TypeError, match=rf"^{option}: expected a number.*{option}\.item\(\)"):
         customloss.soft_f1_loss(x, t, link="focal", **{option: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """On every route, by function and by module."""
+    np = pytest.importorskip("numpy")
+    x, t = torch.randn(8, 3), torch.rand(8, 3) > 0.5
+    y = torch.randint(0, 3, (8,))
+    for name, options, target in (
+        ("soft_f1", {"beta": 2.0, "smooth": 0.5}, t),
+        ("fowlkes_mallows", {"recall_weight": 0.25}, t),
+        ("dice_ce", {"ce_weight": 0.5, "ignore_index": 2}, y), ("dice_bce", {"pos_weight": 2.0}, t),
+        ("focal_tversky", {"fp_weight": 0.5, "exponent": 0.75}, t),
+    ):  # fmt: skip
+        expected = customloss.loss(name, **options)(x, target)
+        for kinds in ((np.float32, np.int64), (np.float64, np.int32)):
+            given = {k: kinds[isinstance(v, int)](v) for k, v in options.items()}
+            module = customloss.loss(name, **given)
+            torch.testing.assert_close(module(x, target), expected)
+            torch.testing.assert_close(LOSSES[name].function(x, target, **given), expected)
