@@ -298,9 +298,9 @@ def by_sums(
     """The gradient by the N sums of every class, in the shape of c.
 
     For a gradient by the weight that is all. For one by the input or the target the first four
-    rows are those of combine_grads() in csrc/pixel.h: the factor of t (or of p) and that of 1 - t (or of
-    q), each with the row of the distance added where p is above t, and subtracted where it is
-    below. Of the hard counts, the rows of tp and fn hold the differences to those of fp and tn.
+    rows are those of combine_grads() in csrc/pixel.h: the factor of t (or of p) and that of 1 - t
+    (or of q), each with the row of the distance added where p is above t, and subtracted where it
+    is below. Of the hard counts, the rows of tp and fn hold the differences to those of fp and tn.
     """
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     cls = c * 0 if element.POOLED & HOW else c

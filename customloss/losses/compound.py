@@ -102,18 +102,17 @@ def _compound(
     focal_weight: float = 0.0,
     focal_gamma: float = 2.0,
     pos_weight: PosWeight = None,
+    *,
+    called: tuple[str, ...] = ("score_weight", "cross_entropy_weight", "focal_weight"),
 ) -> Tensor:
-    """See :func:`compound_loss`."""
-    numbers = {
-        "score_weight": score_weight, "cross_entropy_weight": cross_entropy_weight,
-        "focal_weight": focal_weight, "focal_gamma": focal_gamma,
-    }  # fmt: skip
+    """See :func:`compound_loss`; ``called`` is what the caller's arguments for the weights are."""
+    weights = (score_weight, cross_entropy_weight, focal_weight)
+    numbers = {**dict(zip(called, weights)), "focal_gamma": focal_gamma}
     for name, value in numbers.items():
-        checks.number(name, value, at_least=0)
-    if not (score_weight or cross_entropy_weight or focal_weight):
-        raise ValueError(
-            "score_weight, cross_entropy_weight, focal_weight: expected one above 0, got none"
-        )
+        if name:
+            checks.number(name, value, at_least=0)
+    if not any(weights):
+        raise ValueError(f"{', '.join(filter(None, called))}: expected one above 0, got none")
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
@@ -239,7 +238,10 @@ def dice_ce_loss(
     """
     given = {"activation": activation, **options}
     score = at(scores.dice, smooth=smooth)
-    return _compound(score, input, target, weight, given, dice_weight, ce_weight)
+    return _compound(
+        score, input, target, weight, given, dice_weight, ce_weight,
+        called=("dice_weight", "ce_weight", ""),
+    )  # fmt: skip
 
 
 class DiceCELoss(Loss, name="dice_ce"):
@@ -298,8 +300,9 @@ def dice_bce_loss(
     given = {"activation": activation, **options}
     score = at(scores.dice, smooth=smooth)
     return _compound(
-        score, input, target, weight, given, dice_weight, bce_weight, pos_weight=pos_weight
-    )
+        score, input, target, weight, given, dice_weight, bce_weight, pos_weight=pos_weight,
+        called=("dice_weight", "bce_weight", ""),
+    )  # fmt: skip
 
 
 class DiceBCELoss(Loss, name="dice_bce"):
@@ -349,6 +352,7 @@ def dice_focal_loss(
     return _compound(
         score, input, target, weight, given, dice_weight,
         focal_weight=focal_weight, focal_gamma=focal_gamma,
+        called=("dice_weight", "", "focal_weight"),
     )  # fmt: skip
 
 
@@ -395,7 +399,10 @@ def tversky_ce_loss(
     """
     score = at(scores.tversky, fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth)
     given = {"activation": activation, **options}
-    return _compound(score, input, target, weight, given, tversky_weight, ce_weight)
+    return _compound(
+        score, input, target, weight, given, tversky_weight, ce_weight,
+        called=("tversky_weight", "ce_weight", ""),
+    )  # fmt: skip
 
 
 class TverskyCELoss(Loss, name="tversky_ce"):
