@@ -127,7 +127,7 @@ def _train(console: Console, seeds: int, steps: int | None, out: Path) -> None:
 @app.command()
 def bench(
     full: Annotated[
-        bool, typer.Option("--full/--quick", help="All cases, or a few in about a minute.")
+        bool, typer.Option("--full/--quick", help="All cases, or a few in a minute or two.")
     ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny cases, to test the benchmark itself.")

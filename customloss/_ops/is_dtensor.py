@@ -1,7 +1,7 @@
 """Whether a call has DTensors. Every operator asks, so the answer costs one look at three types.
 
 ``dtensor.py`` computes with them. It is imported when the first one comes, because importing
-``torch.distributed.tensor`` takes a third of a second.
+``torch.distributed.tensor`` takes half a second.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from customloss import distributed
 from customloss._backends import choice
@@ -23,6 +24,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # The losses of the package by name, as ``customloss.loss`` knows them.
 LOSSES: dict[str, type[Loss]] = {}
+
+
+# the types of most options, of which none is a number of numpy
+_PLAIN = frozenset((type(None), bool, int, float, str, tuple, list, Tensor))
 
 
 def _number(value: Any) -> Any:
@@ -50,11 +55,12 @@ def takes(options: type) -> Callable[[_F], _F]:
 
         @wraps(function)
         def checked(*operands: Any, **given: Any) -> Any:
-            for name, value in given.items():
-                if name not in names:
-                    raise hints.unknown_option(name, function.__name__, known)
-                if not torch.compiler.is_compiling() and hasattr(value, "dtype"):
-                    given[name] = _number(value)
+            if given:
+                if not names.issuperset(given):
+                    unknown = next(name for name in given if name not in names)
+                    raise hints.unknown_option(unknown, function.__name__, known)
+                if not (_PLAIN.issuperset(map(type, given.values())) or is_compiling()):
+                    given = {name: _number(value) for name, value in given.items()}
             return function(*operands, **given)
 
         checked.__signature__ = signature  # type: ignore[attr-defined]
@@ -113,7 +119,7 @@ class Loss(nn.Module):
             else:
                 setattr(self, name, value)
         ours = type(self).function.__module__.startswith("customloss.")
-        if ours and not torch.compiler.is_compiling():
+        if ours and not is_compiling():
             self._try_options(type(self).function)
 
     def _try_options(self, function: Callable[..., Tensor]) -> None:
@@ -142,8 +148,16 @@ class Loss(nn.Module):
         """The keyword arguments for the function."""
         return {name: getattr(self, name) for name in self.defaults}
 
+    def _changed(self) -> dict[str, Any]:
+        """The options that are not at their defaults: for those that are, a call has less to do."""
+        return {
+            name: value
+            for name, default in self.defaults.items()
+            if (value := getattr(self, name)) is not default
+        }
+
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        return type(self).function(input, target, weight, **self.options())
+        return type(self).function(input, target, weight, **self._changed())
 
     def added_by(self, adder: object) -> Loss:
         """A copy with ``adder`` as process group; moving its buffers leaves this loss alone."""

@@ -82,7 +82,7 @@ class ConfusionLoss(Loss):
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         function: Any = type(self).function
-        result: Tensor = function(self.score, input, target, weight, **self.options())
+        result: Tensor = function(self.score, input, target, weight, **self._changed())
         return result
 
     def _try_options(self, function: Callable[..., Tensor]) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor
 from customloss import scores
 from customloss._spec import checks
 from customloss._spec.arguments import Data, Pointwise
-from customloss._spec.options import Linking, Options
+from customloss._spec.options import Linking, Options, ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.composed import ConfusionLoss
-from customloss.losses.formula import Score, at, formula_of
-from customloss.losses.request import Request
+from customloss.losses.formula import Formula, Score, at, formula_of
+from customloss.losses.request import Request, once
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -104,25 +104,19 @@ def _compound(
     pos_weight: PosWeight = None,
     *,
     called: tuple[str, ...] = ("score_weight", "cross_entropy_weight", "focal_weight"),
+    **parameters: float,
 ) -> Tensor:
-    """See :func:`compound_loss`; ``called`` is what the caller's arguments for the weights are."""
-    weights = (score_weight, cross_entropy_weight, focal_weight)
-    numbers = {**dict(zip(called, weights)), "focal_gamma": focal_gamma}
-    for name, value in numbers.items():
-        if name:
-            checks.number(name, value, at_least=0)
-    if not any(weights):
-        raise ValueError(f"{', '.join(filter(None, called))}: expected one above 0, got none")
+    """See :func:`compound_loss`; ``called`` is what the caller's arguments for the weights are, and
+    ``parameters`` are those of a score of ``scores.py``."""
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
             "is one number for all classes), got 'none'"
         )
-    if not score_weight:
+    if not score_weight and not parameters:
         score = scores.dice  # a ratio, so that the loss is fused; at weight 0 it is not computed
-    words = [*scores.used_by(score)]
-    words += ["log_loss"] if cross_entropy_weight else []
-    words += ["focal"] if focal_weight else []
+    numbers = (score_weight, cross_entropy_weight, focal_weight, focal_gamma)
+    words = _words(scores.used_by(score), called, *numbers)
     call = request.of_score(Data(input, target, weight), options, words, focal_gamma)
     if pos_weight is not None and focal_weight and not cross_entropy_weight:
         raise ValueError(
@@ -135,14 +129,36 @@ def _compound(
     beside = _pointwise(call, score_weight, cross_entropy_weight, focal_weight)
     if isinstance(by_class, float):
         beside, by_class = beside._replace(log_pos=beside.log_pos * by_class), None
-    formula = formula_of(score, call.words, call.elements.extra)
-    ratio = formula.score if isinstance(formula.score, tuple) else None
-    formula = formula._replace(
-        pointwise=beside,
-        pos_weight=by_class,
-        must_agree=(ratio, numbers, pos_weight, formula.must_agree),
-    )
-    return route.loss(call, formula)
+    extra = call.elements.extra
+    make = _formula_at if parameters else formula_of
+    name, made, *_, must_agree = make(score, call.words, extra, **parameters)
+    must_agree = (numbers, pos_weight, must_agree)
+    return route.loss(call, Formula(name, made, beside, by_class, must_agree))
+
+
+@once
+def _words(
+    used: tuple[str, ...],
+    called: tuple[str, ...],
+    score_weight: float,
+    cross_entropy_weight: float,
+    focal_weight: float,
+    focal_gamma: float,
+) -> tuple[str, ...]:
+    """The further sums of the parts, whose weights are checked; ``used`` are those of the score."""
+    weights = (score_weight, cross_entropy_weight, focal_weight)
+    for name, value in (*zip(called, weights), ("focal_gamma", focal_gamma)):
+        if name:
+            checks.number(name, value, at_least=0)
+    if not any(weights):
+        raise ValueError(f"{', '.join(filter(None, called))}: expected one above 0, got none")
+    words = (*used, *(("log_loss",) if cross_entropy_weight else ()))
+    return (*words, *(("focal",) if focal_weight else ()))
+
+
+@once
+def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: float) -> Formula:
+    return formula_of(at(score, **parameters), words, extra)
 
 
 def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
@@ -162,20 +178,29 @@ def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
 
 def _pointwise(call: Request, score_weight: float, cross_entropy: float, focal: float) -> Pointwise:
     """The weight of the score and the factors of the pointwise loss."""
+    shape = call.data.input.shape
+    return _factors(
+        score_weight, cross_entropy, focal, call.options.get("activation") == "softmax",
+        # The operator refuses a softmax of an input without classes.
+        call.options.get("label_smoothing", 0.0), shape[1] if len(shape) > 1 else 1,
+    )  # fmt: skip
+
+
+@once
+def _factors(
+    score_weight: float, cross_entropy: float, focal: float, softmax: bool, smoothing: float,
+    classes: int,
+) -> Pointwise:  # fmt: skip
     if not (cross_entropy or focal):
         return Pointwise(score_weight)
-    if call.options.get("activation") != "softmax":
+    if not softmax:
         return Pointwise(
             score_weight, log_pos=cross_entropy, log_neg=cross_entropy, focal=focal,
             positives=1.0, negatives=1.0,
         )  # fmt: skip
     # A pixel counts once, by its own class. With smoothing, tp + fn of a class holds 1 - ε + ε/K of
     # its pixels and ε/K of the others, and these two factors undo that.
-    smoothing = call.options.get("label_smoothing", 0.0)
-    # an input without classes is refused by the operator
-    spread = (
-        smoothing / call.data.input.shape[1] if smoothing and call.data.input.dim() > 1 else 0.0
-    )
+    spread = smoothing / classes
     return Pointwise(
         score_weight, log_pos=cross_entropy, focal=focal,
         positives=(1 - spread) / (1 - smoothing), negatives=-spread / (1 - smoothing),
@@ -237,10 +262,9 @@ def dice_ce_loss(
     has ``samplewise=True`` unless its ``batch`` is set.
     """
     given = {"activation": activation, **options}
-    score = at(scores.dice, smooth=smooth)
     return _compound(
-        score, input, target, weight, given, dice_weight, ce_weight,
-        called=("dice_weight", "ce_weight", ""),
+        scores.dice, input, target, weight, given, dice_weight, ce_weight,
+        called=("dice_weight", "ce_weight", ""), smooth=smooth,
     )  # fmt: skip
 
 
@@ -298,10 +322,9 @@ def dice_bce_loss(
             "that of a softmax), got 'softmax'"
         )
     given = {"activation": activation, **options}
-    score = at(scores.dice, smooth=smooth)
     return _compound(
-        score, input, target, weight, given, dice_weight, bce_weight, pos_weight=pos_weight,
-        called=("dice_weight", "bce_weight", ""),
+        scores.dice, input, target, weight, given, dice_weight, bce_weight, pos_weight=pos_weight,
+        called=("dice_weight", "bce_weight", ""), smooth=smooth,
     )  # fmt: skip
 
 
@@ -348,11 +371,10 @@ def dice_focal_loss(
     sigmoid).
     """
     given = {"activation": activation, **options}
-    score = at(scores.dice, smooth=smooth)
     return _compound(
-        score, input, target, weight, given, dice_weight,
+        scores.dice, input, target, weight, given, dice_weight,
         focal_weight=focal_weight, focal_gamma=focal_gamma,
-        called=("dice_weight", "", "focal_weight"),
+        called=("dice_weight", "", "focal_weight"), smooth=smooth,
     )  # fmt: skip
 
 
@@ -397,11 +419,11 @@ def tversky_ce_loss(
     This is :func:`compound_loss` with the score of :func:`tversky_loss`; they explain the arguments
     and errors.
     """
-    score = at(scores.tversky, fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth)
     given = {"activation": activation, **options}
     return _compound(
-        score, input, target, weight, given, tversky_weight, ce_weight,
+        scores.tversky, input, target, weight, given, tversky_weight, ce_weight,
         called=("tversky_weight", "ce_weight", ""),
+        fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Options are checked once for each distinct set, and the ones that no operator kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -101,17 +101,13 @@ def of_ratio(
 def of_score(
     data: Data,
     given: dict[str, Any],
-    words: Collection[str] = (),
+    words: tuple[str, ...] = (),
     focal_gamma: float = 2.0,
 ) -> Request:
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs."""
     group, asked = prepared(*data, given)
-    elements, scoring_words = _for_score(data.input.dim(), **given)
-    extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
-    if "focal" in extra:
-        extra["focal_gamma"] = focal_gamma
-        elements = elements._replace(focal_gamma=focal_gamma)
-    elements = elements._replace(extra=options.extra_bits(extra))
+    rank = data.input.dim()
+    elements, scoring_words, extra = _for_score(rank, words, focal_gamma, **given)
     return Request(data, elements, scoring_words, given, extra, group, asked)
 
 
@@ -120,8 +116,8 @@ def bad_options(operator: str, given: dict[str, Any]) -> None:
     checks.option_types(given, {**options.PARAMETERS[operator], **options.LOSS})
 
 
-def _once(check: _F) -> _F:
-    """Options are checked once for each distinct set."""
+def once(check: _F) -> _F:
+    """Calls a pure function of options once for each distinct set of them."""
     cached = lru_cache(maxsize=1024, typed=True)(check)
 
     @wraps(check)
@@ -139,13 +135,20 @@ def _once(check: _F) -> _F:
 _SCORED = {name: value for name, value in options.LOSS.items() if name != "smooth"}
 
 
-@_once
-def _for_score(rank: int, **given: Any) -> tuple[Elements, ScoringWords]:
+@once
+def _for_score(
+    rank: int, words: tuple[str, ...], focal_gamma: float, /, **given: Any
+) -> tuple[Elements, ScoringWords, dict[str, Any]]:
     checks.option_types(given, _SCORED)
-    return options.for_score(rank, **given)
+    elements, scoring_words = options.for_score(rank, **given)
+    extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
+    if "focal" in extra:
+        extra["focal_gamma"] = focal_gamma
+        elements = elements._replace(focal_gamma=focal_gamma)
+    return elements._replace(extra=options.extra_bits(extra)), scoring_words, extra
 
 
-@_once
+@once
 def _for_ratio(operator: str, rank: int, **given: Any) -> tuple[Elements, Ratio, ScoringWords]:
     bad_options(operator, given)
     return options.for_ratio(operator, rank, **given)
