@@ -299,8 +299,8 @@ def headline(document: Document) -> str:
             lines.append([words, _own_time(row), *ratios])
     header = ["", OURS, *(f"vs {family}" for family in others)]
     intro = (
-        "Median time, and how many times longer the fastest right form of the others took; a step "
-        "is forward and backward:"
+        "Median time, and how many times longer the fastest right form in the benchmark took; a "
+        "step is forward and backward:"
     )
     return "\n\n".join((intro, _markdown_table(header, lines, left=1), heading(document)))
 
