@@ -17,9 +17,6 @@ import pytest
 import torch
 from paths import ROOT
 
-# The largest file takes most of a minute of processor time, and longer on a busy machine.
-pytestmark = pytest.mark.timeout(1800)
-
 ARCHITECTURES = (90, 80, 100, 120)
 SOURCES = tuple(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
 # ptxas parks two words of some kernels on the stack of sm_120.

@@ -288,7 +288,6 @@ def test_the_line_is_in_its_file_once(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to compile the mutants")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_suite_notices(name: str, sound: Path, tmp_path: Path) -> None:
