@@ -16,20 +16,6 @@
 #include "torch.h"
 
 namespace customloss {
-
-template <>
-inline constexpr int64_t kLast<Activation> = static_cast<int64_t>(Activation::kSoftmax);
-template <>
-inline constexpr int64_t kLast<Link> = static_cast<int64_t>(Link::kNegative);
-template <>
-inline constexpr int64_t kLast<Absent> = static_cast<int64_t>(Absent::kPenalize);
-template <>
-inline constexpr int64_t kLast<Average> = static_cast<int64_t>(Average::kNone);
-template <>
-inline constexpr int64_t kLast<Reduction> = static_cast<int64_t>(Reduction::kNone);
-template <>
-inline constexpr int64_t kLast<Wrt> = static_cast<int64_t>(Wrt::kWeight);
-
 namespace arguments {
 
 // The tensors that a pass reads.

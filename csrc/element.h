@@ -22,10 +22,10 @@
 namespace customloss {
 
 // What turns `input` into a probability.  Mirrored by customloss/_spec/words.py.
-enum class Activation : int64_t { kSigmoid = 0, kNone = 1, kSoftmax = 2 };
+enum class Activation : int64_t { kSigmoid = 0, kNone = 1, kSoftmax = 2, kLast = kSoftmax };
 
 // Which operand a gradient is taken with respect to.  Mirrored by customloss/_spec/words.py.
-enum class Wrt : int64_t { kInput = 0, kTarget = 1, kWeight = 2 };
+enum class Wrt : int64_t { kInput = 0, kTarget = 1, kWeight = 2, kLast = kWeight };
 
 namespace {
 

@@ -22,11 +22,19 @@
 
 namespace customloss {
 
-// Mirrored by customloss/_spec/words.py.
-enum class Link : int64_t { kComplement = 0, kLog = 1, kFocal = 2, kNegative = 3 };
-enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2 };
-enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2 };  // over classes
-enum class Reduction : int64_t { kMean = 0, kSum = 1, kNone = 2 };     // over what is left
+// Mirrored by customloss/_spec/words.py.  An operator takes no number beyond kLast.
+enum class Link : int64_t {
+  kComplement = 0,
+  kLog = 1,
+  kFocal = 2,
+  kNegative = 3,
+  kLast = kNegative
+};
+enum class Absent : int64_t { kScore = 0, kSkip = 1, kPenalize = 2, kLast = kPenalize };
+// Over classes.
+enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2, kLast = kNone };
+// Over what the average leaves.
+enum class Reduction : int64_t { kMean = 0, kSum = 1, kNone = 2, kLast = kNone };
 
 struct Score {
   double tp_weight, fp_weight, fn_weight, smooth, gamma;

@@ -70,10 +70,6 @@ inline Strided strided(const Tensor& tensor) {
 
 // ---- boxing -----------------------------------------------------------------------------
 
-// The last number of an enum that the operators take; arguments.h says it for each.
-template <class Enum>
-constexpr int64_t kLast = -1;
-
 // The arguments of one call, in the order of the schema. Each is taken once, and belongs to whoever
 // took it.
 class Stack {
@@ -86,8 +82,9 @@ class Stack {
     const StableIValue argument = *next_++;
     if constexpr (std::is_enum_v<T> || std::is_same_v<T, unsigned>) {  // an int in the schema
       const auto number = torch::stable::detail::to<int64_t>(argument);
-      constexpr int64_t kMost = std::is_enum_v<T> ? kLast<T> : int64_t{UINT32_MAX};
-      STD_TORCH_CHECK(number >= 0 && number <= kMost, "customloss: unknown option ", number);
+      int64_t most = UINT32_MAX;
+      if constexpr (std::is_enum_v<T>) most = static_cast<int64_t>(T::kLast);
+      STD_TORCH_CHECK(number >= 0 && number <= most, "customloss: unknown option ", number);
       return static_cast<T>(number);
     } else {
       return torch::stable::detail::to<T>(argument);

@@ -23,6 +23,12 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name}: expected one of {allowed}, got {value!r}{hint}")
 
 
+def shown(value: float) -> object:
+    """A refused number in a message: hundreds of digits would say no more."""
+    beyond = isinstance(value, int) and abs(value) > sys.float_info.max
+    return "an integer beyond float64" if beyond else value
+
+
 def number(
     name: str,
     value: float,
@@ -36,8 +42,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not -sys.float_info.max <= value <= sys.float_info.max:
-        came = value if isinstance(value, float) else "an integer beyond float64"
-        raise ValueError(f"{name}: expected a finite number, got {came}")
+        raise ValueError(f"{name}: expected a finite number, got {shown(value)}")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name}: expected a number >= {at_least}, got {value}")
     if at_most is not None and value > at_most:

@@ -5,49 +5,42 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 
-_ACTIVATION = "activation='sigmoid', 'softmax', or 'none' for probabilities"
-_CLASS_NUMBERS = "class numbers are read as they are, in the shape of the input without its classes"
-_SMOOTH = "smooth is added to both sides of the fraction"
-_CLASS_WEIGHT = "class_weight; a weight for every element is an argument of the call"
-
-# Of each foreign word: our options, one of which the loss has to have, and what to write instead.
-_FOREIGN: dict[str, list[tuple[tuple[str, ...], str]]] = {
-    "sigmoid": [(("activation",), _ACTIVATION)],
-    "softmax": [(("activation",), _ACTIVATION)],
-    "other_act": [(("activation",), _ACTIVATION)],
-    "apply_nonlin": [(("activation",), _ACTIVATION)],
-    "from_logits": [(("activation",), _ACTIVATION)],
-    "mode": [(("activation",), _ACTIVATION)],
-    "to_onehot_y": [((), _CLASS_NUMBERS)],
-    "one_hot": [((), _CLASS_NUMBERS)],
-    "num_classes": [((), _CLASS_NUMBERS)],
-    "batch": [(("samplewise",), "samplewise, its opposite")],
-    "batch_dice": [(("samplewise",), "samplewise, its opposite")],
-    "do_bg": [(("include_background",), "include_background")],
-    "ddp": [(("process_group",), "process_group")],
-    "reduce": [(("reduction",), "reduction")],
-    "size_average": [(("reduction",), "reduction")],
-    "smooth_nr": [(("smooth",), _SMOOTH)],
-    "smooth_dr": [(("smooth",), _SMOOTH)],
-    "eps": [(("smooth",), _SMOOTH)],
-    "epsilon": [(("smooth",), _SMOOTH)],
-    "alpha": [(("fp_weight",), "fp_weight and fn_weight"), ((), "tversky_loss has fp_weight")],
-    "beta": [(("fn_weight",), "fp_weight and fn_weight"), ((), "soft_f1_loss has beta")],
-    "gamma": [(("focal_gamma",), "focal_gamma")],
-    "log_loss": [(("link",), "link='log'")],
-    "squared_pred": [((), "squared_dice_loss")],
-    "jaccard": [((), "jaccard_loss")],
-    "weight": [(("class_weight",), _CLASS_WEIGHT)],
-    "weights": [(("class_weight",), _CLASS_WEIGHT)],
-    "class_weights": [(("class_weight",), _CLASS_WEIGHT)],
-    "ignore_label": [(("ignore_index",), "ignore_index")],
-    "lambda_dice": [(("dice_weight",), "dice_weight")],
-    "weight_dice": [(("dice_weight",), "dice_weight")],
-    "lambda_ce": [(("ce_weight",), "ce_weight")],
-    "weight_ce": [(("ce_weight",), "ce_weight")],
-    "lambda_focal": [(("focal_weight",), "focal_weight")],
-    "multiclass": [(("activation",), _ACTIVATION)],
-}
+# The words of others; our option that a loss has to have for the cure to fit, "" for any; the cure.
+# The first row that fits is taken.
+_FOREIGN = (
+    (
+        ("sigmoid", "softmax", "other_act", "apply_nonlin", "from_logits", "mode", "multiclass"),
+        "activation", "activation='sigmoid', 'softmax', or 'none' for probabilities",
+    ),
+    (
+        ("to_onehot_y", "one_hot", "num_classes"),
+        "", "class numbers are read as they are, in the shape of the input without its classes",
+    ),
+    (("batch", "batch_dice"), "samplewise", "samplewise, its opposite"),
+    (("do_bg",), "include_background", "include_background"),
+    (("ddp",), "process_group", "process_group"),
+    (("reduce", "size_average"), "reduction", "reduction"),
+    (
+        ("smooth_nr", "smooth_dr", "eps", "epsilon"),
+        "smooth", "smooth is added to both sides of the fraction",
+    ),
+    (("alpha",), "fp_weight", "fp_weight and fn_weight"),
+    (("alpha",), "", "tversky_loss has fp_weight"),
+    (("beta",), "fn_weight", "fp_weight and fn_weight"),
+    (("beta",), "", "soft_f1_loss has beta"),
+    (("gamma",), "focal_gamma", "focal_gamma"),
+    (("log_loss",), "link", "link='log'"),
+    (("squared_pred",), "", "squared_dice_loss"),
+    (("jaccard",), "", "jaccard_loss"),
+    (
+        ("weight", "weights", "class_weights"),
+        "class_weight", "class_weight; a weight for every element is an argument of the call",
+    ),
+    (("ignore_label",), "ignore_index", "ignore_index"),
+    (("lambda_dice", "weight_dice"), "dice_weight", "dice_weight"),
+    (("lambda_ce", "weight_ce"), "ce_weight", "ce_weight"),
+    (("lambda_focal",), "focal_weight", "focal_weight"),
+)  # fmt: skip
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -61,8 +54,8 @@ def unknown_option(name: str, owner: str, known: Collection[str]) -> TypeError:
     """The error for an option that ``owner``, a function or class, does not have."""
     near = get_close_matches(name, known, n=1)
     cure = f"did you mean {near[0]}? " if near else ""
-    for ours, text in _FOREIGN.get(name, ()):
-        if not ours or any(option in known for option in ours):
+    for words, ours, text in _FOREIGN:
+        if name in words and (not ours or ours in known):
             cure = f"here it is {text}; " if ours else f"{text}; "
             break
     return TypeError(f"{name}: no option of {owner}; {cure}there are {', '.join(known)}")

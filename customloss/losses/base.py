@@ -17,7 +17,6 @@ from customloss import distributed
 from customloss._backends import choice
 from customloss._spec import hints
 from customloss._spec import options as spec
-from customloss.distributed import Adder
 from customloss.losses import classes
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -126,7 +125,7 @@ class Loss(nn.Module):
         """Raises what the first batch would raise about the options, on a pixel that is no data."""
         options = self.options()
         group = options.pop("process_group", None)
-        if not isinstance(group, Adder):
+        if not isinstance(group, distributed.Adder):
             with suppress(ValueError):  # a rank that is no member may still make the module
                 distributed.group_size(group)
         count = 2
@@ -170,11 +169,11 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         """The options that are not at their defaults."""
         changed = []
-        for name, value in self.options().items():
-            if isinstance(value, Adder):  # the module that holds this one, as StreamingLoss
+        for name, value in self._changed().items():
+            if isinstance(value, distributed.Adder):  # the module that holds this one
                 continue
             if isinstance(value, Tensor):
                 changed.append(f"{name}={value.tolist()}")
-            elif value is not self.defaults[name] and value != self.defaults[name]:
+            elif value != self.defaults[name]:
                 changed.append(f"{name}={value!r}")
         return ", ".join(changed)

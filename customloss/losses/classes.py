@@ -18,6 +18,7 @@ from torch import Tensor
 
 from customloss._ops import is_dtensor
 from customloss._ops.modes import transformed
+from customloss._spec import checks
 from customloss.reference.sums import sums_dtype
 
 # ---- small tensors that are kept -----------------------------------------------------------------
@@ -147,8 +148,7 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected numbers, got {value!r}")
         if not 0 <= value <= sys.float_info.max:
-            came = value if isinstance(value, float) or value < 0 else "an integer beyond float64"
-            raise ValueError(f"{name}: expected finite numbers >= 0, got {came}")
+            raise ValueError(f"{name}: expected finite numbers >= 0, got {checks.shown(value)}")
     if like is None:
         return torch.tensor(list(values), dtype=torch.float64)
     return numbers(like, tuple(values), sums_dtype(like.device))

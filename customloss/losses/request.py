@@ -51,11 +51,10 @@ class Request(NamedTuple):
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
 
 
-# The options that no operator knows, and two whose types the dispatcher does not tell apart: it
-# takes True for 1, and 1 for True.
-_BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {
-    "ignore_index", "samplewise",
-}  # fmt: skip
+# two options whose types the dispatcher does not tell apart: it takes True for 1, and 1 for True
+_AMBIGUOUS = ("ignore_index", "samplewise")
+# and those that no operator knows
+_BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {*_AMBIGUOUS}
 
 
 def prepared(
@@ -69,11 +68,7 @@ def prepared(
             break
     else:
         return None, None
-    samplewise = given.get("samplewise", False)
-    if not isinstance(samplewise, bool):
-        raise TypeError(f"samplewise: expected True or False, got {samplewise!r}")
-    if isinstance(given.get("ignore_index"), bool):
-        raise TypeError(f"ignore_index: expected an integer or None, got {given['ignore_index']}")
+    checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
     if given.pop("check_target", False):
         operands.target_values(input, target, given.get("ignore_index"))
     asked = classes.asked_for(input, given)
