@@ -8,6 +8,7 @@ hold the loss that one process would have of the whole batch. See docs/distribut
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,114 @@ DEBUG = _switch("CUSTOMLOSS_DEBUG")
 class Adder(ABC):
     """Adds up sums in place of a process group: over time instead of over ranks."""
 
+    # that of the loss which it serves: the ranks whose sums it adds as well
+    process_group: ProcessGroup | str | None = None
+
     @abstractmethod
     def total(self, sums: Tensor, options: object) -> Tensor:
         """The sums to score instead of ``sums``."""
 
 
+# ---- which group an argument means ---------------------------------------------------------------
+
+# what ``process_group`` takes beside a ProcessGroup and None
+WORDS = ("world", "local")
+# Whether warn_of_parts() is still to come.
+_to_warn = dist.is_available()
+
+
+def check_group(group: object) -> None:
+    """Raises for what is never a ``process_group``, whatever torch.distributed will be.
+
+    Raises:
+        TypeError: neither a ProcessGroup nor a string nor None.
+        ValueError: another string than ``"world"`` and ``"local"``.
+    """
+    if group is None or group in WORDS or is_group(group):
+        return
+    if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        return
+    expected = "process_group: expected a ProcessGroup, 'world', 'local' or None, got "
+    if isinstance(group, str):
+        raise ValueError(f"{expected}{group!r}")
+    raise TypeError(
+        f"{expected}{type(group).__name__}; that of a one-dimensional DeviceMesh is "
+        "mesh.get_group()"
+    )
+
+
+def is_group(value: object) -> bool:
+    """Whether it is a ProcessGroup of torch."""
+    return dist.is_available() and isinstance(value, dist.ProcessGroup)
+
+
+def resolved(group: Any) -> ProcessGroup | None:
+    """The ProcessGroup that ``group`` means now; None means that nothing is added.
+
+    Raises:
+        TypeError: no ``process_group``.
+        ValueError: ``"world"`` before ``init_process_group``, another word, or a group that this
+            rank is not in.
+    """
+    if group is None or group == "local":
+        return None
+    check_group(group)
+    if group == "world":
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError(
+                "process_group: 'world' is the default group of torch.distributed, and there is "
+                "none yet: call torch.distributed.init_process_group before the first batch, or "
+                "pass None where there is a single process"
+            )
+        group = dist.group.WORLD
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"process_group: rank {dist.get_rank()} is not in the group. new_group returns one on "
+            "every rank, but only members may call the loss: pass the group this rank belongs to, "
+            "or None for the loss of its own batch alone"
+        )
+    found: ProcessGroup = group
+    return found
+
+
+def group_size(group: ProcessGroup | str | None) -> int:
+    """The number of ranks that share a batch, 1 or more.
+
+    Raises:
+        TypeError, ValueError: as :func:`resolved`.
+    """
+    members = resolved(group)
+    return 1 if members is None else dist.get_world_size(members)
+
+
+def warning_due() -> bool:
+    """Whether there are several ranks and :func:`warn_of_parts` was not called yet.
+
+    Every loss with ``process_group=None`` asks, so the answer has to cost next to nothing.
+    """
+    if torch.compiler.is_compiling() or not _to_warn or dist.GroupMember.WORLD is None:
+        return False
+    return dist.get_world_size() > 1
+
+
+def warn_of_parts() -> None:
+    """Warns that a loss without a group scores a part of a batch; once in a process."""
+    global _to_warn
+    _to_warn = False
+    warnings.warn(
+        f"process_group is None, and torch.distributed has {dist.get_world_size()} ranks: each "
+        "of them scores its own part of the batch, and the mean of these losses is not the loss of "
+        "the batch. process_group='world' gives the loss of the whole batch. If parts are what you "
+        "mean, process_group='local' says so and silences this warning, which comes once",
+        stacklevel=2,
+    )
+
+
+# ---- the sums of all ranks -----------------------------------------------------------------------
+
+
 def global_sums(
-    sums: Tensor, group: ProcessGroup | Adder | None, *, options: object = None
+    sums: Tensor, group: ProcessGroup | Adder | str | None, *, options: object = None
 ) -> Tensor:
     """``Σ over the ranks of group``, differentiable, in one all-reduce of ``sums.numel()`` float64.
 
@@ -58,8 +160,9 @@ def global_sums(
 
     Args:
         sums: of this rank; any shape that is the same on all ranks, any floating dtype.
-        group: the ranks that share the batch. None adds nothing: ``sums`` are returned. Mind that
-            ``torch.distributed.group.WORLD`` is None until ``init_process_group`` was called.
+        group: the ranks that share the batch. ``"world"`` is the default group of torch.distributed
+            at the time of the call. None and ``"local"`` add nothing: ``sums`` are returned. Mind
+            that ``torch.distributed.group.WORLD`` is None until ``init_process_group`` was called.
         options: with CUSTOMLOSS_DEBUG=1, what the ranks have to agree on beside shape and dtype;
             its ``repr`` is compared.
 
@@ -68,19 +171,21 @@ def global_sums(
 
     Raises:
         TypeError: ``group`` is no ProcessGroup.
-        ValueError: this rank is not in the group, or (debug) ranks disagree.
+        ValueError: this rank is not in the group, there is no default group yet, or (debug) ranks
+            disagree.
         RuntimeError: a second derivative; upstream gradients would differ between ranks.
     """
-    if group is None:
-        return sums
     if isinstance(group, Adder):
         return group.total(sums, options)
-    size = group_size(group)
+    ranks = resolved(group)
+    if ranks is None:
+        return sums
+    size = dist.get_world_size(ranks)
     if DEBUG and not torch.compiler.is_compiling():
-        _agree(sums, group, options)
+        _agree(sums, ranks, options)
     if size == 1:
         return sums
-    total: Tensor = _GlobalSums.apply(sums, group, size)
+    total: Tensor = _GlobalSums.apply(sums, ranks, size)
     return total
 
 
@@ -98,29 +203,6 @@ class _GlobalSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.size, None, None
-
-
-def group_size(group: object) -> int:
-    """The number of ranks that share a batch, 1 or more.
-
-    Raises:
-        TypeError: ``group`` is no ProcessGroup.
-        ValueError: this rank is not in the group.
-    """
-    if group is None:
-        return 1
-    if group == dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            f"process_group: rank {dist.get_rank()} is not in the group. new_group returns one on "
-            "every rank, but only members may call the loss: pass the group this rank belongs to, "
-            "or None for the loss of its own batch alone"
-        )
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
-            f"process_group: expected a ProcessGroup or None, got {type(group).__name__}; that of "
-            "a one-dimensional DeviceMesh is mesh.get_group()"
-        )
-    return dist.get_world_size(group)
 
 
 def _agree(sums: Tensor, group: ProcessGroup, options: object) -> None:

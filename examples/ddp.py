@@ -69,7 +69,7 @@ def compare(device: torch.device) -> None:
     own = slice(cuts[rank], cuts[rank + 1])
 
     model = DistributedDataParallel(linear(device))
-    criterion = customloss.SoftF1Loss(process_group=dist.group.WORLD)  # the only line that is new
+    criterion = customloss.SoftF1Loss(process_group="world")  # the only line that is new
     losses = train(model, criterion, x[own], target[own])
     print(f"rank {rank}: {own.stop - own.start} samples, loss {losses[0]:.6f} -> {losses[-1]:.6f}")
 

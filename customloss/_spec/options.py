@@ -56,7 +56,7 @@ class Averaging(TypedDict, total=False):
     classes: Sequence[int] | None
     include_background: bool
     check_target: bool
-    process_group: ProcessGroup | None
+    process_group: ProcessGroup | str | None
 
 
 class Scaling(Averaging, total=False):

@@ -64,8 +64,8 @@ class accumulate(distributed.Adder):
                 "loss: expected a loss module of customloss, such as SoftF1Loss(), got "
                 f"{type(loss).__name__}"
             )
-        self._group = loss.options()["process_group"]
-        self._size = distributed.group_size(self._group)
+        self.process_group = loss.options()["process_group"]
+        self._size = distributed.group_size(self.process_group)
         self._loss = loss.added_by(self)
         self._added = self._scored = 0
         self._adding = True
@@ -109,7 +109,9 @@ class accumulate(distributed.Adder):
             return detached
         if self._scored == 0:
             self._missing = whole if distributed.DEBUG else None
-            self._whole = whole = distributed.global_sums(whole, self._group, options=options)
+            self._whole = whole = distributed.global_sums(
+                whole, self.process_group, options=options
+            )
         if self._missing is not None:
             self._missing = self._missing - detached
         # The value is that of the whole batch, to the bit. Data parallelism averages gradients over

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from customloss import distributed
 from customloss._spec import checks
-from customloss.losses.base import Loss
+from customloss.losses.base import HoldsGroup, Loss
 
 
-class StreamingLoss(nn.Module, distributed.Adder):
+class StreamingLoss(HoldsGroup, distributed.Adder):
     """APPROXIMATION: the loss of a moving average of the sums, with one forward per batch.
 
     For batches with too few positives where :class:`customloss.accumulate`, which is exact, costs
@@ -63,7 +63,7 @@ class StreamingLoss(nn.Module, distributed.Adder):
         if decay >= 1:
             raise ValueError(f"decay: expected a number < 1, got {decay}")
         self.decay = decay
-        self._group = options["process_group"]
+        self.process_group = options["process_group"]
         self.loss = loss.added_by(self)
         self.register_buffer("average", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
@@ -74,7 +74,7 @@ class StreamingLoss(nn.Module, distributed.Adder):
 
     def total(self, sums: Tensor, options: object) -> Tensor:
         """Called by the loss with the sums of a batch; returns the average, which includes them."""
-        sums = distributed.global_sums(sums, self._group, options=options)
+        sums = distributed.global_sums(sums, self.process_group, options=options)
         if not self.training:
             return sums
         detached = sums.detach()

@@ -24,7 +24,7 @@ def custom_f1_loss(
     *,
     beta: float = 1.0,
     check_target: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | str | None = None,
 ) -> Tensor:
     """See :class:`customloss.CustomF1Loss`, where ``beta`` is explained."""
     checks.number("beta", beta, at_least=0, at_most=1)
@@ -74,6 +74,6 @@ class CustomF1Loss(Loss, name="custom_f1"):
         beta: float = 1.0,
         *,
         check_target: bool = False,
-        process_group: ProcessGroup | None = None,
+        process_group: ProcessGroup | str | None = None,
     ) -> None:
         super().__init__(beta=beta, check_target=check_target, process_group=process_group)

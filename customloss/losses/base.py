@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import wraps
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,11 @@ from customloss import distributed
 from customloss._backends import choice
 from customloss._spec import hints
 from customloss._spec import options as spec
+from customloss.distributed import is_group
 from customloss.losses import classes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -68,7 +71,33 @@ def takes(options: type) -> Callable[[_F], _F]:
     return decorate
 
 
-class Loss(nn.Module):
+class HoldsGroup(nn.Module):
+    """A module that may hold a process group, which lives in this process alone: copies of the
+    module share it, and pickling says what to do."""
+
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        memo.update((id(value), value) for value in vars(self).values() if is_group(value))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if any(is_group(value) for value in vars(self).values()):
+            raise TypeError(
+                f"process_group: {type(self).__name__} cannot be pickled with a ProcessGroup, "
+                "which lives in this process alone: pass process_group='world', or make the module "
+                "on each rank with the group of that rank"
+            )
+        return vars(self).copy()
+
+
+class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
     ``class_weight`` is kept as a buffer: it moves with ``.to()``, and is not in the state dict.
@@ -124,10 +153,10 @@ class Loss(nn.Module):
     def _try_options(self, function: Callable[..., Tensor]) -> None:
         """Raises what the first batch would raise about the options, on a pixel that is no data."""
         options = self.options()
-        group = options.pop("process_group", None)
-        if not isinstance(group, distributed.Adder):
-            with suppress(ValueError):  # a rank that is no member may still make the module
-                distributed.group_size(group)
+        if not isinstance(options["process_group"], distributed.Adder):
+            # a rank that is no member may still make the module, and "world" may be yet to come
+            distributed.check_group(options["process_group"])
+        options["process_group"] = "local"
         count = 2
         scored = options.get("classes")
         if isinstance(scored, Sequence) and all(isinstance(number, int) for number in scored):

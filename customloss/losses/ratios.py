@@ -90,7 +90,10 @@ def soft_f1_loss(
         check_target: raise unless every target lies in [0, 1], or is the number of a class; reads
             the tensor and waits for its device.
         process_group: the ranks that share the batch: their sums are added up in one collective,
-            and the loss is that of the whole batch; see ``customloss.distributed``.
+            and the loss is that of the whole batch. A ProcessGroup, or ``"world"`` for the default
+            group of torch.distributed at the time of the call. None and ``"local"`` score the batch
+            of this rank alone; where there are several ranks, None warns of it once. See
+            ``customloss.distributed``.
 
     Returns:
         A scalar; with ``reduction="none"`` also ``[N]``, ``[C]`` or ``[N, C]``, if samples, classes

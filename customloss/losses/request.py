@@ -67,6 +67,7 @@ def prepared(
         if name in _BEYOND_OPERATORS or isinstance(value, Tensor):
             break
     else:
+        _warn_of_parts(input)
         return None, None
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
     if given.pop("check_target", False):
@@ -78,11 +79,23 @@ def prepared(
                 f"{name}: expected a number or word, got a Tensor, which would get no gradient: "
                 f"pass {name}.item()"
             )
-    group: ProcessGroup | None = given.pop("process_group", None)
-    # A group of one rank has nothing to add, so the fused operator serves it.
-    if group is not None and not isinstance(group, distributed.Adder):
+    group = given.pop("process_group", None)
+    if isinstance(group, distributed.Adder):
+        if group.process_group is None:
+            _warn_of_parts(input)
+    elif group is None:
+        _warn_of_parts(input)
+    else:
+        group = distributed.resolved(group)
+        # A group of one rank has nothing to add, so the fused operator serves it.
         group = group if distributed.group_size(group) > 1 else None
     return group, asked
+
+
+def _warn_of_parts(input: Tensor) -> None:
+    """Of a loss without a process group; DTensors know their ranks themselves."""
+    if distributed.warning_due() and not is_dtensor.sharded(input, input, None):
+        distributed.warn_of_parts()
 
 
 def of_ratio(
