@@ -16,6 +16,7 @@ from customloss._spec.options import Grouping, Options
 from customloss.losses import request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.formula import Score, at, formula_of, score_name
+from customloss.losses.named_scores import score_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @takes(Options)
 def confusion_loss(
-    score: Score,
+    score: Score | str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -37,7 +38,8 @@ def confusion_loss(
             size 1 where samples or classes are pooled. It returns the similarity of every group in
             that shape, or one per sample, ``[samples, 1]``; 1 is perfect. Where it may divide 0 by
             0, use ``customloss.scores.ratio``; if it needs more sums than these four, use
-            ``customloss.scores.uses``.
+            ``customloss.scores.uses``. Or the name of a score: of ``customloss.scores``, of
+            :func:`register_score`, or of a plug-in.
         input, target, weight: see :func:`soft_f1_loss`, as are the options.
         link: also ``"log_cosh"`` log cosh(1 - s) and ``"log_power"`` (-log s)^gamma; see
             ``customloss.scores.linked``.
@@ -46,8 +48,8 @@ def confusion_loss(
         As :func:`soft_f1_loss`.
 
     Raises:
-        TypeError, ValueError: the score returned no tensor, or one of another shape, or one that
-            has no gradient by the sums; the message names the score.
+        TypeError, ValueError: no score has this name; or the score returned no tensor, or one of
+            another shape, or one that has no gradient by the sums; the message names the score.
 
     Example::
 
@@ -56,12 +58,13 @@ def confusion_loss(
 
         customloss.confusion_loss(f2, logits, target, average="micro", link="log").backward()
     """
+    score = score_of(score)
     call = request.of_score(Data(input, target, weight), {**options}, scores.used_by(score))
     return route.loss(call, formula_of(score, call.words, call.elements.extra))
 
 
 class ConfusionLoss(Loss):
-    """The loss of a score of your own; see :func:`customloss.confusion_loss`.
+    """The loss of any score, by name or one of your own; see :func:`customloss.confusion_loss`.
 
     Example::
 
@@ -74,9 +77,8 @@ class ConfusionLoss(Loss):
 
     function = staticmethod(confusion_loss)
 
-    def __init__(self, score: Score, **options: Unpack[Options]) -> None:
-        if not callable(score):
-            raise TypeError(f"score: expected a function of tp, fp, fn, tn, got {score!r}")
+    def __init__(self, score: Score | str, **options: Unpack[Options]) -> None:
+        score = score_of(score)
         super().__init__(**options)
         self.score = score  # a score that is itself a module becomes a part of this one
 

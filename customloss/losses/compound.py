@@ -15,6 +15,7 @@ from customloss.losses import classes, request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Formula, Score, at, formula_of
+from customloss.losses.named_scores import score_of
 from customloss.losses.request import Request, once
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ PosWeight = Tensor | Sequence[float] | float | None
 
 @takes(Options)
 def compound_loss(
-    score: Score,
+    score: Score | str | None,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -52,7 +53,8 @@ def compound_loss(
     the first logarithm and p^γ before the second, as torchvision's does, without its α.
 
     Args:
-        score: see :func:`confusion_loss`, as for all arguments that are not listed here.
+        score: see :func:`confusion_loss`, as for all arguments that are not listed here. It may be
+            None where ``score_weight`` is 0.
         score_weight, cross_entropy_weight, focal_weight: a, b and c, >= 0. A part of weight 0 is
             not computed.
         focal_gamma: γ, >= 0.
@@ -92,7 +94,7 @@ def compound_loss(
 
 
 def _compound(
-    score: Score,
+    score: Score | str | None,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -114,7 +116,8 @@ def _compound(
             "is one number for all classes), got 'none'"
         )
     if not score_weight and not parameters:
-        score = scores.dice  # a ratio, so that the loss is fused; at weight 0 it is not computed
+        score = None  # at weight 0 it is not computed
+    score = _given(score, score_weight)
     numbers = (score_weight, cross_entropy_weight, focal_weight, focal_gamma)
     words = _words(scores.used_by(score), called, *numbers)
     call = request.of_score(Data(input, target, weight), options, words, focal_gamma)
@@ -134,6 +137,15 @@ def _compound(
     name, made, *_, must_agree = make(score, call.words, extra, **parameters)
     must_agree = (numbers, pos_weight, must_agree)
     return route.loss(call, Formula(name, made, beside, by_class, must_agree))
+
+
+def _given(score: Score | str | None, score_weight: float) -> Score:
+    """The score, which may be missing where it weighs 0."""
+    if score is not None:
+        return score_of(score)
+    if score_weight:
+        raise TypeError(f"score: expected a score, as score_weight is {score_weight}, got None")
+    return scores.dice  # a ratio, so that the loss is fused
 
 
 @once
@@ -223,7 +235,7 @@ class CompoundLoss(ConfusionLoss):
 
     def __init__(
         self,
-        score: Score,
+        score: Score | str | None,
         *,
         score_weight: float = 1.0,
         cross_entropy_weight: float = 0.0,
@@ -236,7 +248,7 @@ class CompoundLoss(ConfusionLoss):
             "score_weight": score_weight, "cross_entropy_weight": cross_entropy_weight,
             "focal_weight": focal_weight, "focal_gamma": focal_gamma, "pos_weight": pos_weight,
         }  # fmt: skip
-        super().__init__(score, **more, **options)
+        super().__init__(_given(score, score_weight), **more, **options)
 
 
 # ---- presets -------------------------------------------------------------------------------------

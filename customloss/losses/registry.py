@@ -1,29 +1,16 @@
-"""Losses by name: those of the package, scores that a program registers, scores of plug-ins.
-
-A plug-in is a package with an entry point::
-
-    [project.entry-points."customloss.scores"]
-    recall_at_90 = "customloss_recall_at:recall_at_90"
-
-after whose installation ``customloss.loss("recall_at_90")`` works; see examples/.
-"""
+"""Losses by name: those of the package, and those of every score that has a name."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, overload
 
-from customloss._spec import hints
+from customloss.losses import named_scores
 from customloss.losses.base import LOSSES, Loss
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Score, score_name
-
-ENTRY_POINTS = "customloss.scores"
-
-_registered: dict[str, Score] = {}
+from customloss.losses.named_scores import BUILT_IN
 
 
 @overload
@@ -35,7 +22,8 @@ def register_score(
 def register_score(
     name: str, score: Score | None = None, *, overwrite: bool = False
 ) -> Score | Callable[[Score], Score]:
-    """Makes ``customloss.loss(name)`` the :class:`customloss.ConfusionLoss` of a score.
+    """Makes ``name`` that of a score: for :func:`customloss.loss`, which returns its
+    :class:`customloss.ConfusionLoss`, and wherever else a score may be named.
 
     Args:
         name: a name that is not taken yet, or taken by this very score.
@@ -62,71 +50,59 @@ def register_score(
         return partial(register_score, name, overwrite=overwrite)
     if not callable(score):
         raise TypeError(f"score: expected a function of tp, fp, fn, tn, got {score!r}")
-    if name in LOSSES:
-        raise ValueError(f"name: {name!r} is a loss of customloss")
-    other = score if overwrite else _registered.get(name, score)
+    if name in LOSSES or name in BUILT_IN:
+        kind = "loss" if name in LOSSES else "score"
+        raise ValueError(f"name: {name!r} is a {kind} of customloss")
+    other = score if overwrite else named_scores.registered.get(name, score)
     if other is not score:
         raise ValueError(
             f"name: {name!r} is already registered, for the score {score_name(other)!r}; "
             "overwrite=True replaces it"
         )
-    _registered[name] = score
+    named_scores.registered[name] = score
     return score
 
 
-def loss(name: str, **options: Any) -> Loss:
-    """The loss module of this name: of the package, a registered score, or a plug-in's.
+def loss(name: str, *, score_options: Mapping[str, Any] | None = None, **options: Any) -> Loss:
+    """The loss module of this name: of the package, or the :class:`customloss.ConfusionLoss` of a
+    score of ``customloss.scores``, of a registered one, or of a plug-in's.
 
     Args:
         name: ``"soft_f1"``, ``"dice"``, ...; see :func:`loss_names`.
+        score_options: the parameters of the score, if the name is that of a score. A loss of the
+            package has its parameters among its options.
         options: those of the module.
 
     Raises:
+        TypeError: ``score_options`` for a loss of the package, or not of the score.
         ValueError: no such name, or two plug-ins claim it; the message lists the names.
 
     Example::
 
-        customloss.register_score("f2", lambda tp, fp, fn, tn: 5 * tp / (5 * tp + fp + 4 * fn))
-        criterion = customloss.loss("f2", average="micro")
+        def f(tp, fp, fn, tn, *, squared=1.0):
+            return (1 + squared) * tp / ((1 + squared) * tp + fp + squared * fn)
+
+
+        customloss.register_score("f", f)
+        criterion = customloss.loss("f", average="micro", score_options={"squared": 4.0})
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a string, got {name!r}")
     if name in LOSSES:
+        if score_options is not None:
+            raise TypeError(
+                f"score_options: expected None for {name!r}, whose parameters are options of the "
+                f"loss ({', '.join(LOSSES[name].defaults)}), got {score_options!r}"
+            )
         return LOSSES[name](**options)
-    score = _registered.get(name) or _of_a_plugin(name)
+    score = named_scores.find(name)
+    if score is None:
+        raise named_scores.unknown("name", name, loss_names())
+    if score_options is not None:
+        score = named_scores.with_parameters(name, score, score_options)
     return ConfusionLoss(score, **options)
 
 
 def loss_names() -> tuple[str, ...]:
     """Every name that :func:`loss` knows."""
-    plugins = (point.name for point in entry_points(group=ENTRY_POINTS))
-    return tuple(sorted({*LOSSES, *_registered, *plugins}))
-
-
-def _of_a_plugin(name: str) -> Score:
-    """The score that an entry point names; it is then registered, so it is loaded once."""
-    points = {point.value: point for point in entry_points(group=ENTRY_POINTS, name=name)}
-    if not points:
-        # the names of functions and modules, "dice_loss" and "DiceLoss", mean "dice"
-        short = re.sub(r"_?loss$", "", name, flags=re.IGNORECASE).lower()
-        hint = hints.did_you_mean(short, loss_names())
-        raise ValueError(f"name: expected one of {loss_names()}, got {name!r}{hint}")
-    if len(points) > 1:
-        raise ValueError(f"name: {name!r} is claimed by several plug-ins: {', '.join(points)}")
-    (point,) = points.values()
-    try:
-        score = point.load()
-    except Exception as error:
-        raise ImportError(
-            f"name: the plug-in of {name!r}, {_origin(point)}, cannot be loaded: {error}"
-        ) from error
-    if not callable(score):
-        raise TypeError(
-            f"name: the plug-in of {name!r}, {_origin(point)}, is no function of tp, fp, fn, tn, "
-            f"but {score!r}"
-        )
-    return register_score(name, score)
-
-
-def _origin(point: EntryPoint) -> str:
-    """Where an entry point comes from, for messages."""
-    package = f" of the package {point.dist.name}" if point.dist is not None else ""
-    return f"{point.value!r}{package}"
+    return tuple(sorted({*LOSSES, *named_scores.names(taken=LOSSES)}))

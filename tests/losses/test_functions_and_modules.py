@@ -20,11 +20,12 @@ from torch.autograd import gradcheck, gradgradcheck
 import customloss
 from customloss import reference, scores
 from customloss._spec import options as spec_options
-from customloss.losses import formula, registry
+from customloss.losses import formula
+from customloss.losses.base import LOSSES
 
 F64 = torch.float64
 tversky = torch.ops.customloss.tversky
-NAMES = tuple(registry.LOSSES)
+NAMES = tuple(LOSSES)
 # custom_f1 takes probabilities and has few options
 PLAIN = tuple(name for name in NAMES if name != "custom_f1")
 # These have a pointwise part, so they have no loss per class; two of them are of a softmax.
@@ -42,7 +43,7 @@ def function(name: str) -> Any:
 
 
 def shared(option: str, name: str) -> dict[str, Any]:
-    known = registry.LOSSES[name].defaults
+    known = LOSSES[name].defaults
     found = {k: v for k, v in OPTIONS[option].items() if k in SHARED and k in known}
     if name in COMPOUND and found.get("average") == "none":
         found["average"] = "macro"
@@ -55,7 +56,7 @@ def shared(option: str, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_module_and_function_agree(name: str) -> None:
     """Names and defaults are equal, both in the signatures that are shown and in the typed ones."""
-    cls = registry.LOSSES[name]
+    cls = LOSSES[name]
     shown = inspect.signature(function(name)).parameters
     options = {n: p.default for n, p in shown.items() if n not in ("input", "target", "weight")}
     assert {n: p.default for n, p in inspect.signature(cls).parameters.items()} == options
@@ -85,7 +86,7 @@ def test_options(name: str, option: str) -> None:
     """Every loss takes every option: shapes are those of soft-F1, values and gradients finite."""
     options = shared(option, name)
     for case in (Case("x", (3, 4, 5)), Case("y", (7,), target=None, weight="full")):
-        default = {"activation": registry.LOSSES[name].defaults.get("activation")}
+        default = {"activation": LOSSES[name].defaults.get("activation")}
         if {**default, **options}["activation"] == "softmax" and case.name == "y":
             continue  # a softmax needs two classes
         sample = case.build(F64)._replace(options={})
@@ -387,7 +388,7 @@ CHECKED = [
     for option in ("default", "weighted", "samplewise_groups", "penalize")
     for name in (*PLAIN, "custom_f1")
     # these families share all but a few operations, so they get one option each
-    if not registry.LOSSES[name].__module__.endswith(("compound", "extra_sums"))
+    if not LOSSES[name].__module__.endswith(("compound", "extra_sums"))
     or option == ("weighted" if name in COMPOUND else "default")
 ]  # fmt: skip
 
@@ -435,7 +436,7 @@ def test_vmap(name: str) -> None:
 COMPILED = [n for n in NAMES if n not in (*COMPOUND, "semimetric_dice", "semimetric_jaccard")]
 
 
-@one_of_each(lambda name: registry.LOSSES[name].__module__)
+@one_of_each(lambda name: LOSSES[name].__module__)
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_to_one_graph(name: str) -> None:
     torch._dynamo.reset()

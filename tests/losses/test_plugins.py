@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import customloss
-from customloss.losses import registry
+from customloss.losses import named_scores
 
 F64 = torch.float64
 
@@ -31,7 +31,7 @@ def f2(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(named_scores, "registered", {})
 
 
 # ---- ConfusionLoss -------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_wrong_score_is_named_and_what_it_returned(name: str) -> None:
     with pytest.raises(expected, match=rf"^score 'my_score': expected .*{text}"):
         customloss.ConfusionLoss(score)(x, torch.ones(6, 4))
     with pytest.raises(TypeError, match=r"^score: expected a function"):
-        customloss.ConfusionLoss("f2")  # type: ignore[arg-type]
+        customloss.ConfusionLoss(2)  # type: ignore[arg-type]
 
 
 def test_a_graph_break_names_the_line() -> None:
@@ -166,6 +166,7 @@ def test_registered_scores() -> None:
     for name, score, error, text in (
         ("f2", lambda *sums: sums[0], ValueError, "already registered, for the score 'f2'"),
         ("dice", f2, ValueError, "a loss of customloss"),
+        ("recall", f2, ValueError, "a score of customloss"),
         ("f3", 3, TypeError, "^score"),
         (3, f2, TypeError, "^name"),
     ):
@@ -179,6 +180,78 @@ def test_registered_scores() -> None:
             customloss.loss(near)
     with pytest.raises(ValueError, match=r"did you mean .*'soft_f1'"):
         customloss.loss("f1")
+
+
+def test_names_work_wherever_a_score_does() -> None:
+    customloss.register_score("f2", f2)
+    x, t = torch.randn(6, 4), torch.rand(6, 4) < 0.5
+    scores = customloss.scores
+    named = {"f2": f2, "jaccard": scores.jaccard, "mcc": scores.mcc, "recall": scores.recall}
+    for name, score in named.items():
+        more = {"cross_entropy_weight": 0.5}
+        for own, expected in (
+            (customloss.confusion_loss(name, x, t), customloss.confusion_loss(score, x, t)),
+            (customloss.compound_loss(name, x, t, **more),
+             customloss.compound_loss(score, x, t, **more)),
+            (customloss.ConfusionLoss(name)(x, t), customloss.ConfusionLoss(score)(x, t)),
+            (customloss.CompoundLoss(name, **more)(x, t),
+             customloss.CompoundLoss(score, **more)(x, t)),
+            (customloss.loss(name)(x, t), customloss.ConfusionLoss(score)(x, t)),
+        ):  # fmt: skip
+            torch.testing.assert_close(own, expected, rtol=0, atol=0)
+    assert {"recall", "f2", "dice"} <= {*customloss.loss_names()}
+    assert repr(customloss.ConfusionLoss("recall")) == "ConfusionLoss(recall)"
+    for near, meant in (("dcie", "dice"), ("iou", "jaccard"), ("soft_f1", "fbeta"),
+                        ("JaccardLoss", "jaccard"), ("ratio", None)):  # fmt: skip
+        hint = "" if meant is None else rf"; did you mean .*'{meant}'.*\?"
+        for call in (customloss.confusion_loss, customloss.compound_loss):
+            with pytest.raises(ValueError, match=rf"^score: expected one of .*'{near}'{hint}$"):
+                call(near, x, t)
+        for make in (customloss.ConfusionLoss, customloss.CompoundLoss):
+            with pytest.raises(ValueError, match=rf"^score: expected one of .*'{near}'{hint}$"):
+                make(near)
+    with pytest.raises(TypeError, match=r"^score: expected a function of .* or the name"):
+        customloss.confusion_loss(3, x, t)  # type: ignore[arg-type]
+
+
+def test_a_score_that_weighs_nothing_is_not_asked_for() -> None:
+    x, t = torch.randn(6, 4), torch.rand(6, 4) < 0.5
+    options: dict[str, float] = {"score_weight": 0.0, "cross_entropy_weight": 1.0}
+    expected = nn.functional.binary_cross_entropy_with_logits(x, t.float())
+    torch.testing.assert_close(customloss.compound_loss(None, x, t, **options), expected)
+    torch.testing.assert_close(customloss.CompoundLoss(None, **options)(x, t), expected)
+    with pytest.raises(TypeError, match=r"^score: expected a score, as score_weight is 1.0"):
+        customloss.compound_loss(None, x, t)
+    with pytest.raises(TypeError, match=r"^score: expected a score, as score_weight is 0.5"):
+        customloss.CompoundLoss(None, score_weight=0.5, cross_entropy_weight=1.0)
+
+
+def test_parameters_of_a_named_score() -> None:
+    def power(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, exponent: float = 1.0) -> Tensor:
+        return (tp / (tp + fp + fn)) ** exponent
+
+    customloss.register_score("power", power)
+    x, t = torch.randn(6, 4), torch.rand(6, 4) < 0.5
+    own = customloss.loss("power", average="micro", score_options={"exponent": -2.0})
+    expected = customloss.confusion_loss(partial(power, exponent=-2.0), x, t, average="micro")
+    torch.testing.assert_close(own(x, t), expected)
+    customloss.register_score("any_sums", lambda *sums, at=0: sums[at] / sum(sums))
+    own = customloss.loss("any_sums", score_options={"at": 3})
+    assert own(x, t) != customloss.loss("any_sums")(x, t)
+    own = customloss.loss("fbeta", score_options={"beta": 2.0, "smooth": 1.0})
+    torch.testing.assert_close(own(x, t), customloss.soft_f1_loss(x, t, beta=2.0, smooth=1.0))
+    for name, given, error, text in (
+        ("power", {"expnent": 2.0}, TypeError, "^expnent: no option of the score 'power'; did you"),
+        ("fbeta", {"beta": -1.0}, ValueError, "^beta: .*>= 0"),
+        ("power", [2.0], TypeError, "^score_options: expected a dict .* got list"),
+        ("dice", {"smooth": 1.0}, TypeError, "^score_options: expected None for 'dice', whose"),
+        ("mcc", {"smooth": 1.0}, TypeError, "^score_options: expected None for 'mcc', whose"),
+        ("recall", {"beta": 1.0}, TypeError, "^beta: no option of the score 'recall'.* are smooth"),
+    ):
+        with pytest.raises(error, match=text):
+            customloss.loss(name, score_options=given)
+    with pytest.raises(TypeError, match=r"^name: expected a string, got 3"):
+        customloss.loss(3)  # type: ignore[arg-type]
 
 
 def test_a_cell_that_runs_again() -> None:
@@ -197,15 +270,27 @@ def test_a_cell_that_runs_again() -> None:
 
 def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, error in (("no_such_module:score", ImportError), ("math:pi", TypeError)):
-        point = EntryPoint("x", value, registry.ENTRY_POINTS)
-        monkeypatch.setattr(registry, "entry_points", lambda points=(point,), **_: points)
+        point = EntryPoint("x", value, named_scores.ENTRY_POINTS)
+        monkeypatch.setattr(named_scores, "entry_points", lambda points=(point,), **_: points)
         with pytest.raises(error, match=f"^name: the plug-in of 'x', '{value}'"):
             customloss.loss("x")
 
 
+@pytest.mark.parametrize("name", ["dice", "recall"])
+def test_a_plugin_of_a_taken_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint(name, "a:score", named_scores.ENTRY_POINTS)]
+    monkeypatch.setattr(named_scores, "entry_points", lambda **_: points)
+    with pytest.warns(UserWarning, match=f"'a:score' is refused: '{name}' is a name of customloss"):
+        assert name in customloss.loss_names()
+    x, t = torch.randn(6, 4), torch.rand(6, 4) < 0.5
+    own = customloss.confusion_loss(getattr(customloss.scores, name), x, t)
+    torch.testing.assert_close(customloss.loss(name)(x, t), own)
+
+
 def test_two_plugins_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [EntryPoint("x", f"{module}:score", registry.ENTRY_POINTS) for module in ("a", "b")]
-    monkeypatch.setattr(registry, "entry_points", lambda **_: points)
+    group = named_scores.ENTRY_POINTS
+    points = [EntryPoint("x", f"{module}:score", group) for module in ("a", "b")]
+    monkeypatch.setattr(named_scores, "entry_points", lambda **_: points)
     with pytest.raises(ValueError, match="several plug-ins: a:score, b:score"):
         customloss.loss("x")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import customloss
-from customloss.losses import registry
+from customloss.losses import named_scores
 
 COMMITTED: dict[str, dict[str, str]] = json.loads(
     (Path(__file__).parent / "public_surface.json").read_text()
@@ -59,7 +59,7 @@ def complaint(call: str) -> str:
     t = (torch.rand(4, 3, generator=generator) > 0.5).float()
     # Other tests in this process may have registered scores, which some messages list.
     try:
-        with patch.dict(registry._registered, clear=True):
+        with patch.dict(named_scores.registered, clear=True):
             eval(call, {"customloss": customloss, "torch": torch, "x": x, "t": t})
     except (TypeError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
