@@ -55,6 +55,7 @@ from customloss.losses.extra_sums import (
     squared_dice_loss,
     weighted_log_loss,
 )
+from customloss.losses.named_sums import ConfusionSums, ExtendedSums
 from customloss.losses.ratios import (
     AnyLoss,
     DiceLoss,
@@ -72,7 +73,7 @@ from customloss.losses.ratios import (
     tversky_loss,
 )
 from customloss.losses.registry import loss, loss_names, register_score
-from customloss.losses.sums import ConfusionSums, ExtendedSums, confusion_sums
+from customloss.losses.sums import confusion_sums
 
 __all__ = [
     "AnyLoss",

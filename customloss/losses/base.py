@@ -18,6 +18,7 @@ from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.distributed import is_group
 from customloss.losses import classes
+from customloss.losses.named_sums import ConfusionSums, ExtendedSums, SumsTaker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -184,8 +185,55 @@ class Loss(HoldsGroup):
             if (value := getattr(self, name)) is not default
         }
 
+    def _loss(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        """The loss at these options."""
+        return type(self).function(input, target, weight, **options)
+
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        return type(self).function(input, target, weight, **self._changed())
+        """The loss of a batch; the shapes are those of the class."""
+        return self._loss(input, target, weight, self._changed())
+
+    def with_sums(
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, *, hard: bool = False
+    ) -> tuple[Tensor, ConfusionSums | ExtendedSums]:
+        """The loss, and the sums that it was made of, of one pass over the data.
+
+        Args:
+            input, target, weight: those of a call.
+            hard: also count decisions, p > 1/2 or the largest of a softmax, in the same pass.
+
+        Returns:
+            ``(loss, sums)``. The loss has its gradient. The sums are those of
+            :func:`customloss.confusion_sums` with the options of this loss, float64 and detached:
+            tp, fp, fn and tn, and what else the loss needed. ``sums.hard`` are the counts if
+            ``hard``. With a ``process_group`` they are those of all ranks; only with
+            ``samplewise=True`` they are those of the samples of this rank.
+
+        Raises:
+            TypeError: the loss is part of an ``accumulate`` or a :class:`customloss.StreamingLoss`,
+                whose sums are those of several batches.
+
+        Example::
+
+            criterion = customloss.DiceCELoss()
+            loss, sums = criterion.with_sums(logits, target, hard=True)
+            epoch = sums.hard + epoch  # 0 before the first batch
+            f1 = customloss.scores.dice(*epoch)
+        """
+        options = self._changed()
+        group = options.get("process_group")
+        if isinstance(group, distributed.Adder):
+            raise TypeError(
+                "with_sums: expected a loss of single batches, got one whose sums are those of "
+                "several: that of an accumulate or StreamingLoss"
+            )
+        if not isinstance(hard, bool):
+            raise TypeError(f"hard: expected True or False, got {hard!r}")
+        taker = SumsTaker(group, hard)
+        loss = self._loss(input, target, weight, {**options, "process_group": taker})
+        return loss, taker.named()
 
     def added_by(self, adder: object) -> Loss:
         """A copy with ``adder`` as process group; moving its buffers leaves this loss alone."""

@@ -82,9 +82,11 @@ class ConfusionLoss(Loss):
         super().__init__(**options)
         self.score = score  # a score that is itself a module becomes a part of this one
 
-    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def _loss(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
         function: Any = type(self).function
-        result: Tensor = function(self.score, input, target, weight, **self._changed())
+        result: Tensor = function(self.score, input, target, weight, **options)
         return result
 
     def _try_options(self, function: Callable[..., Tensor]) -> None:

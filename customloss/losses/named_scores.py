@@ -61,7 +61,8 @@ def score_of(score: Score | str) -> Score:
 
 def find(name: str) -> Score | None:
     """The score of this name, if there is one."""
-    return BUILT_IN.get(name) or registered.get(name) or _of_a_plugin(name)
+    score = BUILT_IN.get(name) or registered.get(name)
+    return _of_a_plugin(name) if score is None else score
 
 
 def names(taken: Collection[str] = ()) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ def _of_a_plugin(name: str) -> Score | None:
             f"but {score!r}"
         )
     registered[name] = score
-    return score
+    return registered[name]
 
 
 def _origin(point: EntryPoint) -> str:

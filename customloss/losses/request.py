@@ -35,7 +35,7 @@ class Request(NamedTuple):
     words: ScoringWords
     options: dict[str, Any]  # those of the public operators
     extra: dict[str, Any]  # the further sums, as ``confusion_sums`` takes them
-    group: ProcessGroup | None
+    group: ProcessGroup | distributed.Adder | None
     classes: Classes | None  # None: all of them count alike
 
     def sharded(self) -> bool:
@@ -59,7 +59,7 @@ _BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {*_A
 
 def prepared(
     input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any]
-) -> tuple[ProcessGroup | None, Classes | None]:
+) -> tuple[ProcessGroup | distributed.Adder | None, Classes | None]:
     """Checks what no operator checks, and takes out of ``given`` what no operator knows."""
     operands.are_tensors(input, target, weight)
     is_dtensor.ready(input)

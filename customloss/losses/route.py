@@ -3,7 +3,8 @@
 =================  =============================================================================
 FUSED              One operator reads the batch and makes the loss of it.
 SUMS_THEN_LOSS     One operator adds up the sums, another makes the loss of them. In between the
-                   sums of other ranks, or of a mesh of DTensors, are added.
+                   sums of other ranks, or of a mesh of DTensors, are added. ``with_sums`` takes it
+                   instead of FUSED.
 COMPOSED           The sums, and torch operations on them, which are a few numbers per group: for
                    what the operators lack, like scores that are no ratio, learned class weights, or
                    ``samplewise`` with a process group.
@@ -29,9 +30,10 @@ from customloss._spec.arguments import ClassWeights, GroupSums
 from customloss._spec.options import Ratio
 from customloss._spec.words import LINKS
 from customloss.losses.formula import Formula
+from customloss.losses.named_sums import SumsTaker
 from customloss.losses.request import Request
 from customloss.reference import losses as reference
-from customloss.reference.sums import accumulator
+from customloss.reference.sums import Extra, accumulator
 
 
 class Route(Enum):
@@ -75,14 +77,32 @@ def pools_classes(request: Request, formula: Formula) -> bool:
 
 def loss(request: Request, formula: Formula) -> Tensor:
     """The loss of a call, whichever way it takes."""
+    taker = request.group if isinstance(request.group, SumsTaker) else None
+    if taker is not None:
+        request = _for_taker(request, taker)
     way = route(request, formula)
-    if way is Route.FUSED:
+    if way is Route.FUSED and taker is None:
         return _without_class(request, fused(request, formula))
     sums = _sums(request, pools_classes(request, formula))
-    make = sums_then_loss if way is Route.SUMS_THEN_LOSS else composed
-    result = make(request, formula, is_dtensor.whole(sums))
+    whole = is_dtensor.whole(sums)
+    if taker is not None:
+        micro = request.options.get("average") == "micro"
+        taker.take(whole, request.elements, micro or request.data.input.dim() == 1)
+    make = composed if way is Route.COMPOSED else sums_then_loss
+    result = make(request, formula, whole)
     result = _without_class(request, result).to(accumulator(request.data.input))
     return is_dtensor.placed_like(sums, result)
+
+
+def _for_taker(request: Request, taker: SumsTaker) -> Request:
+    """The request of a call whose sums are handed out: with hard counts if they are asked for, and
+    without a group if there is none to add sums of."""
+    group = taker if distributed.group_size(taker.process_group) > 1 else None
+    elements, extra = request.elements, request.extra
+    if taker.hard:
+        elements = elements._replace(extra=elements.extra | Extra.HARD)
+        extra = {**extra, "hard": True}
+    return request._replace(group=group, elements=elements, extra=extra)
 
 
 def _without_class(request: Request, loss: Tensor) -> Tensor:
@@ -147,10 +167,11 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
 
 def _sums(request: Request, pools: bool) -> Tensor:
     """Calls ``confusion_sums``; with ``pools`` it keeps the classes apart, to be pooled later."""
-    if request.sharded() and not isinstance(request.group, (type(None), distributed.Adder)):
+    group = request.group.process_group if isinstance(request.group, SumsTaker) else request.group
+    if request.sharded() and not isinstance(group, (type(None), distributed.Adder)):
         raise ValueError(
             "process_group: expected None for DTensors, whose mesh says which ranks share the "
-            f"batch, got {request.group!r}"
+            f"batch, got {group!r}"
         )
     read = {name: value for name, value in request.options.items() if name in options.ELEMENTS}
     if pools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,75 +12,11 @@ from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Reading
 from customloss.losses import request
+from customloss.losses.named_sums import ConfusionSums, ExtendedSums, named
 from customloss.reference.sums import accumulator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class ConfusionSums(NamedTuple):
-    """Soft confusion sums, one number per group.
-
-    ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
-    ``a + b``, and ``sum`` of a list, are the sums of both batches.
-    """
-
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    tn: Tensor
-
-    def __add__(self, other: object) -> ConfusionSums:
-        result: ConfusionSums = _added(self, other)
-        return result
-
-    def __radd__(self, other: object) -> ConfusionSums:
-        return self + other
-
-
-def _added(one: Any, other: object) -> Any:
-    """The sums of two batches; 0 is where ``sum`` of a list begins."""
-    if isinstance(other, int) and other == 0:
-        return one
-    kind: Any = type(one)
-    if type(other) is not kind:
-        return NotImplemented
-    pairs: list[tuple[Any, Any]] = list(zip(tuple(one), cast(Any, other)))
-    if any((mine is None) != (theirs is None) for mine, theirs in pairs):
-        raise ValueError("sums: expected the same sums of both batches, got some of one alone")
-    return kind(*(None if mine is None else mine + theirs for mine, theirs in pairs))
-
-
-class ExtendedSums(NamedTuple):
-    """The sums that were asked for, one number per group; None where they were not.
-
-    ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
-    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
-    ``focal = Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))]`` (softmax has no second term).
-    ``hard`` counts decisions, p > 1/2 or the largest of a softmax, in float64 and without a
-    gradient, so that they can be added up over an epoch. ``a + b``, and ``sum`` of a list, are the
-    sums of both batches.
-    """
-
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    tn: Tensor
-    log_loss_pos: Tensor | None = None
-    log_loss_neg: Tensor | None = None
-    p2: Tensor | None = None
-    t2: Tensor | None = None
-    tp2: Tensor | None = None
-    distance: Tensor | None = None
-    focal: Tensor | None = None
-    hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
-
-    def __add__(self, other: object) -> ExtendedSums:
-        result: ExtendedSums = _added(self, other)
-        return result
-
-    def __radd__(self, other: object) -> ExtendedSums:
-        return self + other
 
 
 @overload
@@ -180,19 +116,6 @@ def confusion_sums(
     except RuntimeError:
         checks.option_types(given, spec.SUMS)
         raise
-    if average == "micro" or input.dim() == 1:
-        sums = sums[:, :, 0]
-    if not samplewise:
-        sums = sums[:, 0]
-    exact, sums = sums, sums.to(dtype or accumulator(input))
-    rows = sums.unbind(0)
-    if not any(asked.values()):
-        return ConfusionSums(*rows)
-    names = [name for word, names in spec.ROWS.items() if asked[word] for name in names]
-    named: dict[str, Any] = dict(zip(names, rows[4:]))
-    if hard:
-        for name in spec.ROWS["hard"]:
-            del named[name]
-        # the last rows; float32 would lose a count beyond 2^24
-        named["hard"] = ConfusionSums(*exact[-4:].detach().unbind(0))
-    return ExtendedSums(*rows[:4], **named)
+    one_group = average == "micro" or input.dim() == 1
+    extra = spec.extra_bits(asked)
+    return named(sums, extra, samplewise, one_group, dtype or accumulator(input))

@@ -1,0 +1,132 @@
+"""Soft confusion sums with names, and how a loss hands out those that it was made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from customloss import distributed
+from customloss._spec.arguments import Elements
+from customloss.reference.sums import Extra, rows
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class ConfusionSums(NamedTuple):
+    """Soft confusion sums, one number per group.
+
+    ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
+    ``a + b``, and ``sum`` of a list, are the sums of both batches.
+    """
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+
+    def __add__(self, other: object) -> ConfusionSums:
+        result: ConfusionSums = _added(self, other)
+        return result
+
+    def __radd__(self, other: object) -> ConfusionSums:
+        return self + other
+
+
+def _added(one: Any, other: object) -> Any:
+    """The sums of two batches; 0 is where ``sum`` of a list begins."""
+    if isinstance(other, int) and other == 0:
+        return one
+    kind: Any = type(one)
+    if type(other) is not kind:
+        return NotImplemented
+    pairs: list[tuple[Any, Any]] = list(zip(tuple(one), cast(Any, other)))
+    if any((mine is None) != (theirs is None) for mine, theirs in pairs):
+        raise ValueError("sums: expected the same sums of both batches, got some of one alone")
+    return kind(*(None if mine is None else mine + theirs for mine, theirs in pairs))
+
+
+class ExtendedSums(NamedTuple):
+    """The sums that were asked for, one number per group; None where they were not.
+
+    ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
+    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
+    ``focal = Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))]`` (softmax has no second term).
+    ``hard`` counts decisions, p > 1/2 or the largest of a softmax, in float64 and without a
+    gradient, so that they can be added up over an epoch. ``a + b``, and ``sum`` of a list, are the
+    sums of both batches.
+    """
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+    log_loss_pos: Tensor | None = None
+    log_loss_neg: Tensor | None = None
+    p2: Tensor | None = None
+    t2: Tensor | None = None
+    tp2: Tensor | None = None
+    distance: Tensor | None = None
+    focal: Tensor | None = None
+    hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
+
+    def __add__(self, other: object) -> ExtendedSums:
+        result: ExtendedSums = _added(self, other)
+        return result
+
+    def __radd__(self, other: object) -> ExtendedSums:
+        return self + other
+
+
+def named(
+    sums: Tensor, extra: int, samplewise: bool, one_group: bool, dtype: torch.dtype | None = None
+) -> ConfusionSums | ExtendedSums:
+    """``sums``, ``[rows, samples, classes]``, by name; ``extra`` says which rows there are.
+
+    Samples and classes stay dimensions where they are told apart. Hard counts keep their dtype:
+    float32 would lose a count beyond 2^24.
+    """
+    if one_group:
+        sums = sums[:, :, 0]
+    if not samplewise:
+        sums = sums[:, 0]
+    exact, sums = sums, sums if dtype is None else sums.to(dtype)
+    by_name: dict[str, Any] = dict(zip(rows(extra), sums.unbind(0)))
+    if not extra:
+        return ConfusionSums(**by_name)
+    if extra & Extra.HARD:  # the last rows
+        by_name = {name: row for name, row in by_name.items() if not name.startswith("hard_")}
+        by_name["hard"] = ConfusionSums(*exact[-4:].detach().unbind(0))
+    return ExtendedSums(**by_name)
+
+
+class SumsTaker(distributed.Adder):
+    """Stands in for the process group of a call, and keeps the sums that its loss is made of."""
+
+    def __init__(self, process_group: ProcessGroup | str | None, hard: bool) -> None:
+        self.process_group = process_group
+        self.hard = hard
+        self._taken: tuple[Tensor, Elements, bool] | None = None
+
+    def take(self, sums: Tensor, elements: Elements, one_group: bool) -> None:
+        """Called with the sums of this rank; classes that are told apart although they are one
+        group are added up."""
+        pooled = one_group and sums.shape[-1] > 1
+        self._taken = sums.sum(-1, keepdim=True) if pooled else sums, elements, one_group
+
+    def total(self, sums: Tensor, options: object) -> Tensor:
+        """Called with what the ranks have to add up: the sums, unless samples are told apart."""
+        total = distributed.global_sums(sums, self.process_group, options=options)
+        assert self._taken is not None
+        _, elements, one_group = self._taken
+        if not elements.per_sample:
+            self.take(total, elements, one_group)
+        return total
+
+    def named(self) -> ConfusionSums | ExtendedSums:
+        """The sums, without a gradient."""
+        assert self._taken is not None
+        sums, elements, one_group = self._taken
+        return named(sums.detach(), elements.extra, elements.per_sample, one_group)
