@@ -29,6 +29,15 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 LOSSES: dict[str, type[Loss]] = {}
 
 
+# What the weights are called in the state dicts of torch, nnU-Net and MONAI.
+_PEERS = {
+    "class_weight": (
+        "weight", "ce.weight", "cross_entropy.weight", "dice.class_weight", "focal.class_weight",
+    ),
+    "pos_weight": ("bce.pos_weight", "binary_cross_entropy.pos_weight"),
+}  # fmt: skip
+
+
 # the types of most options, of which none is a number of numpy
 _PLAIN = frozenset((type(None), bool, int, float, str, tuple, list, Tensor))
 
@@ -101,7 +110,10 @@ class HoldsGroup(nn.Module):
 class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
-    ``class_weight`` is kept as a buffer: it moves with ``.to()``, and is not in the state dict.
+    ``class_weight`` and ``pos_weight`` are kept as buffers: they move with ``.to()``, and are in
+    the state dict. A state dict without them leaves them as they are; in their place it may have
+    those of ``torch.nn.CrossEntropyLoss``, nnU-Net or MONAI. Weights for a loss that was made
+    without are unexpected keys, as for any module.
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
@@ -143,8 +155,7 @@ class Loss(HoldsGroup):
             if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
                 value = classes.as_tensor(name, value)
             if isinstance(value, Tensor) or name == "class_weight":
-                # like the other options it is not in the state dict, but it moves with .to()
-                self.register_buffer(name, value, persistent=False)
+                self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
         ours = type(self).function.__module__.startswith("customloss.")
@@ -184,6 +195,27 @@ class Loss(HoldsGroup):
             for name, default in self.defaults.items()
             if (value := getattr(self, name)) is not default
         }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        for name, value in self._buffers.items():
+            if value is not None and prefix + name not in state_dict:
+                state_dict[prefix + name] = self._of_peers(state_dict, prefix, name, value)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+    def _of_peers(
+        self, state_dict: dict[str, Any], prefix: str, name: str, value: Tensor
+    ) -> Tensor:
+        """Takes these weights out of the state dict of a peer; ``value`` if it has none."""
+        others = _PEERS.get(name, ())
+        if "pos_weight" not in self.defaults:  # MONAI keeps the weights of its classes there too
+            others = (*others, *_PEERS["pos_weight"])
+        keys = [prefix + other for other in others if prefix + other in state_dict]
+        found: list[Tensor] = [state_dict[key] for key in keys]
+        if not found or not all(torch.equal(found[0], each) for each in found):
+            return value  # unlike ones stay there, as unexpected keys
+        for key in keys:
+            del state_dict[key]
+        return found[0]
 
     def _loss(
         self, input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]

@@ -1,0 +1,116 @@
+"""Class weights are in the state dict, and those of other libraries' checkpoints carry over."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import customloss
+
+W = torch.tensor([1.0, 2.0, 3.0])
+OLD = [4.0, 5.0, 6.0]
+
+
+class Model(nn.Module):
+    """A network that keeps its loss."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+        self.criterion = criterion
+
+
+class NnUNetLoss(nn.Module):
+    """The names in the state dict of nnU-Net's DC_and_CE_loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ce = nn.CrossEntropyLoss(weight=W)
+
+
+def monai(name: str, **options: Any) -> nn.Module:
+    losses = pytest.importorskip("monai.losses")
+    module: nn.Module = getattr(losses, name)(**options)
+    return module
+
+
+def weights(criterion: Any) -> Tensor:
+    found: Tensor = criterion.class_weight
+    return found
+
+
+def test_they_are_saved_and_loaded() -> None:
+    for make in (customloss.DiceLoss, customloss.MCCLoss, customloss.DiceCELoss):
+        saved = Model(make(class_weight=W)).state_dict()
+        assert {*saved} == {"head.weight", "head.bias", "criterion.class_weight"}
+        saved = pickle.loads(pickle.dumps(saved))
+        model = Model(make(class_weight=OLD))
+        model.load_state_dict(saved)
+        assert weights(model.criterion).tolist() == W.tolist()
+    own = customloss.DiceBCELoss(class_weight=OLD, pos_weight=OLD)
+    own.load_state_dict({"pos_weight": W})
+    assert own.pos_weight.tolist() == W.tolist()
+    assert weights(own).tolist() == OLD
+    inner = customloss.StreamingLoss(customloss.DiceLoss(class_weight=W)).state_dict()
+    assert inner["loss.class_weight"].tolist() == W.tolist()
+
+
+def test_an_old_state_dict_has_none() -> None:
+    saved = Model(customloss.DiceLoss()).state_dict()
+    assert {*saved} == {"head.weight", "head.bias"}
+    for assign in (False, True):
+        model = Model(customloss.DiceLoss(class_weight=OLD))
+        model.load_state_dict(saved, assign=assign)
+        assert weights(model.criterion).tolist() == OLD
+    customloss.DiceLoss(class_weight=OLD).load_state_dict({})
+
+
+def test_weights_that_the_loss_was_made_without() -> None:
+    saved = Model(customloss.DiceLoss(class_weight=W)).state_dict()
+    model = Model(customloss.DiceLoss())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*criterion.class_weight"):
+        model.load_state_dict(saved)
+    model.load_state_dict(saved, strict=False)
+    assert model.criterion.class_weight is None
+    with pytest.raises(RuntimeError, match=r"size mismatch for criterion.class_weight"):
+        Model(customloss.DiceLoss(class_weight=[1.0, 2.0])).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.CrossEntropyLoss(weight=W),
+        NnUNetLoss,
+        lambda: monai("DiceCELoss", softmax=True, weight=W),
+        lambda: monai("DiceFocalLoss", softmax=True, weight=W),
+        lambda: monai("DiceLoss", softmax=True, weight=W),
+    ],
+    ids=["torch", "nnunet", "monai_ce", "monai_focal", "monai_dice"],
+)
+def test_those_of_others_carry_over(make: Any) -> None:
+    saved = Model(make()).state_dict()
+    assert len(saved) > 2
+    before = {**saved}
+    model = Model(customloss.DiceCELoss(class_weight=OLD))
+    model.load_state_dict(saved)
+    assert weights(model.criterion).tolist() == W.tolist()
+    assert {*saved} == {*before}  # the state dict of the caller is as it was
+    torch.testing.assert_close(model.head.weight, saved["head.weight"])
+
+
+def test_positives_of_others() -> None:
+    saved = {"bce.pos_weight": W}
+    own = customloss.DiceBCELoss(pos_weight=OLD)
+    own.load_state_dict(saved)
+    assert own.pos_weight.tolist() == W.tolist()
+
+
+def test_unlike_ones_of_others_are_not_chosen_from() -> None:
+    own = customloss.DiceCELoss(class_weight=OLD)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*weight"):
+        own.load_state_dict({"weight": W, "ce.weight": 2 * W})
+    assert weights(own).tolist() == OLD
