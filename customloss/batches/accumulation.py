@@ -7,13 +7,38 @@ graph to add up the sums, then with one. See docs/distributed.md for costs and l
 
 from __future__ import annotations
 
+import warnings
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from customloss import distributed
+from customloss._ops.modes import transformed
 from customloss.losses.base import Loss
+
+# Whether the warning of unlike passes came already, and whether a device was waited for to see
+# whether it is due.
+_warned = _waited = False
+
+
+def _compares(sums: Tensor) -> bool:
+    """Whether the sums of the two passes are compared at the end of the block.
+
+    On the CPU until the warning came. Elsewhere only in the first block of a process, because
+    reading the result waits for the device.
+    """
+    global _waited
+    if distributed.DEBUG:
+        return True
+    if torch.compiler.is_compiling() or _warned or transformed():
+        return False
+    if sums.is_cpu:
+        return True
+    capturing = sums.is_cuda and torch.cuda.is_current_stream_capturing()
+    first = not _waited and not capturing
+    _waited = _waited or first
+    return first
 
 
 class accumulate(distributed.Adder):
@@ -33,7 +58,9 @@ class accumulate(distributed.Adder):
     :meth:`loss` makes one all-reduce. Every rank needs a micro-batch, even if it is empty.
 
     Both forwards have to give the same logits: dropout and batch norm in training mode break that
-    (batch norm would also count every batch twice). With CUSTOMLOSS_DEBUG=1 it is checked. A second
+    (batch norm would also count every batch twice). Where the sums of the two passes differ, the
+    end of the ``with`` block warns, once in a process. On a GPU only the first block is looked at,
+    since that waits for the device. With CUSTOMLOSS_DEBUG=1 every block is, and raises. A second
     derivative is that of the micro-batch alone.
 
     Args:
@@ -70,7 +97,7 @@ class accumulate(distributed.Adder):
         self._added = self._scored = 0
         self._adding = True
         self._whole: Tensor | None = None
-        self._missing: Tensor | None = None  # debug: the sums not yet met again in the second pass
+        self._missing: Tensor | None = None  # the sums not yet met again in the second pass
 
     def add(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """First pass: adds the sums of a micro-batch, without a graph."""
@@ -108,7 +135,7 @@ class accumulate(distributed.Adder):
             self._whole = whole + detached
             return detached
         if self._scored == 0:
-            self._missing = whole if distributed.DEBUG else None
+            self._missing = whole if _compares(whole) else None
             self._whole = whole = distributed.global_sums(
                 whole, self.process_group, options=options
             )
@@ -135,9 +162,20 @@ class accumulate(distributed.Adder):
                 "without the others the gradients are not those of the batch"
             )
         if self._missing is not None and self._whole is not None:
-            most = self._whole.abs().max()
-            if not bool((self._missing.abs() <= 1e-4 * most).all()):
-                raise ValueError(
-                    "accumulate: the second forward of the micro-batches gave other logits than "
-                    "the first; look for dropout or batch norm in training mode, or other data"
-                )
+            self._compare(self._missing, self._whole)
+
+    def _compare(self, missing: Tensor, whole: Tensor) -> None:
+        """The sums of the second pass were those of the first. A batch that is not finite tells
+        nothing: a gradient scaler skips its step."""
+        global _warned
+        if not bool((missing.abs() > 1e-4 * whole.abs().max()).any()):
+            return
+        found = (
+            "accumulate: the second forward of the micro-batches gave other logits than the first, "
+            "so the gradients are not those of the batch. Look for dropout or batch norm in "
+            "training mode, or other data: switch them off, or seed dropout alike in both passes"
+        )
+        if distributed.DEBUG:
+            raise ValueError(found)
+        _warned = True
+        warnings.warn(f"{found}. This warning comes once", stacklevel=3)

@@ -17,10 +17,11 @@ from customloss.batches.streaming import StreamingLoss
 def deep_supervision_loss(
     loss: Callable[..., Tensor],
     inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    weight: Sequence[Tensor | None] | None = None,
+    targets: Sequence[Tensor] | Tensor,
+    weight: Sequence[Tensor | None] | Tensor | None = None,
     *,
     weights: Sequence[float] | None = None,
+    resize: str | None = None,
 ) -> Tensor:
     """``Σ_i weights[i] · loss(inputs[i], targets[i], weight[i])``: the loss of every output.
 
@@ -32,15 +33,19 @@ def deep_supervision_loss(
     Args:
         loss: ``loss(input, target)`` or, with ``weight``, ``loss(input, target, weight)``: a module
             or function that returns a tensor of the same shape for every output.
-        inputs, targets: one of each per output.
-        weight: element weights or None for each output, or None.
+        inputs, targets: one of each per output; with ``resize`` also one target for all outputs.
+        weight: element weights or None for each output, or None; with ``resize`` also one for all.
         weights: of the outputs, >= 0 and not all 0, taken as they are. By default 1, 1/2, 1/4, ...,
             divided by their sum. An output of weight 0 is not scored; it gets a gradient of zeros,
             so that DistributedDataParallel finds no parameter unused.
+        resize: ``"nearest"`` gives target and weight the spatial size of each output, by the rule
+            of ``F.interpolate(mode="nearest")``, for every dtype and so for class numbers too. An
+            output whose size divides that of the target gets a strided view, and nothing is
+            copied.
 
     Raises:
-        TypeError: no sequence of tensors, or a :class:`StreamingLoss`, whose average would mix
-            the outputs.
+        TypeError: no sequence of tensors (nor, with ``resize``, one for all), or a
+            :class:`StreamingLoss`, whose average would mix the outputs.
         ValueError: sequences of unlike lengths, or weights out of range. Where the loss raises an
             error for an output, ``(output i)`` is appended to its message.
 
@@ -51,7 +56,10 @@ def deep_supervision_loss(
     Example::
 
         outputs = model(image)  # [N, C, 64, 64], [N, C, 32, 32], [N, C, 16, 16]
-        targets = [target[:, :: 2**i, :: 2**i] for i in range(3)]
+        loss = customloss.deep_supervision_loss(
+            customloss.dice_ce_loss, outputs, target, resize="nearest"
+        )
+        targets = [target[:, :: 2**i, :: 2**i] for i in range(3)]  # the same
         loss = customloss.deep_supervision_loss(customloss.dice_ce_loss, outputs, targets)
     """
     if isinstance(loss, StreamingLoss):
@@ -60,6 +68,10 @@ def deep_supervision_loss(
             "outputs: take one for each"
         )
     _sequence("inputs", inputs)
+    _check_resize(resize)
+    if resize is not None:
+        targets = _resized("targets", targets, inputs)
+        weight = None if weight is None else _resized("weight", weight, inputs)
     _sequence("targets", targets, len(inputs))
     if weight is not None:
         _sequence("weight", weight, len(inputs), none=True)
@@ -85,7 +97,11 @@ def deep_supervision_loss(
 def _sequence(name: str, values: object, length: int | None = None, none: bool = False) -> None:
     """Checks a sequence of tensors, which may hold None if ``none``."""
     if isinstance(values, Tensor) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: expected a sequence of tensors, got {type(values).__name__}")
+        one = isinstance(values, Tensor) and name != "inputs"
+        cure = "; resize='nearest' takes one for all outputs" if one else ""
+        raise TypeError(
+            f"{name}: expected a sequence of tensors, got {type(values).__name__}{cure}"
+        )
     if length is None and not values:
         raise ValueError(f"{name}: expected at least one output, got none")
     if length is not None and len(values) != length:
@@ -95,6 +111,47 @@ def _sequence(name: str, values: object, length: int | None = None, none: bool =
     for i, value in enumerate(values):
         if not isinstance(value, Tensor) and not (none and value is None):
             raise TypeError(f"{name}[{i}]: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def _check_resize(resize: object) -> None:
+    """Checks how targets are resized."""
+    if resize is not None:
+        checks.one_of("resize", resize, ("nearest",))  # type: ignore[arg-type]
+
+
+def _resized(
+    name: str, values: Tensor | Sequence[Tensor | None], inputs: Sequence[Tensor]
+) -> list[Any]:
+    """One tensor for each output, of the spatial size of that output."""
+    if isinstance(values, Tensor):
+        values = [values] * len(inputs)
+    _sequence(name, values, len(inputs), none=name == "weight")
+    return [
+        None if value is None else _nearest(name, value, input)
+        for value, input in zip(values, inputs)
+    ]
+
+
+def _nearest(name: str, value: Tensor, input: Tensor) -> Tensor:
+    """``value`` at the places of ``input``: number i of n is number ``floor(i m / n)`` of m."""
+    spatial = max(input.dim() - 2, 0)
+    if value.dim() < spatial:
+        raise ValueError(
+            f"{name}: expected the {spatial} spatial dimensions of the inputs, got "
+            f"{list(value.shape)}"
+        )
+    for dim in range(-spatial, 0):
+        size, wanted = value.shape[dim], input.shape[dim]
+        if size == wanted or (name == "weight" and size == 1):  # a weight may be broadcast
+            continue
+        if wanted and size % wanted == 0:
+            index = [slice(None)] * value.dim()
+            index[dim] = slice(None, None, size // wanted)
+            value = value[tuple(index)]
+        else:
+            places = torch.arange(wanted, device=value.device) * size
+            value = value.index_select(dim, places.div(max(wanted, 1), rounding_mode="floor"))
+    return value
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> Sequence[float]:
@@ -127,29 +184,45 @@ class DeepSupervision(nn.Module):
     Args:
         loss: a loss module, or a function.
         weights: of the outputs; by default 1, 1/2, 1/4, ... over their sum, however many there are.
+        resize: ``"nearest"`` for one target at full resolution; by default there is one for each
+            output.
 
     Example::
 
-        criterion = customloss.DeepSupervision(customloss.DiceCELoss(ignore_index=255))
+        loss = customloss.DiceCELoss(ignore_index=255)
+        criterion = customloss.DeepSupervision(loss, resize="nearest")
+        criterion(outputs, target).backward()
+        criterion = customloss.DeepSupervision(loss)
         criterion(outputs, [target[:, :: 2**i, :: 2**i] for i in range(len(outputs))]).backward()
     """
 
-    def __init__(self, loss: Callable[..., Tensor], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        weights: Sequence[float] | None = None,
+        resize: str | None = None,
+    ) -> None:
         super().__init__()
         if not callable(loss):
             raise TypeError(f"loss: expected a loss module or function, got {loss!r}")
         if weights is not None:
             _check_weights(weights)
+        _check_resize(resize)
         self.loss: Any = loss
         self.weights = None if weights is None else tuple(weights)
+        self.resize = resize
 
     def forward(
         self,
         inputs: Sequence[Tensor],
-        targets: Sequence[Tensor],
-        weight: Sequence[Tensor | None] | None = None,
+        targets: Sequence[Tensor] | Tensor,
+        weight: Sequence[Tensor | None] | Tensor | None = None,
     ) -> Tensor:
-        return deep_supervision_loss(self.loss, inputs, targets, weight, weights=self.weights)
+        """The loss of all outputs; see :func:`customloss.deep_supervision_loss`."""
+        return deep_supervision_loss(
+            self.loss, inputs, targets, weight, weights=self.weights, resize=self.resize
+        )
 
     def extra_repr(self) -> str:
-        return "" if self.weights is None else f"weights={self.weights}"
+        changed = {"weights": self.weights, "resize": self.resize}
+        return ", ".join(f"{key}={value!r}" for key, value in changed.items() if value is not None)

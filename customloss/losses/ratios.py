@@ -23,6 +23,7 @@ def ratio_loss(
 ) -> Tensor:
     """The loss that ``torch.ops.customloss.<operator>`` computes, also with the options that the
     operator lacks: a process group, and those of classes."""
+    target = request.readable(input, target)
     group, classes = request.prepared(input, target, weight, options)
     if group is None and classes is None:
         try:
@@ -60,7 +61,8 @@ def soft_f1_loss(
         input: logits (or probabilities, ``activation="none"``), ``[N]``, ``[N, C]`` or
             ``[N, C, *spatial]``; float32, float64, float16 or bfloat16, any strides.
         target: the shape of ``input``; bool, integer or float, soft labels in [0, 1] allowed. Or
-            class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, signed integers or uint8.
+            class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, signed integers or uint8;
+            floats ``[N, 1, *spatial]``, as MONAI keeps labels, are copied to integers.
         weight: per-element weight or mask, broadcastable to ``input``. Weight 0 removes an
             element, even a NaN.
         beta: the β of Fβ, >= 0; above 1 it favours recall.

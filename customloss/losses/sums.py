@@ -106,7 +106,7 @@ def confusion_sums(
         "hard": hard,
     }  # fmt: skip
     given = {**options, **asked}
-    data = Data(input, target, weight)
+    data = Data(input, request.readable(input, target), weight)
     # "local": sums of a part are not wrong, so nobody is warned of them
     checked = {"check_target": check_target, "ignore_index": ignore_index}
     request.prepared(*data, {**checked, "process_group": "local"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import customloss
+from customloss.batches import accumulation
 
 SAMPLES = 17
 CRITERIA = {
@@ -219,3 +222,27 @@ def test_debug_mode_finds_forwards_that_differ() -> None:
     )
     assert found.stdout == "passed with 0.0\n"
     assert "ValueError: accumulate: the second forward" in found.stderr
+
+
+def differing(change: float, count: int = 2) -> None:
+    """A block whose second pass sees logits that differ by ``change``."""
+    x, target = operands()
+    with customloss.accumulate(customloss.SoftF1Loss()) as whole:
+        for _ in range(count):
+            whole.add(x, target)
+        for _ in range(count):
+            whole.loss(x + change * x, target)
+
+
+def test_unlike_passes_are_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accumulation, "_warned", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        differing(0.0)
+        differing(math.nan)  # a step that a gradient scaler skips
+    with pytest.warns(UserWarning, match=r"^accumulate: the second forward.*dropout.*once") as seen:
+        differing(0.5)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        differing(0.5)

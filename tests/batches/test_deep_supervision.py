@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import customloss
 from customloss import DeepSupervision, deep_supervision_loss
@@ -184,3 +185,85 @@ def test_bad_modules() -> None:
         DeepSupervision("dice")
     with pytest.raises(ValueError, match=r"^weights\[0\]"):
         DeepSupervision(LOSS, weights=(-1.0,))
+
+
+# ---- one target for all outputs ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 12), (6, 5, 7)])
+@pytest.mark.parametrize("kind", ["numbers", "channel", "mask"])
+def test_one_target_is_resized_as_interpolate_does(size: tuple[int, ...], kind: str) -> None:
+    y = torch.randint(0, 3, (2, *size))
+    y[0, 1] = 255
+    logits = [torch.randn(2, 3, *(max(side >> i, 1) for side in size), dtype=F64) for i in range(3)]
+    loss = customloss.DiceCELoss(ignore_index=255)
+    if kind == "numbers":
+        target, as_float = y, y[:, None].double()
+    elif kind == "channel":
+        target, as_float = y[:, None].to(torch.uint8), y[:, None].double()
+    else:
+        target = torch.rand(2, 3, *size) < 0.4
+        as_float, loss = target.double(), customloss.DiceBCELoss()
+    resized = [F.interpolate(as_float, x.shape[2:]) for x in logits]
+    integers = [each if kind == "mask" else each.long() for each in resized]
+    own = DeepSupervision(loss, resize="nearest")(logits, target)
+    torch.testing.assert_close(own, DeepSupervision(loss)(logits, integers), rtol=0, atol=0)
+    function = deep_supervision_loss(loss, logits, target, resize="nearest")
+    torch.testing.assert_close(function, own, rtol=0, atol=0)
+    weight = torch.rand(2, 1, *size, dtype=F64)
+    for w in (weight, weight[:, :, :1]):
+        shapes = [[size if side > 1 else 1 for size, side in zip(x.shape[2:], w.shape[2:])]
+                  for x in logits]  # fmt: skip
+        parts = [F.interpolate(w, shape) for shape in shapes]
+        torch.testing.assert_close(
+            DeepSupervision(loss, resize="nearest")(logits, target, w),
+            DeepSupervision(loss)(logits, integers, parts),
+        )
+
+
+def test_a_size_that_divides_takes_no_copy() -> None:
+    seen = []
+
+    def look(input: Tensor, target: Tensor) -> Tensor:
+        seen.append(target)
+        return input.sum()
+
+    y = torch.randint(0, 3, (2, 12, 8))
+    logits = [torch.randn(2, 3, 12 >> i, 8 >> i) for i in range(3)]
+    DeepSupervision(look, resize="nearest")(logits, y)
+    assert [each.data_ptr() for each in seen] == [y.data_ptr()] * 3
+    assert [each.dtype for each in seen] == [torch.int64] * 3
+
+
+def test_how_a_target_may_be_resized() -> None:
+    logits, targets, _ = outputs()
+    with pytest.raises(TypeError, match=r"^targets: .* got Tensor; resize='nearest' takes one"):
+        DeepSupervision(LOSS)(logits, targets[0])
+    with pytest.raises(ValueError, match=r"^resize: expected one of .*'nearest'.*got 'area'"):
+        DeepSupervision(LOSS, resize="area")
+    with pytest.raises(ValueError, match=r"^targets: expected the 2 spatial dim.* got \[2\]"):
+        DeepSupervision(LOSS, resize="nearest")(logits, torch.zeros(2))
+    own = DeepSupervision(LOSS, weights=(1, 2, 3), resize="nearest")
+    assert "weights=(1, 2, 3), resize='nearest'" in repr(own)
+    # targets that fit are taken as they are
+    expected = DeepSupervision(LOSS, weights=(1, 2, 3))(logits, targets)
+    torch.testing.assert_close(own(logits, targets), expected, rtol=0, atol=0)
+
+
+def test_inside_monais_deep_supervision() -> None:
+    """It interpolates labels as floats, or as uint8."""
+    monai = pytest.importorskip("monai.losses")
+    logits = [torch.randn(2, 3, 9 >> i, 8 >> i, dtype=F64) for i in range(3)]
+    logits = [x.float().requires_grad_() for x in logits]
+    y = torch.randint(0, 3, (2, 1, 9, 8))
+    for criterion in (customloss.DiceCELoss(), customloss.DiceLoss(activation="softmax"),
+                      customloss.TverskyCELoss(ignore_index=2)):  # fmt: skip
+        parts = [
+            criterion(x, F.interpolate(y.double(), x.shape[2:], mode="nearest-exact").long())
+            for x in logits
+        ]
+        expected = sum(share * part for share, part in zip((1, 0.5, 0.25), parts))
+        for labels in (y.float(), y.to(torch.uint8), y.double()):
+            torch.testing.assert_close(
+                monai.DeepSupervisionLoss(criterion)(logits, labels), expected
+            )
