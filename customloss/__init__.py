@@ -150,3 +150,10 @@ __all__ = [
     "tversky_loss",
     "weighted_log_loss",
 ]
+
+# What is public says so: help, tracebacks and pickles name the package, not the file.
+for _name in __all__:
+    _value = globals()[_name]
+    if getattr(_value, "__module__", "").startswith(f"{__name__}."):
+        _value.__module__ = __name__
+del _name, _value

@@ -151,7 +151,15 @@ def bench(
     if table is not None:
         from customloss._bench import report
 
-        console.print(report.renderable(report.load(table)))
+        try:
+            shown = report.renderable(report.load(table))
+        except OSError as error:
+            raise SystemExit(f"customloss: --table {table}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise SystemExit(
+                f"customloss: --table {table}: expected a JSON file that customloss bench saved"
+            ) from None
+        console.print(shown)
         return
     suite = "smoke" if smoke else "full" if full else "quick"
     wanted = rounds or {"smoke": 5, "quick": 15, "full": 51}[suite]

@@ -69,6 +69,7 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss of the average, which includes this batch; operands are those of the loss."""
         result: Tensor = self.loss(input, target, weight)
         return result
 

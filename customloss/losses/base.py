@@ -17,7 +17,7 @@ from customloss._backends import choice
 from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.distributed import is_group
-from customloss.losses import classes
+from customloss.losses import classes, help_text
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, SumsTaker
 
 if TYPE_CHECKING:
@@ -143,9 +143,17 @@ class Loss(HoldsGroup):
         names = {p.name for p in listed}
         more = [option for name, option in options.items() if name not in names]
         cls.__signature__ = inspect.Signature([*listed, *more])  # type: ignore[attr-defined]
+        cls.__doc__ = help_text.documented(
+            vars(cls)["__doc__"], cls.function.__name__, cls.defaults
+        )
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
+        if not hasattr(self, "function"):
+            raise TypeError(
+                f"{type(self).__name__}: expected one of the losses, such as SoftF1Loss; this is "
+                "their common type, for isinstance and for annotations"
+            )
         for name in options:
             if name not in self.defaults:
                 raise hints.unknown_option(name, type(self).__name__, list(self.defaults))
@@ -158,7 +166,7 @@ class Loss(HoldsGroup):
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
-        ours = type(self).function.__module__.startswith("customloss.")
+        ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
             self._try_options(type(self).function)
 
@@ -224,7 +232,22 @@ class Loss(HoldsGroup):
         return type(self).function(input, target, weight, **options)
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss of a batch; the shapes are those of the class."""
+        """The loss of a batch.
+
+        Args:
+            input: logits (or probabilities, ``activation="none"``), ``[N]``, ``[N, C]`` or
+                ``[N, C, *spatial]``; float32, float64, float16 or bfloat16.
+            target: the shape of ``input``; bool, integer or float. Or class numbers,
+                ``[N, *spatial]`` or ``[N, 1, *spatial]``.
+            weight: per-element weight or mask, broadcastable to ``input``.
+
+        Returns:
+            A scalar, or what ``average``, ``samplewise`` and ``reduction="none"`` keep; float64
+            for float64 input, else float32.
+
+        Raises:
+            TypeError, ValueError: operands that do not fit; the message names the argument.
+        """
         return self._loss(input, target, weight, self._changed())
 
     def with_sums(

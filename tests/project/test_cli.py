@@ -31,6 +31,22 @@ def test_info_shows_the_build() -> None:
         assert name in output
 
 
+def test_a_table_that_is_none(tmp_path: Path) -> None:
+    """One line says what is wrong with the file."""
+    other, broken = tmp_path / "other.json", tmp_path / "broken.json"
+    other.write_text('{"a": 1}')
+    broken.write_text("{")
+    for path, text in (
+        (tmp_path / "nope.json", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (other, "expected a JSON file that customloss bench saved"),
+        (broken, "expected a JSON file that customloss bench saved"),
+    ):
+        result = _RUNNER.invoke(cli.app, ("bench", "--table", str(path)))
+        assert isinstance(result.exception, SystemExit)
+        assert str(result.exception).startswith(f"customloss: --table {path}: {text}")
+
+
 def test_bench_saves_json_and_png_and_shows_them_again(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "new" / "bench.json"

@@ -1,0 +1,73 @@
+"""What ``help`` of a loss module lists: the shapes of a call, and a line for every option."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+SHAPES = """
+Call:
+    ``criterion(input, target, weight=None)``: input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``;
+    target in its shape, or class numbers ``[N, *spatial]`` or ``[N, 1, *spatial]``; weight, if any,
+    broadcastable to input. The loss is a scalar, or what ``average``, ``samplewise`` and
+    ``reduction="none"`` keep.
+"""
+
+# A line for every option of a loss; the function of the same name has the whole text.
+OPTIONS = {
+    "absent": 'a group without positives: "score", "skip" (left out) or "penalize"',
+    "activation": '"sigmoid", "softmax" over the classes, or "none" for probabilities',
+    "amplification": "the slope of the second sigmoid",
+    "average": '"macro" over classes, "micro" (one group), "weighted" by support, or "none"',
+    "bce_weight": "what the binary cross-entropy counts",
+    "beta": "the β of Fβ, >= 0; above 1 it favours recall",
+    "ce_weight": "what the cross-entropy counts",
+    "check_target": "raise unless every target is in range; reads them, and waits for the device",
+    "class_weight": "what each class counts, one number per class; a buffer of the module",
+    "classes": "the numbers of the classes that are scored; None: all",
+    "cross_entropy_weight": "what the cross-entropy counts",
+    "dice_weight": "what the Dice loss counts",
+    "exponent": "the power of the loss of every group, > 0",
+    "fn_weight": "the weight of false negatives, >= 0",
+    "focal_gamma": "γ of the focal loss, >= 0",
+    "focal_weight": "what the focal loss counts",
+    "fp_weight": "the weight of false positives, >= 0",
+    "gamma": 'the exponent of link="focal" or "log_power", > 0',
+    "ignore_index": "targets of this value do not count",
+    "include_background": "whether class 0 is scored",
+    "label_smoothing": "ε in [0, 1): t becomes (1 - ε) t + ε / K",
+    "link": '"complement" 1 - S, "log" -log S, "focal" (1 - S)^gamma or "negative" -S',
+    "logit_offset": "p = sigmoid(logit_scale (input - logit_offset))",
+    "logit_scale": "see logit_offset",
+    "pos_weight": "how often a binary cross-entropy counts positives: a number, or one per class",
+    "process_group": 'the ranks that share the batch: a ProcessGroup, "world", "local" or None',
+    "recall_weight": "the weight of recall, in [0, 1]",
+    "reduction": '"mean", "sum" or "none" over what the average leaves',
+    "samplewise": "score every sample by itself",
+    "score_weight": "what the loss of the score counts",
+    "shift": "added to the logits",
+    "slope": "of the sigmoid",
+    "smooth": "added to both sides of the similarity, in units of elements, >= 0",
+    "tversky_weight": "what the Tversky loss counts",
+    "weighting": 'of the classes: "square" 1/T², "simple" 1/T or "uniform", T their positives',
+}
+
+
+def documented(text: str | None, function: str, defaults: Mapping[str, Any]) -> str | None:
+    """The docstring of a module, with shapes and options; one that explains its own is complete."""
+    if text is None or "Args:" in text:  # None: python -OO
+        return text
+    lines = [_line(name, default) for name, default in defaults.items()]
+    options = textwrap.indent("\n".join(lines), "    ")
+    return (
+        f"{inspect.cleandoc(text)}\n{SHAPES}\n"
+        f"Options (more in :func:`customloss.{function}` and :func:`customloss.soft_f1_loss`):\n"
+        f"{options}\n"
+    )
+
+
+def _line(name: str, default: object) -> str:
+    meaning = OPTIONS.get(name)
+    return f"{name}={default!r}" + (f": {meaning}." if meaning else "")

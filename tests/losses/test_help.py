@@ -1,0 +1,70 @@
+"""``help`` of a public object says where it is found, which shapes it takes and what it can do."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import pydoc
+import types
+
+import pytest
+import torch
+
+import customloss
+from customloss.losses import help_text
+from customloss.losses.base import LOSSES
+
+MODULES = [getattr(customloss, name) for name in customloss.__all__]
+LOSS_MODULES = [
+    each for each in MODULES if isinstance(each, type) and issubclass(each, customloss.Loss)
+]
+
+
+@pytest.mark.parametrize("name", customloss.__all__)
+def test_a_public_name_is_one_of_the_package(name: str) -> None:
+    value = getattr(customloss, name)
+    if isinstance(value, types.ModuleType):
+        assert value.__name__ == f"customloss.{name}"
+    else:
+        assert value.__module__ == "customloss"
+        assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_older_pickles_load() -> None:
+    """A pickle holds the name of a class, which was that of its file."""
+    assert pickle.loads(b"ccustomloss.losses.ratios\nSoftF1Loss\n.") is customloss.SoftF1Loss
+    assert pickle.loads(b"ccustomloss.losses.sums\nConfusionSums\n.") is customloss.ConfusionSums
+    saved = pickle.dumps(customloss.DiceLoss())
+    assert b"customloss.losses" not in saved
+
+
+@pytest.mark.parametrize("loss", LOSS_MODULES, ids=lambda loss: loss.__name__)
+def test_help_has_shapes_and_a_line_for_every_option(loss: type[customloss.Loss]) -> None:
+    if loss is customloss.Loss:
+        return
+    shown = pydoc.plain(pydoc.render_doc(loss))
+    assert "[N, C, *spatial]" in shown
+    doc = inspect.getdoc(loss) or ""
+    for option, default in loss.defaults.items():
+        if loss is customloss.CustomF1Loss:  # it explains its own
+            assert f"{option}" in doc
+        else:
+            assert f"\n    {option}={default!r}: {help_text.OPTIONS[option]}.\n" in f"{doc}\n"
+    assert max(len(line) for line in doc.splitlines()) <= 100
+    assert "Args:" in (inspect.getdoc(loss.forward) or "")
+    assert "Args:" in (inspect.getdoc(loss.with_sums) or "")
+
+
+def test_every_line_is_of_an_option() -> None:
+    known = {
+        option for loss in LOSS_MODULES if loss is not customloss.Loss for option in loss.defaults
+    }
+    assert {*help_text.OPTIONS} == known
+
+
+def test_the_common_type_is_no_loss() -> None:
+    with pytest.raises(TypeError, match=r"^Loss: expected one of the losses, such as .*isinstance"):
+        customloss.Loss()
+    assert all(issubclass(loss, customloss.Loss) for loss in LOSSES.values())
+    for module in (customloss.StreamingLoss, customloss.DeepSupervision, customloss.CustomF1Loss):
+        assert inspect.getdoc(module.forward) != inspect.getdoc(torch.nn.Module.forward)
