@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
@@ -9,8 +11,17 @@ from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
-    """Inside ``torch.func`` transforms or forward-mode AD."""
-    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether the call has to consist of torch operations: inside ``torch.func`` transforms and
+    forward-mode AD, and for a program that becomes ONNX, which has no operators of ours."""
+    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and _becomes_onnx()
+
+
+def _becomes_onnx() -> bool:
+    """Whether ``torch.onnx.export`` is running; importing ``torch.onnx`` takes a while."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and bool(onnx.is_in_onnx_export())
 
 
 def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:

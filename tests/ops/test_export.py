@@ -146,3 +146,60 @@ def test_scaled_half_precision() -> None:
             scaler.update()
             assert torch.equal(layer.weight, before)
             assert scaler.get_scale() == scale / 2
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------
+
+LOSSES = {
+    "soft_f1": customloss.SoftF1Loss(beta=2.0),
+    "log": customloss.DiceLoss(link="log", average="micro"),
+    "skip": customloss.TverskyLoss(absent="skip", average="weighted", samplewise=True),
+    "composed": customloss.MCCLoss(),
+    "sums": customloss.SquaredDiceLoss(smooth=1.0),
+    "focal": customloss.DiceFocalLoss(class_weight=[1.0, 2.0, 3.0, 4.0]),
+    "numbers": customloss.DiceCELoss(ignore_index=1, label_smoothing=0.1),
+}
+
+
+def segmented(name: str) -> tuple[Segmented, tuple[Tensor, Tensor]]:
+    """A model with this loss, and a batch."""
+    model = Segmented()
+    model.criterion = LOSSES[name]
+    numbers = torch.randint(0, 4, (3, 6, 5))
+    masks = torch.rand(3, 4, 6, 5) < 0.4
+    return model.eval(), (torch.randn(3, 2, 6, 5), numbers if name == "numbers" else masks)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_for_onnx_the_loss_becomes_torch_operations(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.onnx.export goes about it, without the packages that it needs."""
+    model, batch = segmented(name)
+    expected = model(*batch)
+    program = torch.export.export(model, batch)
+    assert ours(program)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    decomposed = program.run_decompositions()
+    assert not ours(decomposed)
+    torch.testing.assert_close(decomposed.module()(*batch), expected)
+    again = torch.export.export(model, batch).run_decompositions()
+    assert not ours(again)
+    assert torch.equal(model(*batch), expected)  # and nothing changes for who computes
+
+
+@pytest.mark.filterwarnings("ignore:.*axis name.*will not be used:UserWarning")  # torch's own
+@pytest.mark.parametrize("name", ["skip", "focal", "numbers"])
+def test_onnx_computes_the_same(name: str) -> None:
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    model, batch = segmented(name)
+    height = torch.export.Dim("height", min=2, max=1024)
+    shapes = ({2: height}, {batch[1].dim() - 2: height})
+    program = torch.onnx.export(model, batch, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    graph = program.model_proto.graph
+    x, target = torch.randn(3, 2, 9, 5), torch.cat([batch[1], batch[1]], -2).narrow(-2, 0, 9)
+    given = {put.name: each.numpy() for put, each in zip(graph.input, (x, target), strict=True)}
+    (found,) = ReferenceEvaluator(program.model_proto).run(None, given)
+    torch.testing.assert_close(torch.as_tensor(found), model(x, target).detach())
