@@ -195,7 +195,9 @@ def test_bad_modules() -> None:
 def test_one_target_is_resized_as_interpolate_does(size: tuple[int, ...], kind: str) -> None:
     y = torch.randint(0, 3, (2, *size))
     y[0, 1] = 255
-    logits = [torch.randn(2, 3, *(max(side >> i, 1) for side in size), dtype=F64) for i in range(3)]
+    logits = [
+        torch.randn(2, 3, *(side * (3 - i) // 3 for side in size), dtype=F64) for i in range(3)
+    ]
     loss = customloss.DiceCELoss(ignore_index=255)
     if kind == "numbers":
         target, as_float = y, y[:, None].double()

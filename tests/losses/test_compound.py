@@ -492,7 +492,7 @@ def test_errors_of_presets() -> None:
     with pytest.raises(ValueError, match=r"^fp_weight"):
         customloss.tversky_ce_loss(x, y, fp_weight=-1.0)
     with pytest.raises(TypeError, match=r"^score: expected a function"):
-        customloss.CompoundLoss("dice")
+        customloss.CompoundLoss(2)  # type: ignore[arg-type]
     batch = customloss.accumulate(customloss.DiceCELoss(samplewise=True, reduction="none"))
     with pytest.raises(ValueError, match=r"^reduction: expected 'mean' or 'sum'"):
         batch.add(x, y)
