@@ -113,17 +113,15 @@ def _loss(
     scoring: Scoring,
     compound: Compound | None,
 ) -> Tensor:
-    target = operands.checked_target(input, target, weight, elements)
+    data = operands.checked(input, target, weight, elements)
     if transformed() or (compound is not None and _learned(compound.class_weight)):
-        sums = autograd.sums(Data(input, target, weight), elements)
+        sums = autograd.sums(data, elements)
         return autograd.score(sums, scoring, elements, compound).to(accumulator(input))
-    if wants_grad(input, target, weight):
-        result: Tensor = autograd.LossFunction.apply(
-            input, target, weight, elements, scoring, compound
-        )
+    if wants_grad(*data):
+        result: Tensor = autograd.LossFunction.apply(*data, elements, scoring, compound)
         return result
     primitives = choice.primitives(input)
-    return autograd.scored(primitives, input, target, weight, elements, scoring, compound)[0]
+    return autograd.scored(primitives, *data, elements, scoring, compound)[0]
 
 
 def confusion_sums(
@@ -136,8 +134,8 @@ def confusion_sums(
         return dtensor.confusion_sums(input, target, weight, given)
     elements = options.cached_for_sums(input.dim(), **given)
     # a shard of a batch may hold no sample
-    target = operands.checked_target(input, target, weight, elements, no_sample=True)
-    return autograd.sums(Data(input, target, weight), elements)
+    data = operands.checked(input, target, weight, elements, no_sample=True)
+    return autograd.sums(data, elements)
 
 
 def sums_loss(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) -> Tensor:

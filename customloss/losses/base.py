@@ -18,6 +18,7 @@ from customloss._backends import choice
 from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.losses import classes
+from customloss.losses.first_batch import ONCE, FirstBatch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -81,6 +82,8 @@ class Loss(nn.Module):
 
     function: ClassVar[Callable[..., Tensor]]
     defaults: ClassVar[dict[str, Any]]
+    _passed: ClassVar[dict[str, Any]]  # without ``check_target``, which becomes False
+    check_target: Any = False  # where a function has no such option
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """The options and their defaults are those of the function.
@@ -94,7 +97,11 @@ class Loss(nn.Module):
             return
         shown = inspect.signature(cls.function).parameters.values()
         options = {p.name: p for p in shown if p.kind is p.KEYWORD_ONLY}
+        if "check_target" in options:  # a module, unlike a function, has a first batch
+            once = inspect.Parameter("check_target", inspect.Parameter.KEYWORD_ONLY, default=ONCE)
+            options["check_target"] = once
         cls.defaults = {name: option.default for name, option in options.items()}
+        cls._passed = {n: default for n, default in cls.defaults.items() if n != "check_target"}
         # shown by help: what __init__ takes by position, then every option of the function
         _, *listed = inspect.signature(cls.__init__).parameters.values()
         listed = [p for p in listed if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -117,6 +124,7 @@ class Loss(nn.Module):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
+        self._first_batch = FirstBatch()
         ours = type(self).function.__module__.startswith("customloss.")
         if ours and not is_compiling():
             self._try_options(type(self).function)
@@ -124,6 +132,9 @@ class Loss(nn.Module):
     def _try_options(self, function: Callable[..., Tensor]) -> None:
         """Raises what the first batch would raise about the options, on a pixel that is no data."""
         options = self.options()
+        asked = options.get("check_target")
+        if asked is True or asked == ONCE:  # there is no batch yet
+            del options["check_target"]
         group = options.pop("process_group", None)
         if not isinstance(group, distributed.Adder):
             with suppress(ValueError):  # a rank that is no member may still make the module
@@ -148,12 +159,19 @@ class Loss(nn.Module):
         return {name: getattr(self, name) for name in self.defaults}
 
     def _changed(self) -> dict[str, Any]:
-        """The options that are not at their defaults: for those that are, a call has less to do."""
-        return {
+        """The options that are not at their defaults: for those that are, a call has less to do.
+        Until a batch was checked, that is asked for as well."""
+        changed = {
             name: value
-            for name, default in self.defaults.items()
+            for name, default in self._passed.items()
             if (value := getattr(self, name)) is not default
         }
+        # compiled code checks nothing, and must not depend on what ran before
+        if self.check_target is not False and not is_compiling():
+            asked = self._first_batch if self.check_target == ONCE else self.check_target
+            if asked is not self._first_batch or not self._first_batch.done:
+                changed["check_target"] = asked
+        return changed
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return type(self).function(input, target, weight, **self._changed())
@@ -169,7 +187,7 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         """The options that are not at their defaults."""
         changed = []
-        for name, value in self._changed().items():
+        for name, value in self.options().items():
             if isinstance(value, distributed.Adder):  # the module that holds this one
                 continue
             if isinstance(value, Tensor):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from customloss._ops import is_dtensor
-from customloss._ops.modes import transformed
+from customloss._ops.modes import ordinary_tensors
 from customloss._spec import checks
 from customloss.reference.sums import sums_dtype
 
@@ -48,18 +48,12 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with getattr(like, "fake_mode", None) or nullcontext():
             return (
                 once(like.device, *key)
-                if _makes_ordinary_tensors(like.device)
+                if ordinary_tensors(like.device)
                 else make(like.device, *key)
             )
 
     from_cache.forget = once.cache_clear  # type: ignore[attr-defined]
     return from_cache
-
-
-def _makes_ordinary_tensors(device: torch.device) -> bool:
-    if torch._C._len_torch_dispatch_stack() or transformed():
-        return False
-    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 @kept

@@ -171,7 +171,7 @@ def confusion_sums(
     }  # fmt: skip
     given = {**options, **asked}
     data = Data(input, target, weight)
-    request.prepared(*data, {"check_target": check_target, "ignore_index": ignore_index})
+    request.prepared(*data, {"check_target": check_target, **options})
     checks.sums_dtype(dtype)
     try:
         sums = torch.ops.customloss.confusion_sums(*data, **given)

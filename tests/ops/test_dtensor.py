@@ -41,7 +41,16 @@ SAMPLEWISE: list[dict[str, Any]] = [
     {"samplewise": True, "average": "weighted", "reduction": "sum"},
 ]
 # The shape of the weight, and whether it is sharded like the input or whole on every rank.
-WEIGHTS = [(SHAPE, True), (SHAPE, False), ((4, 1, 1), False), ((5, 1, 1, 1), True), ((3, 6), False)]
+PIXELS = (5, 3, 6)  # one number per sample and place
+WEIGHTS = [
+    (PIXELS, True),
+    (PIXELS, False),
+    (SHAPE, True),
+    (SHAPE, False),
+    ((4, 1, 1), False),
+    ((5, 1, 1, 1), True),
+    ((3, 6), False),
+]
 
 
 def shard(*dims: int | None) -> list[Any]:
@@ -153,6 +162,8 @@ def every_weight() -> None:
     for dim in (0, 1, 3, None):
         for shape, beside in WEIGHTS:
             own = None if dim is None else dim - (4 - len(shape))
+            if shape == PIXELS:
+                own = dim and (None if dim == 1 else dim - 1)
             follows = own is not None and own >= 0 and shape[own] == SHAPE[dim]
             weight = torch.rand(shape, dtype=torch.float64)
             placed = shard(own if beside and follows else None)
@@ -211,7 +222,7 @@ def every_loss() -> None:
     """Every named loss, and a score of the user's own."""
     mesh = mesh_of(2)
     for name in customloss.loss_names():
-        criterion = customloss.loss(name)
+        criterion = customloss.loss(name, check_target=False)
         activation = getattr(criterion, "activation", "sigmoid")
         x, target = batch({"activation": activation})
         for dim in (0, 1):
@@ -224,7 +235,7 @@ def every_loss() -> None:
     def f2(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
         return 5 * tp / (5 * tp + fp + 4 * fn)
 
-    criterion = customloss.ConfusionLoss(f2, link="log", samplewise=True)
+    criterion = customloss.ConfusionLoss(f2, link="log", samplewise=True, check_target=False)
     x, target = batch({})
     assert_as_unsharded(criterion, mesh, [(x, shard(0)), (target + 0.01, shard(0))])
 

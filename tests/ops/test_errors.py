@@ -104,7 +104,7 @@ BAD_TENSORS = {
         TypeError, "weight", "float", "complex64",
     ),
     "weight shape": (
-        {"weight": torch.zeros(4)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[4\]",
+        {"weight": torch.zeros(5)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[5\]",
     ),
     "weight rank": (
         {"weight": torch.zeros(1, 4, 3)}, ValueError, "weight", r"\[4, 3\]", r"\[1, 4, 3\]",
@@ -386,4 +386,5 @@ def test_ignored_elements_may_lie_outside_0_and_1() -> None:
         check_target=True,
     )  # fmt: skip
     assert "[0, 1]" in text
-    customloss.soft_f1_loss(x, torch.full((4, 3), 255), ignore_index=255, check_target=True)
+    with pytest.warns(UserWarning, match="^target: .*every element is ignored"):
+        customloss.soft_f1_loss(x, torch.full((4, 3), 255), ignore_index=255, check_target=True)
