@@ -167,11 +167,11 @@ def first_batches() -> None:
         placed = shard(None) if dim == 1 else beside(dim)
         cut = distribute_tensor(x, mesh, shard(dim)), distribute_tensor(target, mesh, placed)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.filterwarnings("error", message=".*check_target=False")
             customloss.DiceLoss(ignore_index=255)(*cut)
-        with pytest.raises(
-            ValueError, match=r"^target: expected class numbers from 0 to 3, .* 255"
-        ):
+        if dim == 2:  # only the first rank has a 255, and the other would wait for it
+            continue
+        with pytest.raises(ValueError, match=r"^target: .*class numbers from 0 to 3, got 255"):
             customloss.DiceLoss()(*cut)
     mine = torch.zeros(SAMPLES, CLASSES, 1).double()
     dense = DTensor.from_local(mine + 2 * rank, mesh, shard(0), run_check=False)
