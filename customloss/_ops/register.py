@@ -47,6 +47,7 @@ from customloss._spec.arguments import (
     Scoring,
     Wrt,
     grouped,
+    on_one_device,
     schema,
 )
 from customloss._spec.words import AVERAGES, INPUT, REDUCTIONS, WEIGHT
@@ -69,6 +70,7 @@ def _define() -> None:
     for each in schemas:
         _LIBRARY.define(each, tags=_TAGS)
     _LIBRARY.define("cpu_isa() -> str")
+    _LIBRARY.define("cpu_huge_pages() -> bool")
 
 
 # ---- the differentiable operators ----------------------------------------------------------------
@@ -253,7 +255,7 @@ def _register() -> None:
     _implement_primitives()
     _implement_differentiable()
     for name, fake in FAKES.items():
-        flat = grouped(fake, PRIMITIVES[name])
+        flat = grouped(on_one_device(fake, PRIMITIVES[name]), PRIMITIVES[name])
         torch.library.register_fake(f"customloss::{name}", flat, lib=_LIBRARY)
     choice.ready()
     is_dtensor.load_rules = _load_dtensor_rules

@@ -57,6 +57,7 @@ def checked(
         raise TypeError(
             f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}{hint}"
         )
+    _representable(elements, input.dtype)
     if not shape:
         raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
     if target.dtype not in _TARGETS:
@@ -83,6 +84,29 @@ def checked(
     if empty or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
     return Data(input, target, weight)
+
+
+_FLOAT32 = torch.finfo(torch.float32).max
+
+
+def _representable(elements: Elements, dtype: torch.dtype) -> None:
+    """Numbers that are multiplied with logits and logarithms are finite in the dtype of the
+    computation: as infinite ones they would make a NaN."""
+    if (
+        -_FLOAT32 <= elements.scale <= _FLOAT32
+        and -_FLOAT32 <= elements.offset <= _FLOAT32
+        and elements.focal_gamma <= _FLOAT32
+    ) or dtype == torch.float64:
+        return
+    for name, value in (
+        ("logit_scale", elements.scale), ("logit_offset", elements.offset),
+        ("focal_gamma", elements.focal_gamma),
+    ):  # fmt: skip
+        if abs(value) > _FLOAT32:
+            raise ValueError(
+                f"{name}: expected a number that float32 holds, with which an input of {dtype} is "
+                f"computed, got {value}: input.double() allows it"
+            )
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -149,7 +149,7 @@ class Loss(nn.Module):
                 options[name] = [1.0] * len(value) if value.dim() else 1.0
                 count = len(value) if value.dim() else count
         of_classes = options.get("activation") == "softmax"
-        input = torch.zeros(1, count, device="cpu")
+        input = torch.zeros(1, count, device="cpu", dtype=torch.float64)
         target = torch.zeros((1,) if of_classes else (1, count), device="cpu", dtype=torch.uint8)
         with torch.no_grad(), choice.backend("auto"):
             function(input, target, None, **options)
