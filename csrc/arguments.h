@@ -145,7 +145,9 @@ struct Reading : arguments::Data, arguments::Elements {
     }
     STD_TORCH_CHECK(!labels() || is_class_number(dtype_of(target)),
                     "customloss: class numbers are uint8, int8, int16, int32 or int64");
+    STD_TORCH_CHECK(same_device(target, input), "customloss: target must be on input's device");
     if (!weight) return;
+    STD_TORCH_CHECK(same_device(*weight, input), "customloss: weight must be on input's device");
     const int64_t missing = rank - weight->dim();
     STD_TORCH_CHECK(missing >= 0, "customloss: weight must broadcast to input");
     for (int64_t dim = missing; dim < rank; ++dim) {
@@ -192,8 +194,11 @@ inline OuterGrad outer_grad(const arguments::Incoming& incoming, const Reading& 
                       coefficients.is_contiguous() &&
                       coefficients.numel() == rows_of(reading.extra) * samples * classes,
                   "customloss: coefficients must be contiguous float64 [rows, samples, classes]");
+  STD_TORCH_CHECK(same_device(coefficients, reading.input),
+                  "customloss: coefficients must be on input's device");
   OuterGrad outer;
   if (!grad) return outer;
+  STD_TORCH_CHECK(same_device(*grad, reading.input), "customloss: grad must be on input's device");
   const int64_t values = grad->dim() == 2   ? samples * classes
                          : grad->dim() == 0 ? 1
                          : per_sample       ? samples
@@ -235,6 +240,8 @@ inline void check_sums(const arguments::GroupSums& given, const Scoring& scoring
                       class_weight->size(1) == sums.size(2) && class_weight->is_contiguous() &&
                       class_weight->scalar_type() == ScalarType::Double,
                   "customloss: weights of classes must be contiguous float64 [2, classes]");
+  STD_TORCH_CHECK(same_device(*class_weight, sums),
+                  "customloss: weights of classes must be on the device of the sums");
 }
 
 }  // namespace customloss

@@ -45,6 +45,21 @@ inline Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
+struct Device {
+  int32_t type, index;
+
+  explicit Device(const Tensor& tensor) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+  }
+
+  bool operator==(const Device& other) const = default;
+};
+
+inline bool same_device(const Tensor& one, const Tensor& other) {
+  return Device(one) == Device(other);
+}
+
 // An uninitialised contiguous float32 or float64 tensor on the device of `like`.
 inline Tensor empty(std::initializer_list<int64_t> sizes, bool is_double, const Tensor& like) {
   std::array<int64_t, 4> strides;
@@ -53,14 +68,12 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, bool is_double, const 
     strides[i] = next;
     next *= std::max<int64_t>(1, sizes.begin()[i]);  // as torch has them
   }
-  int32_t device_type, device_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const Device device(like);
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
                                is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                               device_type, device_index, &handle));
+                               device.type, device.index, &handle));
   return Tensor(handle);
 }
 

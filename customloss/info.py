@@ -42,6 +42,7 @@ class BuildInfo:
     cpu: Library
     cuda: Library
     instruction_set: str | None  # what the CPU kernels run on; None without them
+    huge_pages: str | None  # whether fresh CPU gradients get 2 MiB pages; None without the kernels
     threads: int
     cuda_archs: str | None  # what _C_cuda was compiled for
     triton: str  # its version, or why it is not in use
@@ -62,6 +63,7 @@ class BuildInfo:
             ("_C", str(self.cpu)),
             ("_C_cuda", str(self.cuda)),
             ("instruction set", f"{self.instruction_set or 'none'}, {self.threads} threads"),
+            ("huge pages", self.huge_pages or "none"),
             ("CUDA archs", self.cuda_archs or "none"),
             ("triton", self.triton),
             ("backend", self.backend),
@@ -86,6 +88,7 @@ def build_info() -> BuildInfo:
         cpu=_library("_C"),
         cuda=_library("_C_cuda"),
         instruction_set=_instruction_set() if libraries.loaded("_C") else None,
+        huge_pages=_huge_pages() if libraries.loaded("_C") else None,
         threads=torch.get_num_threads(),
         cuda_archs=record.get("cuda_archs") if libraries.loaded("_C_cuda") else None,
         triton=_triton(),
@@ -100,6 +103,14 @@ def _instruction_set() -> str:
     except RuntimeError as error:  # CUSTOMLOSS_CPU_ISA is a word that is not known
         return f"none ({str(error).splitlines()[0]})"
     return name
+
+
+def _huge_pages() -> str:
+    try:
+        wanted: bool = torch.ops.customloss.cpu_huge_pages()
+    except RuntimeError as error:  # CUSTOMLOSS_HUGE_PAGES is a word that is not known
+        return f"none ({str(error).splitlines()[0]})"
+    return "wanted" if wanted else "turned off by CUSTOMLOSS_HUGE_PAGES=0"
 
 
 def _library(name: str) -> Library:

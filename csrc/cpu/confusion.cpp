@@ -367,6 +367,8 @@ Tensor confusion_backward(const arguments::Incoming& incoming, arguments::Data&&
 
 std::string cpu_isa() { return instruction_set().name; }
 
+bool cpu_huge_pages() { return huge_pages_wanted(); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(customloss, CPU, m) {
@@ -377,6 +379,7 @@ STABLE_TORCH_LIBRARY_IMPL(customloss, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(customloss, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", Boxed<&cpu_isa>::call);
+  m.impl("cpu_huge_pages", Boxed<&cpu_huge_pages>::call);
 }
 
 }  // namespace customloss::cpu

@@ -26,6 +26,7 @@ from customloss._spec.arguments import (
     Scoring,
     Wrt,
     grouped,
+    on_one_device,
 )
 
 
@@ -79,7 +80,10 @@ def primitives_of(backend: Backend) -> Primitives:
         "sums_score": backend.sums_score,
     }
     return Primitives(
-        **{name: grouped(function, PRIMITIVES[name]) for name, function in functions.items()}
+        **{
+            name: grouped(on_one_device(function, PRIMITIVES[name]), PRIMITIVES[name])
+            for name, function in functions.items()
+        }
     )
 
 

@@ -87,8 +87,7 @@ def ratio_operator(
 def _sums(data: Data, elements: Elements, *, keep_samples: bool) -> _Sums:
     """The sums of the whole; with ``keep_samples`` the sums of a sample stay on its ranks."""
     mesh = _mesh(data)
-    input, _, weight = data
-    target = operands.checked_target(*data, elements)
+    input, target, weight = operands.checked(*data, elements)
     assert isinstance(input, DTensor)
     placements = _input_placements(input, elements)
     shards = [_Local.apply(input, placements, placements)]

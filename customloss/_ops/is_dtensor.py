@@ -46,12 +46,17 @@ def ready(input: Tensor) -> None:
         load_rules()
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, as a plain one."""
+    if not _is_dtensor(tensor):
+        return tensor
+    plain: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return plain
+
+
 def whole(sums: Tensor) -> Tensor:
     """The sums as a plain tensor, of which any score can be made; every rank has all of them."""
-    if not _is_dtensor(sums):
-        return sums
-    plain: Tensor = sums.to_local()  # type: ignore[attr-defined]
-    return plain
+    return local(sums)
 
 
 def gathered(numbers: Tensor) -> Tensor:

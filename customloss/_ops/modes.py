@@ -29,3 +29,20 @@ def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (
         input.requires_grad or target.requires_grad or (weight is not None and weight.requires_grad)
     )
+
+
+def ordinary_tensors(device: torch.device) -> bool:
+    """Whether operations on this device give tensors with values, here and now: not under
+    transforms and modes, nor in a CUDA graph that is being captured."""
+    if torch._C._len_torch_dispatch_stack() or transformed():
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def holds_values(tensor: Tensor) -> bool:
+    """Whether the values of a tensor may be read, which waits for its device."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if tensor.device.type == "meta" or getattr(tensor, "fake_mode", None) is not None:
+        return False
+    return ordinary_tensors(tensor.device)

@@ -47,6 +47,7 @@ from customloss._spec.arguments import (
     Scoring,
     Wrt,
     grouped,
+    on_one_device,
     schema,
 )
 from customloss._spec.words import AVERAGES, INPUT, REDUCTIONS, WEIGHT
@@ -69,6 +70,7 @@ def _define() -> None:
     for each in schemas:
         _LIBRARY.define(each, tags=_TAGS)
     _LIBRARY.define("cpu_isa() -> str")
+    _LIBRARY.define("cpu_huge_pages() -> bool")
 
 
 # ---- the differentiable operators ----------------------------------------------------------------
@@ -113,17 +115,15 @@ def _loss(
     scoring: Scoring,
     compound: Compound | None,
 ) -> Tensor:
-    target = operands.checked_target(input, target, weight, elements)
+    data = operands.checked(input, target, weight, elements)
     if transformed() or (compound is not None and _learned(compound.class_weight)):
-        sums = autograd.sums(Data(input, target, weight), elements)
+        sums = autograd.sums(data, elements)
         return autograd.score(sums, scoring, elements, compound).to(accumulator(input))
-    if wants_grad(input, target, weight):
-        result: Tensor = autograd.LossFunction.apply(
-            input, target, weight, elements, scoring, compound
-        )
+    if wants_grad(*data):
+        result: Tensor = autograd.LossFunction.apply(*data, elements, scoring, compound)
         return result
     primitives = choice.primitives(input)
-    return autograd.scored(primitives, input, target, weight, elements, scoring, compound)[0]
+    return autograd.scored(primitives, *data, elements, scoring, compound)[0]
 
 
 def confusion_sums(
@@ -136,8 +136,8 @@ def confusion_sums(
         return dtensor.confusion_sums(input, target, weight, given)
     elements = options.cached_for_sums(input.dim(), **given)
     # a shard of a batch may hold no sample
-    target = operands.checked_target(input, target, weight, elements, no_sample=True)
-    return autograd.sums(Data(input, target, weight), elements)
+    data = operands.checked(input, target, weight, elements, no_sample=True)
+    return autograd.sums(data, elements)
 
 
 def sums_loss(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) -> Tensor:
@@ -255,7 +255,7 @@ def _register() -> None:
     _implement_primitives()
     _implement_differentiable()
     for name, fake in FAKES.items():
-        flat = grouped(fake, PRIMITIVES[name])
+        flat = grouped(on_one_device(fake, PRIMITIVES[name]), PRIMITIVES[name])
         torch.library.register_fake(f"customloss::{name}", flat, lib=_LIBRARY)
     choice.ready()
     is_dtensor.load_rules = _load_dtensor_rules

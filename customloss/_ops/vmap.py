@@ -19,18 +19,20 @@ from customloss._spec.arguments import (
     Pointwise,
     Scoring,
 )
-from customloss._spec.words import TARGET
+from customloss._spec.words import TARGET, WEIGHT
 from customloss.reference.sums import accumulator
 
 
 def _batch_first(data: Data, in_dims: Any, size: int) -> Data:
     """All operands with the vmapped dim in front and the input's rank behind it."""
-    rank = data.input.dim() - (in_dims[0] is not None)
+    shape = _without(in_dims[0], data.input)
+    rank = len(shape)
 
     def batched(operand: Tensor, dim: int | None, place: int) -> Tensor:
+        of_pixels = place == WEIGHT and operands.of_pixels(_without(dim, operand), shape)
         operand = operand.movedim(dim, 0) if dim is not None else operand[None]
-        if place == TARGET and operand.dim() == rank:
-            operand = operand.unsqueeze(2)  # class numbers
+        if of_pixels or (place == TARGET and operand.dim() == rank):
+            operand = operand.unsqueeze(2)  # class numbers, or a weight in their shape
         missing = (1,) * (rank + 1 - operand.dim())
         operand = operand.reshape(operand.shape[0], *missing, *operand.shape[1:])
         return operand.expand(size, *operand.shape[1:])
@@ -41,6 +43,11 @@ def _batch_first(data: Data, in_dims: Any, size: int) -> Data:
     )
     assert input is not None and target is not None
     return Data(input, target, weight)
+
+
+def _without(dim: int | None, operand: Tensor) -> tuple[int, ...]:
+    """The shape of an operand for one element of the batch that is vmapped over."""
+    return tuple(size for at, size in enumerate(operand.shape) if at != dim)
 
 
 def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Tensor:
@@ -59,8 +66,7 @@ def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Te
     weight = None if data.weight is None else folded(data.weight)
     input, target = folded(data.input), folded(data.target)
     elements = elements._replace(per_sample=True)
-    target = operands.checked_target(input, target, weight, elements)
-    sums = autograd.sums(Data(input, target, weight), elements)
+    sums = autograd.sums(operands.checked(input, target, weight, elements), elements)
     return sums.reshape(-1, size, samples, sums.shape[-1])
 
 

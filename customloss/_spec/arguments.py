@@ -136,6 +136,32 @@ def schema(name: str, contract: Contract) -> str:
     return f"{name}({', '.join(arguments)}) -> {contract.returns}"
 
 
+def on_one_device(function: Callable[..., Any], contract: Contract) -> Callable[..., Any]:
+    """A function of groups that first compares the devices of their tensors, as the compiled
+    kernels do: a kernel would read memory that it cannot reach."""
+    places = [
+        (number, field)
+        for number, group in enumerate(contract.groups)
+        for field, kind in get_type_hints(group).items()
+        if kind in (Tensor, Tensor | None)
+    ]
+    # what the others have to be beside
+    leader = next(place for place in places if place[1] in ("input", "sums"))
+
+    def checked(*groups: Any) -> Any:
+        device = getattr(groups[leader[0]], leader[1]).device
+        for number, field in places:
+            tensor = getattr(groups[number], field)
+            if tensor is not None and tensor.device != device:
+                raise RuntimeError(
+                    f"customloss: {field} must be on {device}, as {leader[1]} is, got one on "
+                    f"{tensor.device}"
+                )
+        return function(*groups)
+
+    return checked
+
+
 def grouped(function: Callable[..., Any], contract: Contract, ahead: int = 0) -> Callable[..., Any]:
     """Makes a function of groups take one flat list of arguments, as the dispatcher passes them.
 

@@ -1,6 +1,6 @@
 """Checks of input, target and weight before any kernel runs: types, dtypes, shapes and devices.
 
-Only ``target_values`` reads the data of a tensor, and it runs only for ``check_target=True``.
+Nothing here reads the data of a tensor; ``batch_checks.py`` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from customloss._spec.arguments import Elements
+from customloss._spec.arguments import Data, Elements
 from customloss._spec.words import SOFTMAX
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -20,11 +20,6 @@ TARGET_DTYPES = (
 )  # fmt: skip
 _TARGETS = frozenset(TARGET_DTYPES)
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_SIGNED = {
-    torch.uint16: torch.int16,
-    torch.uint32: torch.int32,
-    torch.uint64: torch.int64,
-}
 
 
 def are_tensors(input: object, target: object, weight: object) -> None:
@@ -32,26 +27,37 @@ def are_tensors(input: object, target: object, weight: object) -> None:
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if isinstance(value, Tensor) and value.is_nested:
+            raise TypeError(
+                f"{name}: expected a dense tensor, got a nested one: pad it, as with "
+                "torch.nested.to_padded_tensor(tensor, 0.0), and let the padding not count, with a "
+                "weight of 0 or an ignore_index"
+            )
         if isinstance(value, Tensor) and value.layout is not torch.strided:
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
 
 
-def checked_target(
+def checked(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
     elements: Elements,
     *,
     no_sample: bool = False,
-) -> Tensor:
+) -> Data:
     """Dtypes, shapes and devices fit together, and there is a group to score. With ``no_sample`` a
     batch without samples passes, although it has no group.
 
-    Returns the target with the rank of the input: class numbers as ``[N, 1, *spatial]``.
+    Returns the operands as a pass reads them: class numbers, and a weight in their shape, as
+    ``[N, 1, *spatial]``.
     """
     shape = input.shape
     if input.dtype not in INPUT_DTYPES:
-        raise TypeError(f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}")
+        hint = "; are input and target swapped?" if target.dtype in INPUT_DTYPES else ""
+        raise TypeError(
+            f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}{hint}"
+        )
+    _representable(elements, input.dtype)
     if not shape:
         raise ValueError("input: expected [N], [N, C] or [N, C, *spatial], got a scalar")
     if target.dtype not in _TARGETS:
@@ -72,12 +78,35 @@ def checked_target(
     if target.device != input.device:
         raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
     if weight is not None:
-        _weight(weight, input)
+        weight = _weight(weight, input)
     no_class = len(shape) > 1 and shape[1] == 0
     empty = elements.per_sample and shape[0] == 0 and not no_sample
     if empty or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
-    return target
+    return Data(input, target, weight)
+
+
+_FLOAT32 = torch.finfo(torch.float32).max
+
+
+def _representable(elements: Elements, dtype: torch.dtype) -> None:
+    """Numbers that are multiplied with logits and logarithms are finite in the dtype of the
+    computation: as infinite ones they would make a NaN."""
+    if (
+        -_FLOAT32 <= elements.scale <= _FLOAT32
+        and -_FLOAT32 <= elements.offset <= _FLOAT32
+        and elements.focal_gamma <= _FLOAT32
+    ) or dtype == torch.float64:
+        return
+    for name, value in (
+        ("logit_scale", elements.scale), ("logit_offset", elements.offset),
+        ("focal_gamma", elements.focal_gamma),
+    ):  # fmt: skip
+        if abs(value) > _FLOAT32:
+            raise ValueError(
+                f"{name}: expected a number that float32 holds, with which an input of {dtype} is "
+                f"computed, got {value}: input.double() allows it"
+            )
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> bool:
@@ -109,52 +138,53 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
     return target if len(came) == len(shape) else target.unsqueeze(1)
 
 
-def _weight(weight: Tensor, input: Tensor) -> None:
+def _weight(weight: Tensor, input: Tensor) -> Tensor:
+    """The weight so that it broadcasts to the input."""
     if weight.dtype not in _TARGETS:
         raise TypeError(f"weight: expected a bool, integer or float dtype, got {weight.dtype}")
-    came, shape = weight.shape, input.shape
-    fits = len(came) <= len(shape) and all(
-        size == 1 or size == wanted for size, wanted in zip(reversed(came), reversed(shape))
-    )
-    if not fits:
-        raise ValueError(
-            f"weight: expected a shape that broadcasts to {list(shape)} (input's), got {list(came)}"
-        )
     if weight.device != input.device:
         raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
+    came, shape = weight.shape, input.shape
+    if of_pixels(came, shape):
+        return weight.unsqueeze(1)
+    if not broadcasts(came, shape):
+        expected = f"a shape that broadcasts to {list(shape)} (input's)"
+        if len(shape) > 1:
+            expected += f", or {[shape[0], *shape[2:]]} for one number per sample and place"
+        raise ValueError(f"weight: expected {expected}, got {list(came)}")
+    return weight
 
 
-def target_values(input: Tensor, target: Tensor, ignore_index: int | None = None) -> None:
-    """Every target lies in [0, 1], or is one of the class numbers, or ``ignore_index``. This reads
-    the tensor and waits for its device."""
-    if target.dtype == torch.bool or target.numel() == 0:
-        return
-    index_dtype = input.dim() > 1 and target.dtype in INDEX_DTYPES
-    is_index = index_dtype and not _alike(target.shape, input.shape)
-    if ignore_index is not None:
-        # compared in an unsigned dtype, -100 would wrap to a number that may be a label
-        comparable = target if target.is_floating_point() else target.long()
-        target = target[comparable != ignore_index]
-        if target.numel() == 0:
-            return
-    if is_index:
-        _class_numbers(target, input.shape[1], ignore_index)
-        return
-    signed = _SIGNED.get(target.dtype)  # aminmax does not take the wide unsigned dtypes
-    low, high = (bound.item() for bound in torch.aminmax(target.view(signed) if signed else target))
-    if signed and low < 0:
-        low, high = 0, low + 2 * torch.iinfo(signed).max + 2
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")
+def of_pixels(came: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a weight of shape ``came`` has one number per sample and place, ``[N, *spatial]``,
+    for an input of shape ``[N, C, *spatial]``.
+
+    Where N is C that is also the shape ``[C, *spatial]`` of a weight that all samples share, so it
+    is refused. For one sample both mean the same.
+    """
+    if len(came) != len(shape) - 1 or len(shape) < 2 or not _same_kind(came[0], shape[0]):
+        return False
+    if not _alike(came, (shape[0], *shape[2:])):
+        return False
+    if type(shape[0]) is not int or not broadcasts(came, shape):
+        return True
+    if shape[0] > 1:
+        raise ValueError(
+            f"weight: expected a shape that can be read in one way, got {list(came)} for an input "
+            f"{list(shape)}: pass weight[:, None] for one number per sample and place, or "
+            "weight[None] for one per class and place"
+        )
+    return False
 
 
-def _class_numbers(target: Tensor, classes: int, ignore_index: int | None) -> None:
-    low, high = (int(bound) for bound in torch.aminmax(target))
-    if low >= 0 and high < classes:
-        return
-    other = "" if ignore_index is None else f", or {ignore_index} (ignore_index)"
-    hint = "" if ignore_index is not None else "; ignore_index leaves a value out"
-    raise ValueError(
-        f"target: expected class numbers from 0 to {classes - 1}{other}, got "
-        f"{low if low < 0 else high}{hint}"
+def _same_kind(one: int, other: int) -> bool:
+    """Whether both sizes are known, or both are symbols of a trace. Comparing a number with the
+    symbol of a batch's size would forbid the program that size."""
+    return (type(one) is int) == (type(other) is int)
+
+
+def broadcasts(came: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a tensor of shape ``came`` broadcasts to ``shape``."""
+    return len(came) <= len(shape) and all(
+        size == 1 or size == wanted for size, wanted in zip(reversed(came), reversed(shape))
     )

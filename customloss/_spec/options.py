@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from customloss import scores
 from customloss._spec import checks
@@ -43,6 +43,10 @@ FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_g
 ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
 
 
+# "once" is what modules have by default: they check the first batch that they see
+CheckTarget = bool | Literal["once"]
+
+
 class Averaging(TypedDict, total=False):
     """How the losses of the groups become one; see ``customloss.soft_f1_loss``."""
 
@@ -55,7 +59,7 @@ class Averaging(TypedDict, total=False):
     class_weight: Tensor | Sequence[float] | None
     classes: Sequence[int] | None
     include_background: bool
-    check_target: bool
+    check_target: CheckTarget
     process_group: ProcessGroup | str | None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from customloss import scores
 from customloss._spec import checks
+from customloss._spec.options import CheckTarget
 from customloss.losses.base import Loss
 from customloss.losses.composed import confusion_loss
 
@@ -73,7 +74,7 @@ class CustomF1Loss(Loss, name="custom_f1"):
         self,
         beta: float = 1.0,
         *,
-        check_target: bool = False,
+        check_target: CheckTarget = "once",
         process_group: ProcessGroup | str | None = None,
     ) -> None:
         super().__init__(beta=beta, check_target=check_target, process_group=process_group)

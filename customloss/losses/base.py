@@ -18,6 +18,7 @@ from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.distributed import is_group
 from customloss.losses import classes, help_text
+from customloss.losses.first_batch import ONCE, FirstBatch
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, SumsTaker
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Loss(HoldsGroup):
 
     function: ClassVar[Callable[..., Tensor]]
     defaults: ClassVar[dict[str, Any]]
+    _passed: ClassVar[dict[str, Any]]  # without ``check_target``, which becomes False
+    check_target: Any = False  # where a function has no such option
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """The options and their defaults are those of the function.
@@ -136,7 +139,11 @@ class Loss(HoldsGroup):
             return
         shown = inspect.signature(cls.function).parameters.values()
         options = {p.name: p for p in shown if p.kind is p.KEYWORD_ONLY}
+        if "check_target" in options:  # a module, unlike a function, has a first batch
+            once = inspect.Parameter("check_target", inspect.Parameter.KEYWORD_ONLY, default=ONCE)
+            options["check_target"] = once
         cls.defaults = {name: option.default for name, option in options.items()}
+        cls._passed = {n: default for n, default in cls.defaults.items() if n != "check_target"}
         # shown by help: what __init__ takes by position, then every option of the function
         _, *listed = inspect.signature(cls.__init__).parameters.values()
         listed = [p for p in listed if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -166,6 +173,7 @@ class Loss(HoldsGroup):
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
+        self._first_batch = FirstBatch()
         ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
             self._try_options(type(self).function)
@@ -173,6 +181,9 @@ class Loss(HoldsGroup):
     def _try_options(self, function: Callable[..., Tensor]) -> None:
         """Raises what the first batch would raise about the options, on a pixel that is no data."""
         options = self.options()
+        asked = options.get("check_target")
+        if asked is True or asked == ONCE:  # there is no batch yet
+            del options["check_target"]
         if not isinstance(options["process_group"], distributed.Adder):
             # a rank that is no member may still make the module, and "world" may be yet to come
             distributed.check_group(options["process_group"])
@@ -187,7 +198,7 @@ class Loss(HoldsGroup):
                 options[name] = [1.0] * len(value) if value.dim() else 1.0
                 count = len(value) if value.dim() else count
         of_classes = options.get("activation") == "softmax"
-        input = torch.zeros(1, count, device="cpu")
+        input = torch.zeros(1, count, device="cpu", dtype=torch.float64)
         target = torch.zeros((1,) if of_classes else (1, count), device="cpu", dtype=torch.uint8)
         with torch.no_grad(), choice.backend("auto"):
             function(input, target, None, **options)
@@ -197,12 +208,19 @@ class Loss(HoldsGroup):
         return {name: getattr(self, name) for name in self.defaults}
 
     def _changed(self) -> dict[str, Any]:
-        """The options that are not at their defaults: for those that are, a call has less to do."""
-        return {
+        """The options that are not at their defaults: for those that are, a call has less to do.
+        Until a batch was checked, that is asked for as well."""
+        changed = {
             name: value
-            for name, default in self.defaults.items()
+            for name, default in self._passed.items()
             if (value := getattr(self, name)) is not default
         }
+        # compiled code checks nothing, and must not depend on what ran before
+        if self.check_target is not False and not is_compiling():
+            asked = self._first_batch if self.check_target == ONCE else self.check_target
+            if asked is not self._first_batch or not self._first_batch.done:
+                changed["check_target"] = asked
+        return changed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         for name, value in self._buffers.items():
@@ -301,7 +319,7 @@ class Loss(HoldsGroup):
     def extra_repr(self) -> str:
         """The options that are not at their defaults."""
         changed = []
-        for name, value in self._changed().items():
+        for name, value in self.options().items():
             if isinstance(value, distributed.Adder):  # the module that holds this one
                 continue
             if isinstance(value, Tensor):

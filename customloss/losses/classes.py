@@ -8,20 +8,64 @@ that device.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import lru_cache, wraps
+from functools import wraps
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from customloss._ops import is_dtensor
-from customloss._ops.modes import transformed
+from customloss._ops.modes import ordinary_tensors
 from customloss._spec import checks
 from customloss.reference.sums import sums_dtype
 
 # ---- small tensors that are kept -----------------------------------------------------------------
+
+
+class Recent:
+    """The tensors that were asked for last, within a number of bytes and of entries.
+
+    The last one is kept whatever its size, since a loss asks for the same one in every step.
+    """
+
+    def __init__(self, most_bytes: int = 2**24, most_entries: int = 256) -> None:
+        self._most_bytes, self._most_entries = most_bytes, most_entries
+        self._tensors: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def get(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of ``key``, made if it is not there."""
+        with self._lock:
+            found = self._tensors.get(key)
+            if found is not None:
+                self._tensors.move_to_end(key)
+                return found
+        made = make()
+        with self._lock:
+            if key not in self._tensors:
+                self._tensors[key] = made
+                self._bytes += _size(key, made)
+            while len(self._tensors) > 1 and (
+                self._bytes > self._most_bytes or len(self._tensors) > self._most_entries
+            ):
+                self._bytes -= _size(*self._tensors.popitem(last=False))
+        return made
+
+    def clear(self) -> None:
+        with self._lock:
+            self._tensors.clear()
+            self._bytes = 0
+
+
+def _size(key: tuple[Any, ...], tensor: Tensor) -> int:
+    """The bytes of a tensor and of its key, which may hold all of its numbers once more."""
+    numbers = sum(len(part) for part in key if isinstance(part, tuple))
+    return tensor.nbytes + 32 * numbers  # a Python float and its place in a tuple
 
 
 def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -35,10 +79,14 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     fill tensors, and copies nothing from the CPU.
     """
 
-    @lru_cache(maxsize=256)
+    recent = Recent()
+
     def once(device: torch.device, *key: Any) -> Tensor:
-        with torch.inference_mode(False):
-            return make(torch.device("cpu"), *key).to(device)
+        def new() -> Tensor:
+            with torch.inference_mode(False):
+                return make(torch.device("cpu"), *key).to(device)
+
+        return recent.get((device, *key), new)
 
     @wraps(make)
     def from_cache(like: Tensor, *key: Any) -> Tensor:
@@ -48,18 +96,12 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with getattr(like, "fake_mode", None) or nullcontext():
             return (
                 once(like.device, *key)
-                if _makes_ordinary_tensors(like.device)
+                if ordinary_tensors(like.device)
                 else make(like.device, *key)
             )
 
-    from_cache.forget = once.cache_clear  # type: ignore[attr-defined]
+    from_cache.forget = recent.clear  # type: ignore[attr-defined]
     return from_cache
-
-
-def _makes_ordinary_tensors(device: torch.device) -> bool:
-    if torch._C._len_torch_dispatch_stack() or transformed():
-        return False
-    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 @kept

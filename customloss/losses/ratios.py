@@ -63,8 +63,8 @@ def soft_f1_loss(
         target: the shape of ``input``; bool, integer or float, soft labels in [0, 1] allowed. Or
             class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, signed integers or uint8;
             floats ``[N, 1, *spatial]``, as MONAI keeps labels, are copied to integers.
-        weight: per-element weight or mask, broadcastable to ``input``. Weight 0 removes an
-            element, even a NaN.
+        weight: per-element weight or mask, broadcastable to ``input``, or one number per sample and
+            place, ``[N, *spatial]``. Weight 0 removes an element, even a NaN.
         beta: the β of Fβ, >= 0; above 1 it favours recall.
         smooth: s, in units of elements, >= 0.
         activation: ``"sigmoid"``, ``"softmax"`` over dim 1, or ``"none"``.
@@ -89,8 +89,10 @@ def soft_f1_loss(
         ignore_index: targets of this value do not count, and their gradient is 0.
         label_smoothing: ε in [0, 1): t becomes (1 - ε) t + ε / K, K the classes of a softmax or of
             class numbers, else 2.
-        check_target: raise unless every target lies in [0, 1], or is the number of a class; reads
-            the tensor and waits for its device.
+        check_target: look at the values of input, target and weight, and raise an error where they
+            are certainly wrong, as a mask of 0 and 255 is, or warn where they may be. This reads
+            the tensors and waits for their device. In a module it is ``"once"`` by default: the
+            first batch is checked. See docs/checks.md.
         process_group: the ranks that share the batch: their sums are added up in one collective,
             and the loss is that of the whole batch. A ProcessGroup, or ``"world"`` for the default
             group of torch.distributed at the time of the call. None and ``"local"`` score the batch

@@ -18,7 +18,7 @@ from customloss._ops.modes import transformed
 from customloss._spec import checks, operands, options
 from customloss._spec.arguments import Data, Elements
 from customloss._spec.options import Ratio, ScoringWords
-from customloss.losses import classes
+from customloss.losses import classes, first_batch
 from customloss.losses.classes import Classes
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def prepared(
         _warn_of_parts(input)
         return None, None
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
-    if given.pop("check_target", False):
-        operands.target_values(input, target, given.get("ignore_index"))
+    first_batch.check(given.pop("check_target", False), Data(input, target, weight), given)
     asked = classes.asked_for(input, given)
     for name, value in given.items():
         if isinstance(value, Tensor):  # the dispatcher would read it, and lose its gradient

@@ -108,8 +108,8 @@ def confusion_sums(
     given = {**options, **asked}
     data = Data(input, request.readable(input, target), weight)
     # "local": sums of a part are not wrong, so nobody is warned of them
-    checked = {"check_target": check_target, "ignore_index": ignore_index}
-    request.prepared(*data, {**checked, "process_group": "local"})
+    checked = {"check_target": check_target, "process_group": "local"}
+    request.prepared(*data, {**options, **checked})
     checks.sums_dtype(dtype)
     try:
         sums = torch.ops.customloss.confusion_sums(*data, **given)

@@ -163,6 +163,25 @@ def test_the_environment_is_checked_too() -> None:
     assert "none (CUSTOMLOSS_CPU_ISA=sse9: expected baseline" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("0", "turned off"), ("1", "wanted"), ("", "wanted"),
+        ("yes", "none (CUSTOMLOSS_HUGE_PAGES=yes: expected 0 or 1)"),
+    ],
+)  # fmt: skip
+def test_huge_pages_are_wanted_or_not(word: str, shown: str) -> None:
+    code = (
+        "import customloss, torch; print(customloss.build_info(), flush=True)\n"
+        "customloss.dice_loss(torch.randn(4, requires_grad=True), torch.ones(4)).backward()"
+    )
+    done = run_python(code, CUSTOMLOSS_HUGE_PAGES=word)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("huge pages"))
+    assert shown in line
+    refused = "RuntimeError: CUSTOMLOSS_HUGE_PAGES=yes: expected 0 or 1"
+    assert (refused in done.stderr) == (word == "yes"), done.stderr
+
+
 def test_compiled_kernels_are_in_use_here() -> None:
     """Without compiled kernels this run would compare the reference with itself."""
     assert libraries.status["_C"] is None

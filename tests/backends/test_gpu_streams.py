@@ -143,9 +143,10 @@ def test_modules_do_not_wait(name: str) -> None:
         softmax = getattr(criterion, "activation", "sigmoid") == "softmax"
 
         def step(given: Given, x: Tensor, criterion: Any = criterion, s: bool = softmax) -> Tensor:
+            x = x.sigmoid() if name in ("any", "custom_f1") else x
             return criterion(x, given.numbers if s else given.bits)
 
-        differentiate(step, given)
+        differentiate(step, given)  # checks the first batch, which waits
         with nothing_waits():
             differentiate(step, given)
 

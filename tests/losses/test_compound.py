@@ -308,11 +308,12 @@ def test_nnu_net() -> None:
 
 # ---- derivatives, compilation, transforms --------------------------------------------------------
 
+ANY: Any = {"check_target": False}  # dense targets of any number
 CRITERIA = {
-    "dice_ce": customloss.DiceCELoss(class_weight=V, label_smoothing=0.1),
+    "dice_ce": customloss.DiceCELoss(class_weight=V, label_smoothing=0.1, **ANY),
     "dice_bce": customloss.DiceBCELoss(pos_weight=2.0, samplewise=True),
-    "dice_focal": customloss.DiceFocalLoss(focal_gamma=1.5, activation="softmax"),
-    "tversky_ce": customloss.TverskyCELoss(fn_weight=0.7, include_background=False, link="log"),
+    "dice_focal": customloss.DiceFocalLoss(focal_gamma=1.5, activation="softmax", **ANY),
+    "tversky_ce": customloss.TverskyCELoss(fn_weight=0.7, classes=range(1, K), link="log", **ANY),
     "compound": customloss.CompoundLoss(
         scores.semimetric_dice, cross_entropy_weight=0.5, focal_weight=0.5, average="micro",
         class_weight=V,

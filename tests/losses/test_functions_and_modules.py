@@ -25,6 +25,8 @@ from customloss.losses import formula
 from customloss.losses.base import LOSSES
 
 F64 = torch.float64
+# the tests are about values for any numbers, also those that are no probabilities
+ANY_DATA: dict[str, Any] = {"check_target": False}
 tversky = torch.ops.customloss.tversky
 NAMES = tuple(LOSSES)
 # custom_f1 takes probabilities and has few options
@@ -65,6 +67,8 @@ def test_module_and_function_agree(name: str) -> None:
     cls = LOSSES[name]
     shown = inspect.signature(function(name)).parameters
     options = {n: p.default for n, p in shown.items() if n not in ("input", "target", "weight")}
+    assert options["check_target"] is False
+    options["check_target"] = "once"  # a module has a first batch
     assert {n: p.default for n, p in inspect.signature(cls).parameters.items()} == options
     assert cls.defaults == options
     typed = inspect.Signature.from_callable(cls.__init__).parameters
@@ -72,7 +76,9 @@ def test_module_and_function_agree(name: str) -> None:
         if p.default is not inspect.Parameter.empty:
             assert options[n] == p.default
     sample = Case("x", (6, 4), target=None, weight="full").build(F64)
-    x = sample.input.sigmoid() if name == "custom_f1" else sample.input
+    x = sample.input.sigmoid() if name in ("custom_f1", "any") else sample.input
+    if options.get("activation") == "softmax":
+        sample.target.copy_(torch.eye(4)[torch.arange(6) % 4])
     module = cls()
     expected = function(name)(x, *sample.operands[1:])
     assert torch.equal(module(x, *sample.operands[1:]), expected)
@@ -98,7 +104,7 @@ def test_options(name: str, option: str) -> None:
         sample = case.build(F64)._replace(options={})
         if "activation" in options:
             sample = sample._replace(input=sample.input.sigmoid())
-        loss, gradients = differentiated(customloss.loss(name, **options), sample)
+        loss, gradients = differentiated(customloss.loss(name, **options, **ANY_DATA), sample)
         judged = reference.soft_f1(*sample.operands, **options)
         if name != "generalized_dice":
             assert loss.shape == judged.shape
@@ -106,7 +112,7 @@ def test_options(name: str, option: str) -> None:
         assert loss.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in gradients)
     x, t, _ = Case("x", (3, 4, 5)).build(torch.float16).operands
-    assert customloss.loss(name)(x, t).dtype == torch.float32
+    assert customloss.loss(name, **ANY_DATA)(x, t).dtype == torch.float32
 
 
 def test_what_each_is() -> None:
@@ -250,9 +256,9 @@ def test_adding_nothing_changes_nothing(name: str) -> None:
         options = shared(option, name)
         sample = Case("few", (3, 4, 5)).build(F64)._replace(options={})
         loss, gradients = differentiated(
-            customloss.loss(name, process_group=Nothing(), **options), sample
+            customloss.loss(name, process_group=Nothing(), **options, **ANY_DATA), sample
         )
-        expected, wanted = differentiated(customloss.loss(name, **options), sample)
+        expected, wanted = differentiated(customloss.loss(name, **options, **ANY_DATA), sample)
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(gradients, wanted, rtol=1e-12, atol=1e-15)
 
@@ -402,9 +408,9 @@ CHECKED = [
 @one_of_each(lambda name: name, lambda option: option)
 @pytest.mark.parametrize(("name", "option"), CHECKED)
 def test_gradcheck(name: str, option: str) -> None:
-    loss = customloss.loss(name, **shared(option, name))
+    loss = customloss.loss(name, **shared(option, name), **ANY_DATA)
     if name == "generalized_dice":  # weights that follow the support are constants to autograd
-        loss = customloss.loss(name, weighting="uniform", **shared(option, name))
+        loss = customloss.loss(name, weighting="uniform", **shared(option, name), **ANY_DATA)
     x, t, w = (each.detach().requires_grad_() for each in leaves_of(
         Case("x", (4, 3), target=None, weight="full")))  # fmt: skip
     if name in ("custom_f1", "any"):
@@ -422,12 +428,12 @@ def test_gradcheck(name: str, option: str) -> None:
 def test_gradgradcheck(name: str) -> None:
     x, t, w = leaves_of(Case("x", (3, 2), target=None, weight="full"))
     w = (w.detach() + 0.1).requires_grad_()
-    assert gradgradcheck(customloss.loss(name), (x, t, w), nondet_tol=0.0)
+    assert gradgradcheck(customloss.loss(name, **ANY_DATA), (x, t, w), nondet_tol=0.0)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_vmap(name: str) -> None:
-    loss = customloss.loss(name)
+    loss = customloss.loss(name, **ANY_DATA)
     x, t = torch.randn(3, 5, 4, dtype=F64), torch.rand(3, 5, 4) < 0.5
     expected = torch.stack([loss(a, b) for a, b in zip(x, t)])
     torch.testing.assert_close(torch.vmap(loss)(x, t), expected)
@@ -446,7 +452,7 @@ COMPILED = [n for n in NAMES if n not in (*COMPOUND, "semimetric_dice", "semimet
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_to_one_graph(name: str) -> None:
     torch._dynamo.reset()
-    module = customloss.loss(name)
+    module = customloss.loss(name, **ANY_DATA)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in ((6, 4), (9, 4), (9, 7)):

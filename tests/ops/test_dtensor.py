@@ -41,7 +41,9 @@ SAMPLEWISE: list[dict[str, Any]] = [
     {"samplewise": True, "average": "weighted", "reduction": "sum"},
 ]
 # The shape of the weight, and whether it is sharded like the input or whole on every rank.
+PIXELS = (5, 3, 6)  # one number per sample and place
 WEIGHTS = [(SHAPE, True), (SHAPE, False), ((4, 1, 1), False), ((5, 1, 1, 1), True), ((3, 6), False)]
+PIXELS = (5, 3, 6)  # one number per sample and place
 
 
 def shard(*dims: int | None) -> list[Any]:
@@ -151,8 +153,9 @@ def every_weight() -> None:
     mesh = mesh_of(2)
     x, target = batch({})
     for dim in (0, 1, 3, None):
-        for shape, beside in WEIGHTS:
+        for shape, beside in (*WEIGHTS, (PIXELS, True), (PIXELS, False)):
             own = None if dim is None else dim - (4 - len(shape))
+            own = {0: 0, 3: 2}.get(dim) if shape == PIXELS else own
             follows = own is not None and own >= 0 and shape[own] == SHAPE[dim]
             weight = torch.rand(shape, dtype=torch.float64)
             placed = shard(own if beside and follows else None)
@@ -211,7 +214,7 @@ def every_loss() -> None:
     """Every named loss, and a score of the user's own."""
     mesh = mesh_of(2)
     for name in customloss.loss_names():
-        criterion = customloss.loss(name)
+        criterion = customloss.loss(name, check_target=False)
         activation = getattr(criterion, "activation", "sigmoid")
         x, target = batch({"activation": activation})
         for dim in (0, 1):
@@ -224,7 +227,7 @@ def every_loss() -> None:
     def f2(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
         return 5 * tp / (5 * tp + fp + 4 * fn)
 
-    criterion = customloss.ConfusionLoss(f2, link="log", samplewise=True)
+    criterion = customloss.ConfusionLoss(f2, link="log", samplewise=True, check_target=False)
     x, target = batch({})
     assert_as_unsharded(criterion, mesh, [(x, shard(0)), (target + 0.01, shard(0))])
 
@@ -471,8 +474,7 @@ def sharded_both_ways() -> None:
     from torch.distributed.tensor import DTensor
 
     mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    x, target = features()
-    alone = Head()
+    (x, target), alone = features(), Head()
     expected = customloss.soft_f1_loss(alone(x), target)
     expected.backward()
     model = fully_shard(in_tensor_parallel(Head(), mesh["tp"]), mesh=mesh["dp"])
@@ -480,9 +482,8 @@ def sharded_both_ways() -> None:
     logits = model(x[part])
     placed = shard(0, 1)
     logits = DTensor.from_local(logits.to_local(), mesh, placed)
-    labels = DTensor.from_local(
-        target[part].chunk(2, 1)[mesh["tp"].get_local_rank()], mesh, placed
-    )  # fmt: skip
+    own = target[part].chunk(2, 1)[mesh["tp"].get_local_rank()]
+    labels = DTensor.from_local(own, mesh, placed)
     loss = customloss.soft_f1_loss(logits, labels)
     (2 * loss).backward()  # FSDP takes the mean over its ranks
     assert_equal(whole(loss), expected)

@@ -5,6 +5,7 @@ The options weight classes, choose classes or drop the background, also with a c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,31 @@ def modules_and_dtypes() -> None:
             assert found.dtype == dtype and list(found.placements) == shard(None)
 
 
+def first_batches() -> None:
+    """A module looks at the values of each rank's own part, and knows the classes of the whole."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    mesh, rank = mesh_of(2), dist.get_rank()
+    x, target = batch({})[0], numbers()
+    for dim in (0, 1, 2, None):
+        placed = shard(None) if dim == 1 else beside(dim)
+        cut = distribute_tensor(x, mesh, shard(dim)), distribute_tensor(target, mesh, placed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*check_target=False")
+            customloss.DiceLoss(ignore_index=255)(*cut)
+        if dim == 2:  # only the first rank has a 255, and the other would wait for it
+            continue
+        with pytest.raises(ValueError, match=r"^target: .*class numbers from 0 to 3, got 255"):
+            customloss.DiceLoss()(*cut)
+    mine = torch.zeros(SAMPLES, CLASSES, 1).double()
+    dense = DTensor.from_local(mine + 2 * rank, mesh, shard(0), run_check=False)
+    logits = DTensor.from_local(mine, mesh, shard(0), run_check=False)
+    if rank == 1:
+        with pytest.raises(ValueError, match="got 2 everywhere"):
+            customloss.DiceLoss()(logits, dense)
+    dist.barrier()
+
+
 def learned_weights() -> None:
     """Every rank has the gradient that one process has."""
     from torch.distributed.tensor import distribute_tensor
@@ -199,7 +225,7 @@ def test_class_numbers() -> None:
 
 
 def test_modules_and_learned_weights() -> None:
-    run(2, modules_and_dtypes, learned_weights)
+    run(2, modules_and_dtypes, first_batches, learned_weights)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ BAD_TENSORS = {
         TypeError, "weight", "float", "complex64",
     ),
     "weight shape": (
-        {"weight": torch.zeros(4)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[4\]",
+        {"weight": torch.zeros(5)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[5\]",
     ),
     "weight rank": (
         {"weight": torch.zeros(1, 4, 3)}, ValueError, "weight", r"\[4, 3\]", r"\[1, 4, 3\]",
@@ -315,6 +316,37 @@ def test_no_kernel_runs_before_the_checks(monkeypatch: pytest.MonkeyPatch) -> No
         complaint(customloss.soft_f1_loss, ValueError, **given(**changes))
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("name", ["input", "target", "weight"])
+def test_nested_tensors(name: str, layout: torch.layout) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=layout)
+    call = given(**{"weight": torch.ones(4, 3), name: nested})
+    for function in (customloss.dice_loss, customloss.DiceCELoss(), customloss.confusion_sums):
+        text = complaint(function, TypeError, **call)
+        assert text.startswith(f"{name}: expected a dense tensor, got a nested one: pad it")
+
+
+@pytest.mark.parametrize("value", [1e40, -1e40])
+@pytest.mark.parametrize("option", ["logit_scale", "logit_offset", "focal_gamma"])
+def test_numbers_beyond_the_dtype_of_the_computation(option: str, value: float) -> None:
+    """In float32 they would be infinite, and infinity times 0 or minus infinity is NaN."""
+    if option == "focal_gamma" and value < 0:
+        return
+    criterion = customloss.DiceFocalLoss(**{option: value})  # it may see float64
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        text = complaint(criterion, ValueError, **given(input=torch.zeros(4, 3, dtype=dtype)))
+        assert text.startswith(f"{option}: expected a number that float32 holds")
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    loss = customloss.dice_loss(x, x > 0, **{option: value}) if option != "focal_gamma" else (
+        criterion(x, (x > 0).float())
+    )  # fmt: skip
+    loss.backward()
+    assert x.grad is not None
+    assert loss.isfinite() and x.grad.isfinite().all()
+
+
 # ---- check_target --------------------------------------------------------------------------------
 
 
@@ -386,4 +418,5 @@ def test_ignored_elements_may_lie_outside_0_and_1() -> None:
         check_target=True,
     )  # fmt: skip
     assert "[0, 1]" in text
-    customloss.soft_f1_loss(x, torch.full((4, 3), 255), ignore_index=255, check_target=True)
+    with pytest.warns(UserWarning, match="^target: .*every element is ignored"):
+        customloss.soft_f1_loss(x, torch.full((4, 3), 255), ignore_index=255, check_target=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from customloss._backends import libraries
+from customloss._backends import choice, libraries, plain
 
 pytestmark = pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the compiled library")
 
@@ -59,3 +59,59 @@ def test_numbers_of_no_activation_operand_or_sum(number: int) -> None:
     extra = 32 if number == 3 else number
     with pytest.raises(RuntimeError, match=r"customloss: unknown (option|sums)"):
         ops.confusion(x, t, None, *ELEMENTS[:7], extra, 2.0)
+
+
+# ---- devices -------------------------------------------------------------------------------------
+
+
+def elsewhere(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype, device="meta")
+
+
+def on_other_devices() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Calls of primitives with one tensor elsewhere."""
+    x, t = torch.zeros(4, 3), torch.ones(4, 3)
+    sums, grad = torch.ones(4, 1, 3, dtype=torch.float64), torch.ones(())
+    more = (*ELEMENTS, *SCORING)
+    backward = (0, *ELEMENTS)
+    scored = (0, False, False, *SCORING, *POINTWISE)
+    far = elsewhere(4, 3, dtype=torch.float32)
+    return {
+        "target": ("confusion", (x, far, None, *ELEMENTS)),
+        "weight": ("confusion", (x, t, far, *ELEMENTS)),
+        "target of a score": ("confusion_score", (x, far, None, *more)),
+        "weight of a score": ("confusion_score", (x, t, far, *more)),
+        "target of a gradient": ("confusion_backward", (grad, sums, x, far, None, *backward)),
+        "weight of a gradient": ("confusion_backward", (grad, sums, x, t, far, *backward)),
+        "coefficients": ("confusion_backward", (grad, elsewhere(4, 1, 3), x, t, None, *backward)),
+        "grad": ("confusion_backward", (far[0, 0], sums, x, t, None, *backward)),
+        "weights of classes": ("sums_score", (sums, elsewhere(2, 3), *scored)),
+    }
+
+
+@pytest.mark.parametrize("name", on_other_devices())
+def test_tensors_of_different_devices(name: str) -> None:
+    """By the compiled kernels, which CUDA tensors of two GPUs would reach, and everywhere else."""
+    primitive, arguments = on_other_devices()[name]
+    operator = getattr(ops, primitive).default
+    with pytest.raises(
+        RuntimeError, match=rf"customloss: {name.partition(' of a ')[0]} must be on .*device"
+    ):
+        operator.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *arguments)
+    argument = "class_weight" if name == "weights of classes" else name.partition(" of a ")[0]
+    for call in (operator, getattr(choice.primitives_of(plain), primitive)):
+        with pytest.raises(RuntimeError, match=f"customloss: {argument} must be on cpu, as"):
+            call(*arguments)
+
+
+def test_the_differentiable_operators_too() -> None:
+    """Class weights come below the checks of Python."""
+    x, t = torch.zeros(4, 3, requires_grad=True), torch.ones(4, 3)
+    rest = (*ELEMENTS, *SCORING, *POINTWISE)
+    with pytest.raises(RuntimeError, match="customloss: class_weight must be on cpu, as sums is"):
+        ops.compound(x, t, None, elsewhere(2, 3), *rest)
+    for operator in (ops.soft_f1, ops.confusion_sums):
+        with pytest.raises(ValueError, match=r"^target: expected device cpu"):
+            operator(x, t.to("meta"))
+        with pytest.raises(ValueError, match=r"^weight: expected device cpu"):
+            operator(x, t, t.to("meta"))

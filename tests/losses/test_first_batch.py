@@ -1,0 +1,400 @@
+"""A module looks at the values of its first batch, and says what people get wrong most often."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import customloss
+from customloss._spec import batch_checks
+from customloss._spec.operands import INPUT_DTYPES
+
+NAN, INF = float("nan"), float("inf")
+
+
+def logits(*shape: int) -> Tensor:
+    return torch.linspace(-3, 3, torch.Size(shape).numel()).reshape(shape)
+
+
+def mask(*shape: int) -> Tensor:
+    return torch.arange(torch.Size(shape).numel()).reshape(shape) % 3 == 0
+
+
+def numbers(classes: int, *shape: int) -> Tensor:
+    return torch.arange(torch.Size(shape).numel()).reshape(shape) % classes
+
+
+X, T = logits(2, 1, 6), mask(2, 1, 6)
+XC, Y = logits(2, 3, 6), numbers(3, 2, 6)
+SOFTMAX, PROBABILITIES = {"activation": "softmax"}, {"activation": "none"}
+
+# options, operands, and what the message says
+ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
+    "a mask of 0 and 255": (
+        {}, (X, (T * 255).to(torch.uint8)),
+        "target: expected values in [0, 1], got values 0 and 255: divide by 255 or compare with 0",
+    ),
+    "a grey mask": (
+        {}, (X, torch.tensor([0, 100, 255] * 4).reshape(2, 1, 6)),
+        "target: expected values in [0, 1], got values from 0 to 255: divide by 255",
+    ),
+    "a mask of 255": (
+        {}, (X, torch.full((2, 1, 6), 255.0)),
+        "target: expected values in [0, 1], got 255 everywhere: divide by 255",
+    ),
+    "-1 and 1": (
+        {}, (X, T * 2 - 1),
+        "target: expected values in [0, 1], got values -1 and 1: (target + 1) / 2, or target > 0",
+    ),
+    "1 and 2": ({}, (X, T + 1), "got values 1 and 2: target - 1"),
+    "dense class numbers": (
+        {}, (XC, numbers(3, 2, 3, 6)),
+        "target: expected values in [0, 1] (or class numbers, without a dimension of classes), got "
+        "values from 0 to 2",
+    ),
+    "an unsigned mask": ({}, (X, (T * 65535).to(torch.uint16)), "got values 0 and 65535: divide"),
+    "float targets": ({}, (X, logits(2, 1, 6)), "got values from -3 to 3"),
+    "a NaN target": ({}, (X, torch.where(T, NAN, 0.0)), "got values from nan to nan"),
+    "logits for probabilities": (
+        PROBABILITIES, (X, T),
+        "input: expected probabilities in [0, 1] with activation='none', got -3: are these logits? "
+        "activation='sigmoid'",
+    ),
+    "percentages": (PROBABILITIES, (T * 99.0, T), "with activation='none', got 99"),
+    "labels from 1": (
+        SOFTMAX, (XC, Y + 1),
+        "target: expected class numbers from 0 to 2, got 3: are these labels from 1 to 3? "
+        "target - 1",
+    ),
+    "a label beyond": (SOFTMAX, (XC, Y * 5), "target: expected class numbers from 0 to 2, got 10"),
+    "a label below": (
+        {**SOFTMAX, "ignore_index": 2}, (XC, Y - 1),
+        "target: expected class numbers from 0 to 2, or 2 (ignore_index), got -1",
+    ),
+    "input and target swapped": (
+        {}, (T.float(), X),
+        "input, target: expected logits and then their targets, got an input of 0 and 1 and a "
+        "target values from -3 to 3: they seem to be swapped",
+    ),
+}  # fmt: skip
+
+# options, operands, and what the warning says
+WARNINGS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
+    "rows that add up to more": (
+        SOFTMAX, (XC, mask(2, 3, 6)), "target: expected classes that add up to 1 in every pixel",
+    ),
+    "a negative weight": ({}, (X, T, logits(2, 1, 6)), "weight: expected numbers >= 0, got -3"),
+    "everything is ignored": (
+        {**SOFTMAX, "ignore_index": 7}, (XC, torch.full_like(Y, 7)),
+        "target: expected something that counts, but every element is ignored",
+    ),
+    "a weight of 0": (
+        {}, (X, T, torch.zeros(2, 1, 1)), "weight: expected something that counts, but every",
+    ),
+    "ignored, and the rest of weight 0": (
+        {"ignore_index": 7}, (X, torch.where(T, 7, 300), T),
+        "weight: expected something that counts, but every",
+    ),
+    "[B, T, C] with T = C": (
+        SOFTMAX, (logits(2, 3, 3), numbers(3, 2, 3)),
+        "target: expected class numbers whose shape can be read in one way, got [2, 3] for an "
+        "input [2, 3, 3]: the classes are taken to be dim 1",
+    ),
+    "[N, H, W, C] with H = W = C": (
+        {}, (logits(2, 3, 3, 3), numbers(3, 2, 3, 3)), "pass input.movedim(-1, 1)",
+    ),
+    "one-hot with the classes last": (
+        {}, (logits(2, 3, 3), torch.eye(3)[torch.tensor([[0, 0, 1], [2, 2, 2]])]),
+        "target: expected the classes in dim 1 of [2, 3, 3], but its last dim adds up to 1",
+    ),
+}  # fmt: skip
+
+RIGHT: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {
+    "bool": ({}, (X, T)),
+    "soft": ({}, (X, X.sigmoid())),
+    "probabilities": (PROBABILITIES, (X.sigmoid(), T)),
+    "rounded averages": (PROBABILITIES, (T * (1 + 2e-7), T * (1 + 2e-7))),
+    "labels": (SOFTMAX, (XC, Y)),
+    "one-hot": (SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1))),
+    "soft rows": (SOFTMAX, (XC, XC.softmax(1))),
+    "halves of soft rows": (SOFTMAX, (XC.bfloat16(), XC.bfloat16().softmax(1))),
+    "ignored labels": ({**SOFTMAX, "ignore_index": 255}, (XC, torch.where(Y == 2, 255, Y))),
+    "ignored elements": ({"ignore_index": -100}, (X, torch.where(T, -100, 1))),
+    "small labels of which -100 is none": (
+        {**SOFTMAX, "ignore_index": -100}, (XC, Y.to(torch.uint8)),
+    ),
+    "hidden targets": ({}, (X, torch.where(T, 255.0, 1.0), ~T)),
+    "hidden NaN targets": ({}, (X, torch.where(T, NAN, 1.0), ~T)),
+    "hidden labels": (SOFTMAX, (XC, torch.where(Y == 2, 99, Y), (Y != 2)[:, None])),
+    "hidden pixels of no class": (
+        SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * ~T, ~T),
+    ),
+    "hidden logits": (PROBABILITIES, (torch.where(T, 7.0, 0.5), T, ~T)),
+    "NaN of a step that is skipped": ({}, (torch.where(T, NAN, X), T)),
+    "NaN probabilities": (PROBABILITIES, (torch.where(T, NAN, 0.5), T)),
+    "infinite probabilities": (PROBABILITIES, (torch.where(T, INF, 0.5), T)),
+    "logits of 0 and 1": ({}, (T.float(), T)),
+    "a diagonal": ({}, (logits(2, 3, 3), torch.eye(3).expand(2, 3, 3))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_is_certainly_wrong(name: str) -> None:
+    """By a module, which goes on refusing it, and by a function that is asked to look."""
+    options, operands, text = ERRORS[name]
+    criterion = customloss.DiceLoss(**options)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            criterion(*operands)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        customloss.dice_loss(*operands, check_target=True, **options)
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_what_may_be_meant(name: str) -> None:
+    """One warning of each module, which says how to silence it, at the line that calls it."""
+    options, operands, text = WARNINGS[name]
+    for _ in range(2):
+        criterion = customloss.DiceLoss(**options)
+        with pytest.warns(UserWarning, match=f"{re.escape(text)}.*check_target=False") as caught:
+            criterion(*operands)
+        (warning,) = caught
+        assert warning.filename == __file__
+        criterion(*operands)
+    customloss.DiceLoss(**options, check_target=False)(*operands)
+    customloss.dice_loss(*operands, **options)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right(name: str) -> None:
+    options, operands = RIGHT[name]
+    customloss.DiceLoss(**options)(*operands)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=str)
+def test_every_dtype_of_input_and_weight(dtype: torch.dtype) -> None:
+    x = X.to(dtype)
+    customloss.DiceLoss()(x, T.to(dtype), torch.ones(6, dtype=dtype))
+    with pytest.raises(ValueError, match=r"^input: .* got -3"):
+        customloss.DiceLoss(activation="none")(x, T)
+
+
+def test_a_mistake_of_rounding_is_none_unless_asked_for() -> None:
+    """An interpolated target may be 1 + 1e-7; ``check_target=True`` means [0, 1] to the bit."""
+    t = T * (1 + 3e-7)
+    customloss.DiceLoss()(X, t)
+    for check in (lambda: customloss.dice_loss(X, t, check_target=True),
+                  lambda: customloss.DiceLoss(check_target=True)(X, t)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"got values 0 and 1\.0000"):
+            check()
+
+
+def test_losses_that_take_probabilities() -> None:
+    """Their functions set the activation, so no option of the module shows it."""
+    with pytest.raises(ValueError, match=r"^input: expected probabilities .*'none', got -3"):
+        customloss.CustomF1Loss()(X, T)
+    with pytest.raises(ValueError, match=r"^input: .*AnyLoss has it, got -3: .* input\.sigmoid"):
+        customloss.AnyLoss()(X, T)
+    customloss.AnyLoss()(X.sigmoid(), T)
+    customloss.SigmoidF1Loss(shift=-0.5)(X, T)  # an offset of 1/2 that sharpens nothing
+
+
+def test_the_input_may_be_integer_when_swapped() -> None:
+    with pytest.raises(TypeError, match=r"^input: .*int64; are input and target swapped\?"):
+        customloss.dice_loss(T.long(), X)
+
+
+def test_labels_out_of_range_that_are_meant() -> None:
+    """``out_of_range="ignore"`` allows them; labels from 1 to C still look like a mistake."""
+    batch = batch_checks.Batch(
+        XC, Y[:, None] + 1, None, (2, 3, 6), True, "softmax", 1.0, 0.0, (), True, False
+    )
+    errors, found = batch_checks.found(batch)
+    assert not errors
+    assert found == [
+        "target: expected class numbers from 0 to 2, got some from 1 to 3, so that the last class "
+        "falls out: target - 1"
+    ]
+    assert batch_checks.found(batch._replace(target=Y[:, None] * 50)) == ([], [])
+
+
+# ---- when it looks -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads() -> Iterator[list[batch_checks.Batch]]:
+    """The batches whose values were read."""
+    seen: list[batch_checks.Batch] = []
+    found = batch_checks.found
+
+    def counted(batch: batch_checks.Batch) -> Any:
+        seen.append(batch)
+        return found(batch)
+
+    with patch.object(batch_checks, "found", counted):
+        yield seen
+
+
+def test_once_always_or_never(reads: list[Any]) -> None:
+    for option, times in ((None, 1), ("once", 1), (True, 3), (False, 0)):
+        reads.clear()
+        options = {} if option is None else {"check_target": option}
+        criterion = customloss.DiceLoss(**options)
+        for _ in range(3):
+            criterion(X, T)
+        assert len(reads) == times, option
+    for option in ("onse", None, 1):
+        with pytest.raises(ValueError, match=r"^check_target: expected True or False, or 'once' "):
+            customloss.DiceLoss(check_target=option)
+    with pytest.raises(ValueError, match=r"^check_target: expected .* got 'once'"):
+        customloss.dice_loss(X, T, check_target="once")
+
+
+def test_the_option_can_be_set_later(reads: list[Any]) -> None:
+    criterion = customloss.DiceLoss()
+    criterion.check_target = False
+    criterion(X, T)
+    assert not reads
+    criterion.check_target = "".join(("on", "ce"))  # another object than the default
+    criterion(X, T)
+    criterion(X, T)
+    assert len(reads) == 1
+    criterion.check_target = True
+    criterion(X, T)
+    assert len(reads) == 2
+    assert repr(criterion) == "DiceLoss(check_target=True)"
+
+
+def test_an_empty_batch_is_no_first_one(reads: list[Any]) -> None:
+    criterion = customloss.DiceLoss()
+    criterion(XC[:0], Y[:0])
+    assert not reads
+    criterion(XC, Y)
+    assert len(reads) == 1
+
+
+def test_a_refused_batch_is_looked_at_again() -> None:
+    criterion = customloss.DiceLoss()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="255"):
+            criterion(X, T.int() * 255)
+    criterion(X, T)
+    criterion(X, T.int() * 255)  # that was the first batch
+
+
+def test_copies_have_seen_what_the_original_saw(reads: list[Any]) -> None:
+    criterion = customloss.DiceLoss()
+    unseen = copy.deepcopy(criterion)
+    criterion(X, T)
+    for same in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        same(X, T)
+    assert len(reads) == 1
+    unseen.load_state_dict(criterion.state_dict())
+    unseen(X, T)
+    assert len(reads) == 2
+    pickle.loads(pickle.dumps(customloss.DiceLoss()))(X, T)
+    assert len(reads) == 3
+
+
+def test_modules_that_hold_a_loss(reads: list[Any]) -> None:
+    """The first batch, the first micro-batch and the first output."""
+    stream = customloss.StreamingLoss(customloss.DiceLoss())
+    with pytest.raises(ValueError, match="255"):
+        stream(X, T.int() * 255)
+    stream(X, T)
+    stream(X, T)
+    assert len(reads) == 2
+    with customloss.accumulate(customloss.DiceLoss()) as batch:
+        for _ in range(2):
+            batch.add(X, T)
+        for _ in range(2):
+            batch.loss(X, T)
+    assert len(reads) == 3
+    criterion = customloss.DeepSupervision(customloss.DiceLoss())
+    with pytest.raises(ValueError, match=r"255.*\(output 0\)"):
+        criterion([X, X], [T.int() * 255, T])
+    criterion([X, X], [T, T])
+    assert len(reads) == 5
+
+
+def test_what_holds_no_values_is_not_read(reads: list[Any]) -> None:
+    """Transforms, fake and meta tensors, compiled and exported code; the next batch is."""
+    criterion = customloss.DiceLoss()
+    torch.vmap(criterion)(X, T)
+    torch.func.grad(criterion)(X, T)
+    criterion(X.to("meta"), T.to("meta"))
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(X), mode.from_tensor(T)
+        criterion(*fake)
+    criterion(*fake)
+    torch.compile(criterion, backend="eager", fullgraph=True)(X, T)
+    torch.export.export(criterion, (X, T), strict=False)
+    customloss.dice_loss(X.to("meta"), T.to("meta"), check_target=True)
+    compiled = torch.compile(customloss.dice_loss, backend="eager", fullgraph=True)
+    compiled(X, T, check_target=True)
+    assert not reads
+    criterion(X, T)
+    assert len(reads) == 1
+
+
+def test_a_capture_is_not_waited_for(reads: list[Any]) -> None:
+    """While a CUDA graph is captured nothing may wait; here the test says that one is."""
+    criterion = customloss.DiceLoss()
+    with patch("customloss._ops.modes.ordinary_tensors", lambda device: False):
+        criterion(X, T)
+    assert not reads
+    criterion(X, T)
+    assert len(reads) == 1
+
+
+def test_one_transfer_and_no_copy_of_the_input() -> None:
+    """Where nothing seems wrong there is one ``tolist``, and no tensor of the input's size."""
+
+    class Largest(TorchDispatchMode):
+        """The size of the largest tensor that is made, views aside."""
+
+        elements = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for each in result if isinstance(result, tuple) else (result,):
+                if isinstance(each, Tensor) and not each._is_view():
+                    self.elements = max(self.elements, each.numel())
+            return result
+
+    batch = batch_checks.Batch(
+        XC, torch.where(Y == 2, 255, Y)[:, None], torch.ones(2, 1, 6), (2, 3, 6), True, "softmax",
+        1.0, 0.0, (255,), False, False,
+    )  # fmt: skip
+    transfers = []
+    tolist = Tensor.tolist
+
+    def counted(tensor: Tensor) -> Any:
+        transfers.append(tensor)
+        return tolist(tensor)
+
+    with patch.object(Tensor, "tolist", counted), Largest() as made:
+        assert batch_checks.found(batch) == ([], [])
+    assert len(transfers) == 1
+    assert made.elements < XC.numel()
+
+
+def test_no_graph_and_the_same_loss() -> None:
+    x = X.clone().requires_grad_()
+    first, second = (customloss.DiceLoss(check_target=each)(x, T) for each in ("once", False))
+    assert torch.equal(first, second)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        customloss.DiceLoss()(X, T)
