@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customloss._spec import checks
 from customloss._spec.arguments import Elements
-from customloss._spec.words import SOFTMAX
+from customloss._spec.words import IGNORE, SOFTMAX
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TARGET_DTYPES = (
@@ -66,8 +67,13 @@ def checked_target(
     elif elements.ignore_index is not None and elements.activation == SOFTMAX:
         raise ValueError(
             "ignore_index: expected None for a dense target with activation='softmax' (what would "
-            f"one class of a pixel say?), got {elements.ignore_index}: pass class numbers, or a "
-            "weight of 0"
+            f"one class of a pixel say?), got {_listed(elements.ignore_index)}: pass class "
+            "numbers, or a weight of 0"
+        )
+    elif elements.nan_targets == IGNORE and elements.activation == SOFTMAX:
+        raise ValueError(
+            "nan_targets: expected 'propagate' for a dense target with activation='softmax' (what "
+            "would one class of a pixel say?), got 'ignore': pass a weight of 0 where it is NaN"
         )
     if target.device != input.device:
         raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
@@ -124,21 +130,50 @@ def _weight(weight: Tensor, input: Tensor) -> None:
         raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
 
 
-def target_values(input: Tensor, target: Tensor, ignore_index: int | None = None) -> None:
-    """Every target lies in [0, 1], or is one of the class numbers, or ``ignore_index``. This reads
+def unknown_label(label: int, classes: int, ignored: Sequence[int] | None) -> ValueError:
+    """The error for a class number that is neither a class nor ignored. csrc/cpu/pixels.cpp has
+    the same message."""
+    known = "" if not ignored else f" or ignore_index={_listed(ignored)}"
+    shifted = f"; labels 1..{classes} need target - 1" if label == classes else ""
+    return ValueError(
+        f"target: expected class numbers from 0 to {classes - 1} (dim 1 of input has {classes} "
+        f"classes){known}, got {label}; if {label} marks what does not count, pass "
+        f"ignore_index={_listed((*(ignored or ()), label))}{shifted}"
+    )
+
+
+def _listed(values: Sequence[int]) -> str:
+    """One number, or a list of them."""
+    return str(values[0] if len(values) == 1 else list(values))
+
+
+def target_values(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int | Sequence[int] | None = None,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
+) -> None:
+    """Every target lies in [0, 1], or is one of the class numbers, or does not count. This reads
     the tensor and waits for its device."""
     if target.dtype == torch.bool or target.numel() == 0:
         return
     index_dtype = input.dim() > 1 and target.dtype in INDEX_DTYPES
     is_index = index_dtype and not _alike(target.shape, input.shape)
-    if ignore_index is not None:
+    for ignored in checks.ignored(ignore_index) or ():
         # compared in an unsigned dtype, -100 would wrap to a number that may be a label
         comparable = target if target.is_floating_point() else target.long()
-        target = target[comparable != ignore_index]
+        target = target[comparable != ignored]
         if target.numel() == 0:
             return
+    if nan_targets == "ignore" and target.is_floating_point():
+        target = target[~target.isnan()]
+        if target.numel() == 0:
+            return
+    if is_index and out_of_range == "ignore":
+        return
     if is_index:
-        _class_numbers(target, input.shape[1], ignore_index)
+        _class_numbers(target, input.shape[1], checks.ignored(ignore_index))
         return
     signed = _SIGNED.get(target.dtype)  # aminmax does not take the wide unsigned dtypes
     low, high = (bound.item() for bound in torch.aminmax(target.view(signed) if signed else target))
@@ -148,13 +183,7 @@ def target_values(input: Tensor, target: Tensor, ignore_index: int | None = None
         raise ValueError(f"target: expected values in [0, 1], got values from {low} to {high}")
 
 
-def _class_numbers(target: Tensor, classes: int, ignore_index: int | None) -> None:
+def _class_numbers(target: Tensor, classes: int, ignored: tuple[int, ...] | None) -> None:
     low, high = (int(bound) for bound in torch.aminmax(target))
-    if low >= 0 and high < classes:
-        return
-    other = "" if ignore_index is None else f", or {ignore_index} (ignore_index)"
-    hint = "" if ignore_index is not None else "; ignore_index leaves a value out"
-    raise ValueError(
-        f"target: expected class numbers from 0 to {classes - 1}{other}, got "
-        f"{low if low < 0 else high}{hint}"
-    )
+    if low < 0 or high >= classes:
+        raise unknown_label(low if low < 0 else high, classes, ignored)

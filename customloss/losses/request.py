@@ -69,8 +69,13 @@ def prepared(
     else:
         return None, None
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
+    if isinstance(given.get("ignore_index"), list):  # options are looked up, so they are hashed
+        given["ignore_index"] = tuple(given["ignore_index"])
     if given.pop("check_target", False):
-        operands.target_values(input, target, given.get("ignore_index"))
+        read = ("ignore_index", "out_of_range", "nan_targets")
+        operands.target_values(
+            input, target, **{name: given[name] for name in read if name in given}
+        )
     asked = classes.asked_for(input, given)
     for name, value in given.items():
         if isinstance(value, Tensor):  # the dispatcher would read it, and lose its gradient
