@@ -333,17 +333,19 @@ __device__ __forceinline__ void write_class(const PixelPass& px, const PixelCut&
                                             int cls, const ClassSums& own) {
   double* to = partials.sums + (unit.sample * px.classes + cls) * cut.units + unit.unit;
   double values[rows_of(kExtra)] = {own.tp, own.fp, own.fn, own.tn};
-  // A pixel that is of no class is one of the others of every class: a NaN there is one everywhere.
-  if (own.tn != own.tn) values[0] = values[2] = own.tn;
   if (px.off != 0.0) {
     values[0] = px.on * own.tp + px.off * own.fp;
     values[1] = (1.0 - px.on) * own.tp + (1.0 - px.off) * own.fp;
     values[2] = px.on * own.fn + px.off * own.tn;
     values[3] = (1.0 - px.on) * own.fn + (1.0 - px.off) * own.tn;
   }
-  if constexpr (kExtra == kLogLoss) values[4] = own.tn != own.tn ? own.tn : own.missed;
+  if constexpr (kExtra == kLogLoss) values[4] = own.missed;
+  // A refused pixel is one of the others of every class; its NaN is one of all sums.
+  const bool refused = own.tn != own.tn;
 #pragma unroll
-  for (int row = 0; row < rows_of(kExtra); ++row) to[row * partials.sum_stride] = values[row];
+  for (int row = 0; row < rows_of(kExtra); ++row) {
+    to[row * partials.sum_stride] = refused ? own.tn : values[row];
+  }
 }
 
 __device__ __forceinline__ void clear_ticket(const Partials& partials) {

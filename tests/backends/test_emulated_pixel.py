@@ -362,51 +362,6 @@ def test_ties_and_infinite_logits(emulation: build.Emulation) -> None:
         assert torch.isfinite(sums).all() and (sums[0, 0, 1] == 0)
 
 
-REFUSED = {
-    "few": ((2, 3, 40), "softmax"),
-    "few-rows": ((50, 4), "softmax"),
-    "tile": ((2, 12, 40), "softmax"),
-    "rows": ((60, 20), "softmax"),
-    "any": ((2, 300, 3), "softmax"),
-    "sigmoid": ((2, 5, 40), "sigmoid"),
-}
-
-
-@pytest.mark.parametrize("extra", [0, 1, EVERY])
-@pytest.mark.parametrize("weight", [None, "pixel", "element"])
-@pytest.mark.parametrize("kernel", REFUSED)
-def test_a_class_number_that_is_none_makes_a_nan(
-    kernel: str, weight: str | None, extra: int, emulation: build.Emulation
-) -> None:
-    """Of every sum of its sample, and of the gradient at its pixel, unless it weighs nothing."""
-    shape, activation = REFUSED[kernel]
-    given = operands(shape, weight=weight, wrong=False, ignore_index=-7)
-    given.target[0, 0, ...] = 0
-    given.target.reshape(-1)[0], given.target.reshape(-1)[1] = -7, 77
-    how = How(activation, per_sample=True, ignore_index=(-7, 78), extra=extra, out_of_range="raise")
-    first = (0, 0, 1) if len(shape) == 3 else (1, 0)
-    for weighs in (True, False) if weight else (True,):
-        w = None
-        if given.weight is not None:
-            w = given.weight.clone()
-            at = (first[0], slice(None), *first[2:])
-            w[at] = 0.5 if weighs else 0.0
-        found = emulation.confusion(given.input, given.target, w, *how.arguments())
-        wide = given._replace(weight=w).wide()
-        wanted = flat.confusion(*wide, *how._replace(out_of_range="ignore").arguments())
-        lost = torch.zeros(shape[0], dtype=torch.bool)
-        lost[first[0]] = weighs
-        assert found[:, lost].isnan().all()
-        torch.testing.assert_close(found[:, ~lost], wanted[:, ~lost], rtol=1e-5, atol=1e-5)
-        by_sums = torch.ones_like(found)
-        by = emulation.confusion_backward(
-            None, by_sums, given.input, given.target, w, 0, *how.arguments()
-        )
-        spoiled = torch.zeros(shape, dtype=torch.bool)
-        spoiled[(first[0], slice(None), *first[2:])] = weighs
-        assert torch.equal(by.isnan(), spoiled)
-
-
 def test_a_nan_that_counts_is_told(emulation: build.Emulation) -> None:
     for shape in ((2, 3, 40), (2, 12, 40), (40, 6), (2, 300, 3)):
         given = operands(shape, wrong=False)
