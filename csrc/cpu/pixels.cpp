@@ -83,7 +83,7 @@ class UnknownLabel {
     label_ = label;
   }
 
-  // Once all units are done.  _spec/checks.py has the same message.
+  // Once all units are done.  _spec/hints.py has the same message.
   void refuse(int64_t classes, const PixelOptions& options) const {
     if (!label_) return;
     const std::string last = std::to_string(classes - 1), label = std::to_string(*label_);

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customloss._spec import operands
+from customloss._spec import hints
 from customloss._spec.arguments import (
     SCORE_ALONE,
     Data,
@@ -61,7 +61,7 @@ def refuse_unknown_labels(data: Data, elements: Elements, classes: int | None = 
     unknown = unknown_labels(data, elements, classes)
     if unknown is not None and unknown.any():
         first = int(data.target[unknown][0])
-        raise operands.unknown_label(first, classes or data.input.shape[1], elements.ignore_index)
+        raise hints.unknown_label(first, classes or data.input.shape[1], elements.ignore_index)
 
 
 def unknown_labels(data: Data, elements: Elements, classes: int | None = None) -> Tensor | None:

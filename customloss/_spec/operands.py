@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from customloss._spec import checks
+from customloss._spec import checks, hints
 from customloss._spec.arguments import Elements
 from customloss._spec.words import IGNORE, SOFTMAX
 
@@ -67,7 +67,7 @@ def checked_target(
     elif elements.ignore_index is not None and elements.activation == SOFTMAX:
         raise ValueError(
             "ignore_index: expected None for a dense target with activation='softmax' (what would "
-            f"one class of a pixel say?), got {_listed(elements.ignore_index)}: pass class "
+            f"one class of a pixel say?), got {hints.listed(elements.ignore_index)}: pass class "
             "numbers, or a weight of 0"
         )
     elif elements.nan_targets == IGNORE and elements.activation == SOFTMAX:
@@ -130,23 +130,6 @@ def _weight(weight: Tensor, input: Tensor) -> None:
         raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
 
 
-def unknown_label(label: int, classes: int, ignored: Sequence[int] | None) -> ValueError:
-    """The error for a class number that is neither a class nor ignored. csrc/cpu/pixels.cpp has
-    the same message."""
-    known = "" if not ignored else f" or ignore_index={_listed(ignored)}"
-    shifted = f"; labels 1..{classes} need target - 1" if label == classes else ""
-    return ValueError(
-        f"target: expected class numbers from 0 to {classes - 1} (dim 1 of input has {classes} "
-        f"classes){known}, got {label}; if {label} marks what does not count, pass "
-        f"ignore_index={_listed((*(ignored or ()), label))}{shifted}"
-    )
-
-
-def _listed(values: Sequence[int]) -> str:
-    """One number, or a list of them."""
-    return str(values[0] if len(values) == 1 else list(values))
-
-
 def target_values(
     input: Tensor,
     target: Tensor,
@@ -186,4 +169,4 @@ def target_values(
 def _class_numbers(target: Tensor, classes: int, ignored: tuple[int, ...] | None) -> None:
     low, high = (int(bound) for bound in torch.aminmax(target))
     if low < 0 or high >= classes:
-        raise unknown_label(low if low < 0 else high, classes, ignored)
+        raise hints.unknown_label(low if low < 0 else high, classes, ignored)
