@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "average.h"
 #include "element.h"
@@ -34,10 +35,12 @@ struct Elements {
   Activation activation;
   double scale, offset;
   bool per_sample, per_class;
-  std::optional<int64_t> ignore_index;
+  std::optional<std::vector<int64_t>> ignore_index;
   double label_smoothing;
   unsigned extra;  // bits of Extra
   double focal_gamma;
+  OutOfRange out_of_range;
+  NanTargets nan_targets;
 
   explicit Elements(Stack& in)
       : activation(in.take<Activation>()),
@@ -45,10 +48,12 @@ struct Elements {
         offset(in.take<double>()),
         per_sample(in.take<bool>()),
         per_class(in.take<bool>()),
-        ignore_index(in.take<std::optional<int64_t>>()),
+        ignore_index(in.take<std::optional<std::vector<int64_t>>>()),
         label_smoothing(in.take<double>()),
         extra(in.take<unsigned>()),
-        focal_gamma(in.take<double>()) {}
+        focal_gamma(in.take<double>()),
+        out_of_range(in.take<OutOfRange>()),
+        nan_targets(in.take<NanTargets>()) {}
 };
 
 // How the sums of the groups become a loss.
@@ -120,10 +125,30 @@ struct Reading : arguments::Data, arguments::Elements {
   // The target holds class numbers: one class where the input has several.
   bool labels() const { return input.dim() > 1 && input.size(1) > 1 && target.size(1) == 1; }
 
+  // Whether a class number that is neither a class nor ignored is an error.
+  bool refuses() const { return labels() && out_of_range == OutOfRange::kRaise; }
+
+  // Values of targets that do not count.
+  Ignored ignored() const {
+    Ignored result;
+    if (!ignore_index || ignore_index->empty()) return result;
+    STD_TORCH_CHECK(ignore_index->size() <= kMostIgnored, "customloss: too many ignored values");
+    result.count = static_cast<int>(ignore_index->size());
+    for (int k = 0; k < kMostIgnored; ++k) {
+      result.values[k] = (*ignore_index)[k < result.count ? k : 0];
+    }
+    return result;
+  }
+
+  // Whether elements whose target is NaN do not count.
+  bool ignores_nan() const {
+    return nan_targets == NanTargets::kIgnore && !labels() && dtype_of(target) >= Dtype::kFloat16;
+  }
+
   // Whether the classes of a pixel are read together (pixel.h) rather than each element by itself.
   bool by_pixel() const {
     return activation == Activation::kSoftmax || labels() || ignore_index || label_smoothing != 0 ||
-           extra != 0;
+           extra != 0 || ignores_nan();
   }
 
   // The t of a hard target, smoothed: (1-e) t + e/K.

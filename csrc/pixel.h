@@ -18,6 +18,37 @@
 
 namespace customloss {
 
+// What becomes of a class number that is neither a class nor ignored, and of an element whose
+// target is NaN.  Mirrored by customloss/_spec/words.py.
+enum class OutOfRange : int64_t { kRaise = 0, kIgnore = 1, kLast = kIgnore };
+enum class NanTargets : int64_t { kPropagate = 0, kIgnore = 1, kLast = kIgnore };
+
+// The values of targets that do not count.
+constexpr int kMostIgnored = 8;
+struct Ignored {
+  int count = 0;
+  int64_t values[kMostIgnored] = {};  // beyond `count`, the first value again
+
+  // Most calls have one value, so that one is compared without a loop.
+  CUSTOMLOSS_HD bool has(int64_t label) const {
+    if (count == 0) return false;
+    return label == values[0] || (count > 1 && among(label));
+  }
+  template <class T>
+  CUSTOMLOSS_HD bool holds(T target) const {
+    bool found = false;
+    for (int k = 0; k < count; ++k) found |= target == static_cast<T>(values[k]);
+    return found;
+  }
+
+ private:
+  CUSTOMLOSS_HD bool among(int64_t label) const {
+    bool found = false;
+    for (int k = 1; k < kMostIgnored; ++k) found |= label == values[k];
+    return found;
+  }
+};
+
 // Sums beside the first four; their rows follow in this order.  Mirrored by reference.Extra.
 enum Extra : unsigned {
   kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); the second is 0 for a softmax

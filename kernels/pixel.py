@@ -20,7 +20,7 @@ from torch import Tensor
 
 from customloss import reference
 from customloss._spec.arguments import Data, Elements, Wrt
-from customloss._spec.words import NONE, SOFTMAX, WEIGHT
+from customloss._spec.words import IGNORE, NONE, RAISE, SOFTMAX, WEIGHT
 from customloss.reference import Extra
 
 from . import pixel_element as element
@@ -189,11 +189,25 @@ def by_pixel(data: Data, elements: Elements) -> bool:
     """Whether a call needs the kernels of this file, and not those of confusion.py."""
     return (
         elements.activation == SOFTMAX
-        or elements.ignore_index is not None
+        or bool(elements.ignore_index)
+        or ignores_nan(data.input, data.target, elements)
         or elements.label_smoothing != 0
         or elements.extra != 0
         or is_labels(data.input, data.target)
     )
+
+
+def ignores_nan(input: Tensor, target: Tensor, elements: Elements) -> bool:
+    """Whether elements whose target is NaN do not count."""
+    asked = elements.nan_targets == IGNORE and target.is_floating_point()
+    return asked and not is_labels(input, target)
+
+
+def hashable(elements: Elements) -> Elements:
+    """The dispatcher makes a list of the ignored values."""
+    if elements.ignore_index is None:
+        return elements
+    return elements._replace(ignore_index=tuple(elements.ignore_index))
 
 
 class Launch(NamedTuple):
@@ -210,16 +224,18 @@ class Launch(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def prepare(
-    operands: tuple[Strided, ...], dtype: torch.dtype, hard: bool, flags: int, elements: Elements
-) -> Launch:
-    """The launch for a geometry and its options; ``hard`` says that the target is bool.
+    operands: tuple[Strided, ...], dtype: torch.dtype, hard: bool, without_nan: bool, flags: int,
+    elements: Elements,
+) -> Launch:  # fmt: skip
+    """The launch for a geometry and its options; ``hard`` says that the target is bool, and
+    ``without_nan`` that its NaN do not count.
 
     It is cached, as it takes longer to work out than to look up.  It holds on to no tensor.
     """
     input, target, weight = operands[:3]
     assert input is not None and target is not None
     scale, offset, smoothing = elements.scale, elements.offset, elements.label_smoothing
-    ignored = elements.ignore_index is not None
+    ignored = bool(elements.ignore_index) or without_nan
     per_class = elements.per_class and len(input[0]) > 1
     softmax = elements.activation == SOFTMAX
     rows = len(reference.rows(elements.extra))
@@ -236,7 +252,9 @@ def prepare(
         (How.LABELS, labels),
         (How.BINARY, smoothing == 0 and (labels or hard)),
         (How.SMOOTH, smoothing != 0),
-        (How.IGNORE, ignored),
+        (How.IGNORE, bool(elements.ignore_index)),
+        (How.IGNORE_NAN, without_nan),
+        (How.REFUSE, labels and elements.out_of_range == RAISE),
         (How.WEIGHT, weight is not None),
         (How.EACH, weight is not None and plan.strides[2][1] != 0),
         (How.EVEN, plan.even),
@@ -252,7 +270,7 @@ def prepare(
         flags |= int(flag) if holds else 0
     outcomes = plan.classes if labels or softmax else 2
     off = smoothing / max(outcomes, 1)
-    ignore = elements.ignore_index if ignored else 0
+    ignore = elements.ignore_index or ()
     numbers = (scale, offset, 1 - smoothing + off, off, elements.focal_gamma, ignore)
     classes = plan.classes if per_class else 1
     launch = _launch(plan, classes, rows, flags, elements.extra, numbers)
@@ -290,9 +308,11 @@ def _launch(
 def partials(data: Data, elements: Elements, with_tn: bool) -> tuple[int, int, Tensor]:
     """Runs the pass over the data: samples, classes, partial sums ``[rows, chunks, groups]``."""
     input, target, weight = data
+    elements = hashable(elements)
     plan, classes, rows, numbers, walk, constants, before = prepare(
         (strided(input), strided(target), strided(weight)), input.dtype,
-        target.dtype == torch.bool, int(How.TN) if with_tn else 0, elements,
+        target.dtype == torch.bool, ignores_nan(input, target, elements),
+        int(How.TN) if with_tn else 0, elements,
     )  # fmt: skip
     pooled = constants["HOW"] & How.POOLED
     chunks = plan.chunks * plan.class_tiles if pooled else plan.chunks
@@ -330,9 +350,11 @@ def backward(
 ) -> None:
     """Writes ``out``, the gradient by one operand."""
     input, target, weight = data
+    elements = hashable(elements)
     launch = prepare(
         (strided(input), strided(target), strided(weight), strided(out)), input.dtype,
-        target.dtype == torch.bool, _KEEPING if wrt.wrt == WEIGHT else int(How.TN), elements,
+        target.dtype == torch.bool, ignores_nan(input, target, elements),
+        _KEEPING if wrt.wrt == WEIGHT else int(How.TN), elements,
     )  # fmt: skip
     plan = launch.plan
     kernel = softmax_gradient_kernel if plan.looped else pixel_gradient_kernel

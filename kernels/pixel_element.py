@@ -29,6 +29,8 @@ class How(enum.IntFlag):
     BINARY = enum.auto()  # t is 0 or 1
     SMOOTH = enum.auto()
     IGNORE = enum.auto()
+    IGNORE_NAN = enum.auto()  # a dense target that is NaN does not count
+    REFUSE = enum.auto()  # a class number that is neither a class nor ignored makes a NaN
     WEIGHT = enum.auto()
     EACH = enum.auto()  # the weight differs between the classes of a pixel
     KEEP = enum.auto()  # the gradient by the weight: weight 0 removes only what is not finite
@@ -48,6 +50,7 @@ SOFTMAX, PROBABILITIES = tl.constexpr(int(How.SOFTMAX)), tl.constexpr(int(How.PR
 AFFINE, WIDE = tl.constexpr(int(How.AFFINE)), tl.constexpr(int(How.WIDE))
 LABELS, BINARY = tl.constexpr(int(How.LABELS)), tl.constexpr(int(How.BINARY))
 SMOOTH, IGNORE = tl.constexpr(int(How.SMOOTH)), tl.constexpr(int(How.IGNORE))
+IGNORE_NAN, REFUSE = tl.constexpr(int(How.IGNORE_NAN)), tl.constexpr(int(How.REFUSE))
 WEIGHT, EACH, KEEP = (tl.constexpr(int(one)) for one in (How.WEIGHT, How.EACH, How.KEEP))
 EVEN, PADDED = tl.constexpr(int(How.EVEN)), tl.constexpr(int(How.PADDED))
 MASKED, BARE = tl.constexpr(int(How.MASKED)), tl.constexpr(int(How.BARE))

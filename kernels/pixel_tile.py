@@ -18,6 +18,9 @@ from .rows import row_of
 WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
 INFINITY = tl.constexpr(float("inf"))
 _NO_CLASS = tl.constexpr(2**31 - 1)
+# what stands for the class number of a pixel that does not count, and of one that is refused:
+# nothing can be raised here, so that its logits become NaN
+_IGNORED, _REFUSED = tl.constexpr(-1), tl.constexpr(-2)
 
 # arguments that do not affect the width of a load, so no value of them needs a kernel of its own
 # (see confusion.py); `per_chunk` is not among them, because a kernel for 1 keeps no accumulators
@@ -90,7 +93,8 @@ def pixels_of(
     t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, exists, classes, ignore,
     AXES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """Of every pixel, as [P, 1]: its class number, whether it counts, and its weight."""
+    """Of every pixel, as [P, 1]: its class number, whether it counts, and its weight. A pixel whose
+    class number is refused counts."""
     none = tl.arange(0, 1)
     masked: tl.constexpr = not (element.EVEN & HOW)
     live = exists
@@ -102,11 +106,22 @@ def pixels_of(
         )
         if label.dtype.primitive_bitwidth < 32:
             label = label.to(tl.int32)
-        live = live & (label >= 0) & (label < classes)
+        known = live & (label >= 0) & (label < classes)
         if element.IGNORE & HOW:
-            live = live & (label != ignore)
+            for k in tl.static_range(len(ignore)):
+                known = known & (label != ignore[k])
+        other = tl.full(known.shape, _IGNORED, tl.int32)
+        if element.REFUSE & HOW:
+            refused = live & ((label < 0) | (label >= classes))
+            if element.IGNORE & HOW:
+                for k in tl.static_range(len(ignore)):
+                    refused = refused & (label != ignore[k])
+            other = tl.where(refused, _REFUSED, other)
+            live = known | refused
+        else:
+            live = known
         # narrowed after the comparisons: a wide number that is cut off must not become a class
-        y = tl.where(live, label, -1).to(tl.int32)
+        y = tl.where(known, label.to(tl.int32), other)
     if (element.WEIGHT & HOW) and not (element.EACH & HOW):
         w = get(w_ptr, at_of(w_strides, sizes, sample, none, row, outer, AXES, HOW), exists, masked)
         w = number(w, (element.WIDE & HOW) != 0)
@@ -116,13 +131,19 @@ def pixels_of(
 
 
 @triton.jit
-def differs(t, ignore, HOW: tl.constexpr):
+def counting(t, ignore, HOW: tl.constexpr):
+    """Whether a dense target is neither ignored nor, with IGNORE_NAN, NaN."""
     if t.dtype.is_floating():
-        result = number(t, (element.WIDE & HOW) != 0) != ignore
+        t = number(t, (element.WIDE & HOW) != 0)
     elif t.dtype.primitive_bitwidth < 32:
-        result = t.to(tl.int32) != ignore
+        t = t.to(tl.int32)
     else:
-        result = t.to(tl.int64) != ignore
+        t = t.to(tl.int64)
+    result = t == t
+    if not (element.IGNORE_NAN & HOW):
+        result = result | True
+    for k in tl.static_range(len(ignore)):
+        result = result & (t != ignore[k])
     return result
 
 
@@ -165,8 +186,8 @@ def tile_of(
         if element.SMOOTH & HOW:
             t = tl.where(t, on, off)
     else:
-        if element.IGNORE & HOW:
-            live = live & differs(t, ignore, HOW)
+        if (element.IGNORE | element.IGNORE_NAN) & HOW:
+            live = live & counting(t, ignore, HOW)
         if element.BINARY & HOW:
             t = t != 0
         else:
@@ -175,6 +196,8 @@ def tile_of(
                 t = t * (on - off) + off
             if element.MASKED & HOW:
                 t = tl.where(live, t, 0.0)
+    if (element.REFUSE & HOW) and not (element.KEEP & HOW):
+        x += tl.where(y == _REFUSED, float("nan"), 0.0)
     if element.MASKED & HOW:
         x = tl.where(live, x, 0.0)
     return x, t, w, live
@@ -282,8 +305,13 @@ def leave(
     else:
         at = partials + chunk.to(tl.int64) * groups + sample * classes + c
         mask = c < classes
+    false = tl.sum(values[1], 0)[None, :]  # the sum fp
     for row in tl.static_range(N):
-        tl.store(at, tl.sum(values[row], 0)[None, :], mask=mask)
+        total = tl.sum(values[row], 0)[None, :]
+        if element.REFUSE & HOW:
+            # a pixel that is of no class is one of the others of every class
+            total = tl.where(false == false, total, false)
+        tl.store(at, total, mask=mask)
         at += plane  # a step, as row * plane may not fit in 32 bits
 
 

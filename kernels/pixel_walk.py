@@ -20,7 +20,7 @@ from .pixel_tile import (
     WRT_INPUT,
     at_of,
     by_sums,
-    differs,
+    counting,
     get,
     known_multiple,
     largest_of,
@@ -72,7 +72,7 @@ def _walk(
         x = number(x, (element.WIDE & HOW) != 0)
         if element.BARE & HOW:
             t = get(t_ptr, at_of(t_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
-            x = tl.where(differs(t, ignore, HOW), x, 0.0)
+            x = tl.where(counting(t, ignore, HOW), x, 0.0)
         if (element.EACH & HOW) and not (element.KEEP & HOW):
             w = get(w_ptr, at_of(w_strides, sizes, sample, c, row, outer, AXES, HOW), mask, masked)
             weights = tl.maximum(weights, tl.max((w != 0).to(tl.int32), 1)[:, None])

@@ -8,6 +8,10 @@
 
 #include <cmath>
 #include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../ceil_div.h"
@@ -46,6 +50,59 @@ class Scratch {
   }
 };
 
+// A class number as it lies in memory.
+int64_t label_at(const Memory& from, int64_t offset) {
+  const char* const at = from.at(offset);
+  switch (from.dtype) {
+    case Dtype::kUInt8: return *reinterpret_cast<const uint8_t*>(at);
+    case Dtype::kInt8: return *reinterpret_cast<const int8_t*>(at);
+    case Dtype::kInt16: return *reinterpret_cast<const int16_t*>(at);
+    case Dtype::kInt32: return *reinterpret_cast<const int32_t*>(at);
+    default: return *reinterpret_cast<const int64_t*>(at);
+  }
+}
+
+// Ignored values as Python writes them: one number, or [1, 2]; with `more`, one more of them.
+std::string listed(const Ignored& ignored, const std::string& more = {}) {
+  std::string text;
+  for (int k = 0; k < ignored.count; ++k) {
+    text += (k > 0 ? ", " : "") + std::to_string(ignored.values[k]);
+  }
+  if (!more.empty()) text += ", " + more;
+  return ignored.count == 1 && more.empty() ? text : "[" + text + "]";
+}
+
+// The first class number, in the order of the units, that is neither a class nor ignored.  All
+// units are run to their end, so it does not depend on the threads which one is reported.
+class UnknownLabel {
+ public:
+  void found(int64_t unit, int64_t label) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (label_ && unit_ < unit) return;
+    unit_ = unit;
+    label_ = label;
+  }
+
+  // Once all units are done.  _spec/hints.py has the same message.
+  void refuse(int64_t classes, const PixelOptions& options) const {
+    if (!label_) return;
+    const std::string last = std::to_string(classes - 1), label = std::to_string(*label_);
+    std::string message = "target: expected class numbers from 0 to " + last +
+                          " (dim 1 of input has " + std::to_string(classes) + " classes)";
+    if (options.ignored.count > 0) message += " or ignore_index=" + listed(options.ignored);
+    message +=
+        ", got " + label + "; if " + label + " marks what does not count, pass ignore_index=";
+    message += options.ignored.count > 0 ? listed(options.ignored, label) : label;
+    if (*label_ == classes) message += "; labels 1.." + label + " need target - 1";
+    throw std::invalid_argument(message);
+  }
+
+ private:
+  std::mutex mutex_;
+  int64_t unit_ = 0;
+  std::optional<int64_t> label_;
+};
+
 // Fills tiles from memory, and writes gradients back.
 template <class T>
 class PixelStager {
@@ -59,7 +116,7 @@ class PixelStager {
     const Layout& layout = operands.layout;
     const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
-                (!options.labels && options.ignores);
+                (!options.labels && options.leaves_out());
     const unsigned plain_extras = weighted ? kLogLoss : kLogLoss | kHard;
     plain_ = !backward && kernels_.plain_sums != nullptr && options.labels && !by_class_ &&
              operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
@@ -73,7 +130,7 @@ class PixelStager {
     dense_ = !options.labels || !(plain_ || few);
     // logits are read where they lie if none is removed or written over
     readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&
-                           !options.labels && !options.ignores);
+                           !options.labels && !options.leaves_out());
     pitch_ = cut.tile + 16;  // rows a page apart would compete for the same cache lines
     const int64_t plane = layout.cls.size * pitch_;
     const int64_t planes = 3 + (dense_ ? 1 : 0) + (by_class_ ? 1 : 0) + (backward ? 1 : 0);
@@ -97,8 +154,8 @@ class PixelStager {
     tile_.gamma = static_cast<T>(options.focal_gamma);
     tile_.off = static_cast<T>(options.smoothing);
     tile_.on = static_cast<T>(1.0 - options.label_smoothing + options.smoothing);
-    tile_.ignores = !options.labels && options.ignores;
-    tile_.ignored = static_cast<T>(options.ignored);
+    if (!options.labels) tile_.ignored = options.ignored;
+    tile_.ignores_nan = options.ignores_nan;
     if (options.labels) tile_.labels = labels_;
   }
 
@@ -117,6 +174,9 @@ class PixelStager {
     if (!plain_) kernels_.settle(tile_, weighted_);
     return tile_;
   }
+
+  // The first class number among those staged that is neither a class nor ignored.
+  const std::optional<int64_t>& unknown() const { return unknown_; }
 
   void add_sums(const Tile<T>& tile, double* to, int64_t to_pitch) const {
     plain_ ? kernels_.plain_sums(tile, weighted_, to, to_pitch) : kernels_.sums(tile, to, to_pitch);
@@ -173,18 +233,45 @@ class PixelStager {
   void stage_run(const Place& place, int64_t run, int64_t at) {
     const Layout& layout = operands_.layout;
     if (!in_place_) fill(kInputOperand, place, layout.cls.size, run, tile_.x + at);
+    bool unknown = false;
     if (options_.labels) {
       const Memory& from = operands_.memory[kTargetOperand];
-      kernels_.stage_labels(from.dtype, from.at(place.offset[kTargetOperand]),
-                            layout.inner().stride[kTargetOperand], run, layout.cls.size,
-                            options_.ignores, options_.ignored, labels_ + at);
+      unknown = kernels_.stage_labels(from.dtype, from.at(place.offset[kTargetOperand]),
+                                      layout.inner().stride[kTargetOperand], run, layout.cls.size,
+                                      options_.ignored, labels_ + at);
     } else {
       fill(kTargetOperand, place, layout.cls.size, run, tile_.soft + at);
     }
-    if (!weighted_) return;
-    T* const live = tile_.rows + kLive * pitch_;
-    by_class_ ? fill(kWeightOperand, place, layout.cls.size, run, tile_.weight + at)
-              : fill(kWeightOperand, place, 1, run, live + at);
+    if (weighted_) {
+      T* const live = tile_.rows + kLive * pitch_;
+      by_class_ ? fill(kWeightOperand, place, layout.cls.size, run, tile_.weight + at)
+                : fill(kWeightOperand, place, 1, run, live + at);
+    }
+    if (unknown && options_.refuses && !unknown_) find_unknown(place, run, at);
+  }
+
+  // Whether a staged pixel has a weight other than 0.
+  bool weighs(int64_t i) const {
+    if (!weighted_) return true;
+    if (!by_class_) return tile_.rows[kLive * pitch_ + i] != T(0);
+    for (int64_t c = 0; c < tile_.classes; ++c) {
+      if (tile_.weight[c * pitch_ + i] != T(0)) return true;
+    }
+    return false;
+  }
+
+  // A run is known to have such a class number, but its pixel may weigh nothing.
+  void find_unknown(const Place& place, int64_t run, int64_t at) {
+    const int64_t stride = operands_.layout.inner().stride[kTargetOperand];
+    for (int64_t i = 0; i < run; ++i) {
+      if (labels_[at + i] >= 0) continue;
+      const int64_t label =
+          label_at(operands_.memory[kTargetOperand], place.offset[kTargetOperand] + i * stride);
+      const bool known = label >= 0 && label < tile_.classes;
+      if (known || options_.ignored.has(label) || !weighs(at + i)) continue;
+      unknown_ = label;
+      return;
+    }
   }
 
   const Operands& operands_;
@@ -196,6 +283,7 @@ class PixelStager {
   bool by_class_, dense_, plain_, readable_, in_place_ = false;
   int32_t* labels_;
   T* out_ = nullptr;
+  std::optional<int64_t> unknown_;
 };
 
 // Calls body(cursor, pixels) for every tile of a unit, with the cursor at its first pixel.
@@ -226,13 +314,16 @@ void sums_of(const Operands& operands, const PixelOptions& options, bool per_cla
   const int64_t samples = layout.sample.size, classes = layout.cls.size;
   const int64_t numbers = rows * classes;
   std::unique_ptr<double[]> partials(new double[samples * cut.units * numbers]());
+  UnknownLabel unknown;
   for_units(samples * cut.units, samples * classes * layout.reduced_size, [&](int64_t unit) {
     PixelStager<T> stager(operands, options, cut, nullptr);
     double* const partial = &partials[unit * numbers];
     for_tiles(layout, cut, unit, [&](const Cursor& cursor, int64_t pixels) {
       stager.add_sums(stager.stage(cursor, pixels), partial, classes);
     });
+    if (stager.unknown()) unknown.found(unit, *stager.unknown());
   });
+  unknown.refuse(classes, options);
   const int64_t width = per_class ? classes : 1;
   std::fill_n(sums, rows * samples * width, 0.0);
   for (int64_t unit = 0; unit < samples * cut.units; ++unit) {
@@ -267,6 +358,7 @@ void gradient_of(const Operands& operands, PixelOptions options, const PixelGrad
   // Decisions do not change with the input, so their rows, the last ones, are dropped.
   static_assert(kHard > kEveryExtra / 2, "gather() takes the rows of kHard to be the last ones");
   if (grads.wrt == Wrt::kInput) options.extra &= ~unsigned{kHard};
+  options.refuses = false;  // the forward pass has looked
   const int rows = rows_of(options.extra);
   const Cut cut(layout, rows);
   const int64_t samples = layout.sample.size, classes = layout.cls.size;

@@ -9,17 +9,22 @@ struct Operands;
 
 // The options of a pass that the operands do not tell.
 struct PixelOptions {
-  bool labels;  // the target holds class numbers
-  bool ignores;
-  int64_t ignored;
+  bool labels;   // the target holds class numbers
+  bool refuses;  // a class number that is neither a class nor ignored is an error
+  Ignored ignored;
+  bool ignores_nan;                   // a target that is NaN does not count
   double label_smoothing, smoothing;  // e and e / K
   unsigned extra;
   double focal_gamma;
 
+  // Whether elements of a dense target may not count.
+  bool leaves_out() const { return ignored.count > 0 || ignores_nan; }
+
   explicit PixelOptions(const Reading& reading)
       : labels(reading.labels()),
-        ignores(reading.ignore_index.has_value()),
-        ignored(reading.ignore_index.value_or(0)),
+        refuses(reading.refuses()),
+        ignored(reading.ignored()),
+        ignores_nan(reading.ignores_nan()),
         label_smoothing(reading.label_smoothing),
         smoothing(reading.smoothing()),
         extra(reading.extra),
@@ -40,7 +45,9 @@ struct PixelGrads {
   }
 };
 
-// sums: [rows, samples, classes], or [rows, samples] where the classes are one group.
+// sums: [rows, samples, classes], or [rows, samples] where the classes are one group.  Throws
+// std::invalid_argument, which Python sees as a ValueError, for a class number that the options
+// refuse.
 void pixel_sums(const Operands& operands, const PixelOptions& options, bool per_class,
                 double* sums);
 

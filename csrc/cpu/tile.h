@@ -39,8 +39,8 @@ struct Tile {
   T* soft;
   T* weight;  // a weight per class and pixel, or null where kLive is the weight of all classes
   T on, off;  // a class number is t = on or off; a soft t becomes t (on - off) + off
-  bool ignores;
-  T ignored;         // the value of a soft target that does not count
+  Ignored ignored;   // values of a soft target that do not count
+  bool ignores_nan;  // whether a soft target that is NaN does not count
   T* rows;           // [kPixelRows, pitch]
   T *spare, *other;  // scratch, of the shape of x
   // Where the logits are read: in x, or in the tensor itself for plain_sums() and where nothing is
@@ -57,9 +57,10 @@ struct PixelKernels {
   // the other way, rounded to nearest even
   void (*unstage)(Dtype dtype, const T* from, int64_t pitch, int64_t classes, int64_t pixels,
                   void* to, int64_t class_stride, int64_t pixel_stride);
-  // to[i] = the class number, or -1 if it is outside of 0 .. classes-1 or equal to `ignored`
-  void (*stage_labels)(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
-                       int64_t classes, bool ignores, int64_t ignored, int32_t* to);
+  // to[i] = the class number, or -1 if it is outside of 0 .. classes-1 or ignored.  Returns whether
+  // any of them is outside and not ignored.
+  bool (*stage_labels)(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
+                       int64_t classes, const Ignored& ignored, int32_t* to);
   // Completes kLive, `weight` and `soft` from the labels and the ignored targets.  If `weighted`,
   // `weight` (or kLive, if `weight` is null) already holds the weights.
   void (*settle)(const Tile<T>& tile, bool weighted);

@@ -90,30 +90,56 @@ void unstage_pixels(Dtype dtype, const T* from, int64_t pitch, int64_t classes, 
   }
 }
 
-template <class From>
-void stage_labels_as(const void* from, int64_t stride, int64_t pixels, int64_t classes,
-                     bool ignores, int64_t ignored, int32_t* to) {
+// kIgnored: how many values are compared with, where the last ones may be the first again.
+template <class From, int kIgnored>
+bool stage_labels_as(const void* from, int64_t stride, int64_t pixels, int64_t classes,
+                     const Ignored& ignored, int32_t* to) {
   const From* source = static_cast<const From*>(from);
+  int64_t values[kMostIgnored];
+  for (int k = 0; k < kIgnored; ++k) values[k] = ignored.values[k];
+  int64_t unknown = 0;  // as wide as the numbers, so that the loop vectorises
   for (int64_t i = 0; i < pixels; ++i) {
     const int64_t own = static_cast<int64_t>(source[i * stride]);
-    const bool known = (own >= 0) & (own < classes) & !(ignores & (own == ignored));
-    to[i] = known ? static_cast<int32_t>(own) : -1;
+    const bool known = (own >= 0) & (own < classes);
+    bool left_out = false;
+    for (int k = 0; k < kIgnored; ++k) left_out |= own == values[k];
+    to[i] = known & !left_out ? static_cast<int32_t>(own) : -1;
+    unknown |= known | left_out ? 0 : 1;
+  }
+  return unknown != 0;
+}
+
+inline bool stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
+                         int64_t classes, const Ignored& ignored, int32_t* to) {
+  const auto stage_as = [&]<class From>() {
+    switch (ignored.count) {
+      case 0: return stage_labels_as<From, 0>(from, stride, pixels, classes, ignored, to);
+      case 1: return stage_labels_as<From, 1>(from, stride, pixels, classes, ignored, to);
+      default:
+        return stage_labels_as<From, kMostIgnored>(from, stride, pixels, classes, ignored, to);
+    }
+  };
+  switch (dtype) {
+    case Dtype::kUInt8: return stage_as.template operator()<uint8_t>();
+    case Dtype::kInt8: return stage_as.template operator()<int8_t>();
+    case Dtype::kInt16: return stage_as.template operator()<int16_t>();
+    case Dtype::kInt32: return stage_as.template operator()<int32_t>();
+    default: return stage_as.template operator()<int64_t>();
   }
 }
 
-inline void stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t pixels,
-                         int64_t classes, bool ignores, int64_t ignored, int32_t* to) {
-  switch (dtype) {
-    case Dtype::kUInt8:
-      return stage_labels_as<uint8_t>(from, stride, pixels, classes, ignores, ignored, to);
-    case Dtype::kInt8:
-      return stage_labels_as<int8_t>(from, stride, pixels, classes, ignores, ignored, to);
-    case Dtype::kInt16:
-      return stage_labels_as<int16_t>(from, stride, pixels, classes, ignores, ignored, to);
-    case Dtype::kInt32:
-      return stage_labels_as<int32_t>(from, stride, pixels, classes, ignores, ignored, to);
-    default: return stage_labels_as<int64_t>(from, stride, pixels, classes, ignores, ignored, to);
+// Puts zeros where a soft target of a class does not count.
+template <class T>
+inline void clear_ignored(const Tile<T>& tile, int64_t c, T* __restrict to) {
+  const T* __restrict soft = tile.soft + c * tile.pitch;
+  for (int k = 0; k < tile.ignored.count; ++k) {
+    const T ignored = static_cast<T>(tile.ignored.values[k]);
+#pragma omp simd
+    for (int64_t i = 0; i < tile.pixels; ++i) to[i] = soft[i] == ignored ? T(0) : to[i];
   }
+  if (!tile.ignores_nan) return;
+#pragma omp simd
+  for (int64_t i = 0; i < tile.pixels; ++i) to[i] = soft[i] == soft[i] ? to[i] : T(0);
 }
 
 // kLive and the weights become 0 where nothing counts.  Class numbers are spread out into `soft` if
@@ -132,11 +158,7 @@ void settle(const Tile<T>& tile, bool weighted) {
     if (!weighted) {
       for (int64_t i = 0; i < pixels; ++i) own[i] = T(1);
     }
-    if (tile.ignores) {
-      const T* __restrict soft = tile.soft + c * tile.pitch;
-#pragma omp simd
-      for (int64_t i = 0; i < pixels; ++i) own[i] = soft[i] == tile.ignored ? T(0) : own[i];
-    }
+    clear_ignored(tile, c, own);
     if (labels != nullptr) {
 #pragma omp simd
       for (int64_t i = 0; i < pixels; ++i) own[i] = labels[i] < 0 ? T(0) : own[i];

@@ -440,12 +440,11 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
       } else {
         const T dw = one.weight_gradient_at(i, gamma, g.by);
         const bool removed = weight[i] == T(0) && !(dw - dw == T(0));
-        const bool counts = of.tile.labels != nullptr
-                                ? of.tile.labels[i] >= 0
-                                : !(of.tile.ignores && one.soft[i] == of.tile.ignored);
+        const bool counts = of.tile.labels == nullptr || of.tile.labels[i] >= 0;
         to[i] = counts && !removed ? dw : T(0);
       }
     }
+    if (kWrt == Wrt::kWeight && of.tile.labels == nullptr) clear_ignored(of.tile, c, to);
   }
 }
 

@@ -36,7 +36,7 @@ struct PixelStats {
 // The numbers of a pass in the type that it computes in.
 template <class T>
 struct AnyNumbers {
-  T scale, offset, sign, size, on, off, gamma, ignored;
+  T scale, offset, sign, size, on, off, gamma;
 
   __device__ __forceinline__ explicit AnyNumbers(const PixelPass& px)
       : scale(static_cast<T>(px.pass.scale)),
@@ -45,15 +45,14 @@ struct AnyNumbers {
         size(scale * sign),
         on(static_cast<T>(px.on)),
         off(static_cast<T>(px.off)),
-        gamma(static_cast<T>(px.gamma)),
-        ignored(static_cast<T>(px.ignored_value)) {}
+        gamma(static_cast<T>(px.gamma)) {}
 };
 
 // An element as it is read.
 template <class T>
 struct AnyElement {
   T x, t, w;
-  bool known;  // its target counts: neither ignored nor outside of the classes
+  bool known;  // its target counts, or is refused
 
   __device__ __forceinline__ AnyElement(const PixelPass& px, const AnyNumbers<T>& with,
                                         const Spot& spot, int cls) {
@@ -62,12 +61,13 @@ struct AnyElement {
     w = weight_at<T>(px, spot.in[kWeightOperand]);
     if (px.labels) {
       const int label = label_at(px, spot.in[kTargetOperand]);
-      known = label >= 0;
+      known = label != kNoClass;
+      w = weight_by(label, w);
       t = label == cls ? with.on : with.off;
     } else {
       const uint64_t own = load_bits(spot.in[kTargetOperand], pass.bytes[kTargetOperand]);
       const T raw = number<T>(pass.dtype[kTargetOperand], own);
-      known = !(px.ignores && raw == with.ignored);
+      known = !px.ignored.holds(raw) && !(px.ignores_nan && raw != raw);
       t = px.off == T(0) ? raw : raw * (with.on - with.off) + with.off;
     }
     x = number<T>(pass.dtype[kInputOperand], bits);
@@ -257,7 +257,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
   team_sum(counts, lanes);
   const T others = static_cast<T>(counts[0]);
   bool known = true;
-  if (exists && px.labels) known = label_at(px, start.in[kTargetOperand]) >= 0;
+  if (exists && px.labels) known = label_at(px, start.in[kTargetOperand]) != kNoClass;
   const bool usable = others == others && counts[2] == 0.0;
   const int state = !known             ? kNothing
                     : counts[1] != 0.0 ? kCounts

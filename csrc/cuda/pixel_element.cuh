@@ -157,13 +157,15 @@ __device__ __forceinline__ void for_sized(const PixelPass& px, const typename Io
   constexpr std::integral_constant<Activation, Activation::kSigmoid> kSigmoid;
   constexpr std::integral_constant<Activation, Activation::kNone> kNone;
   const bool sigmoid = px.pass.activation == Activation::kSigmoid;
-  if (sigmoid && px.pass.data[kWeightOperand] == nullptr && !px.ignores) {
+  if (sigmoid && px.pass.data[kWeightOperand] == nullptr && !px.leaves_out()) {
     return all(kSigmoid, [](int, float*) { return 1.0f; });
   }
   float w[kCount];
   Io::weights(px.pass, packet, w);
   const auto ready = [&](int i, float* x) {
-    const bool counts = t[i] != px.ignored32 && w[i] != 0.0f;  // NaN if none is ignored
+    bool counts = t[i] != px.ignored32 && w[i] != 0.0f;  // NaN if none is ignored
+    if (px.ignores_nan) counts = counts && t[i] == t[i];
+    if (px.ignored.count > 1) counts = counts && !px.ignored.holds(t[i]);
     *x = counts ? *x : 0.0f;
     return counts ? w[i] : 0.0f;
   };

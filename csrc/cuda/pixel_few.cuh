@@ -78,6 +78,8 @@ struct FewPixels {
     labels_at<kWidth>(px, spot.in[kTargetOperand], count, label);
     const int64_t step = inner(px.pass).stride[kWeightOperand] * px.pass.bytes[kWeightOperand];
     weights_at<In, kWidth>(px, spot.in[kWeightOperand], step, count, weight);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) weight[i] = weight_by(label[i], weight[i]);
   }
 
   static __device__ __forceinline__ void store(const PixelPass& px, const Spot& spot, int count,
@@ -117,7 +119,9 @@ struct FewPixels {
     }
   }
 
-  __device__ __forceinline__ bool counts(int i) const { return label[i] >= 0 && weight[i] != 0.0f; }
+  __device__ __forceinline__ bool counts(int i) const {
+    return label[i] != kNoClass && weight[i] != 0.0f;
+  }
 };
 
 // Calls body(spot, count) for the vectors of a thread in the unit of block `block()`.  That is

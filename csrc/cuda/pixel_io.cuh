@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "forward.cuh"
 #include "pixel_plan.h"
@@ -39,13 +40,23 @@ __device__ __forceinline__ Spot pixel_spot(const PixelPass& px, Spot spot, int64
 
 // ---- class numbers and weights -------------------------------------------------------------
 
-// The class number, or -1 if it is ignored or no class.
+// What stands for a class number that does not count, and for one that is refused: nothing can be
+// raised here, so its pixel gets a weight of NaN (weight_by()).
+constexpr int kNoClass = -1, kRefused = -2;
+
 template <class E>
 __device__ __forceinline__ int class_or_none(const PixelPass& px, E own) {
   using Bits = std::conditional_t<sizeof(E) == 8, uint64_t, uint32_t>;
   const bool known = static_cast<Bits>(own) < static_cast<Bits>(px.classes);
-  const int cls = static_cast<int>(own);
-  return known && cls != px.ignored ? cls : -1;
+  const bool ignored = px.ignored.has(static_cast<int64_t>(own));
+  const int other = px.refuses && !ignored ? kRefused : kNoClass;
+  return known && !ignored ? static_cast<int>(own) : other;
+}
+
+// The weight of an element with this class number.  A weight of 0 removes what is refused, too.
+template <class T>
+__device__ __forceinline__ T weight_by(int label, T weight) {
+  return label == kRefused && weight != T(0) ? std::numeric_limits<T>::quiet_NaN() : weight;
 }
 
 __device__ __forceinline__ int label_of(const PixelPass& px, uint64_t bits) {
@@ -70,7 +81,7 @@ __device__ __forceinline__ void labels_as(const PixelPass& px, const char* from,
   } else {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      to[i] = i < count ? class_or_none(px, as<E>(from)[i]) : -1;
+      to[i] = i < count ? class_or_none(px, as<E>(from)[i]) : kNoClass;
     }
   }
 }
@@ -329,8 +340,12 @@ __device__ __forceinline__ void write_class(const PixelPass& px, const PixelCut&
     values[3] = (1.0 - px.on) * own.fn + (1.0 - px.off) * own.tn;
   }
   if constexpr (kExtra == kLogLoss) values[4] = own.missed;
+  // A refused pixel is one of the others of every class; its NaN is one of all sums.
+  const bool refused = own.tn != own.tn;
 #pragma unroll
-  for (int row = 0; row < rows_of(kExtra); ++row) to[row * partials.sum_stride] = values[row];
+  for (int row = 0; row < rows_of(kExtra); ++row) {
+    to[row * partials.sum_stride] = refused ? own.tn : values[row];
+  }
 }
 
 __device__ __forceinline__ void clear_ticket(const Partials& partials) {

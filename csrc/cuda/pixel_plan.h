@@ -22,15 +22,18 @@ struct PixelPass {
   int64_t samples, pixels;  // pixels of a sample
   int classes;
   bool labels, per_class;
-  int ignored;            // the class number that does not count, or -1
-  bool ignores;           // whether a value of a dense target does not count
-  double ignored_value;   // that value
+  Ignored ignored;        // the values of a target that do not count
+  bool ignores_nan;       // whether a dense target that is NaN does not count
+  bool refuses;           // a class number that is neither a class nor ignored makes a NaN
   double on, off, gamma;  // a class number is t = on or off; a dense t becomes t (on - off) + off
   float off32, span32, gamma32;  // off, on - off and gamma
-  float ignored32;               // ignored_value, or NaN
+  float ignored32;               // the first of `ignored`, or NaN
   unsigned extra;
   bool rows;  // few: pixels follow each other without a gap, each with its classes side by side
   bool wide;
+
+  // Whether elements of a dense target may not count.
+  CUSTOMLOSS_HD bool leaves_out() const { return !labels && (ignored.count > 0 || ignores_nan); }
 };
 
 // How the pixels of a sample are cut into units, of which a block takes one.
@@ -235,22 +238,22 @@ inline PixelWork plan_pixels(const Reading& reading, const Layout& layout, const
   px.classes = static_cast<int>(layout.cls.size);
   px.labels = reading.labels();
   px.per_class = reading.per_class;
-  const int64_t ignored = reading.ignore_index.value_or(-1);
-  px.ignored = ignored >= 0 && ignored < px.classes ? static_cast<int>(ignored) : -1;
-  px.ignores = !px.labels && reading.ignore_index.has_value();
-  px.ignored_value = static_cast<double>(ignored);
+  px.ignored = reading.ignored();
+  px.ignores_nan = reading.ignores_nan();
+  px.refuses = reading.refuses();
   px.off = reading.smoothing();
   px.on = 1.0 - reading.label_smoothing + px.off;
   px.gamma = reading.focal_gamma;
   px.off32 = static_cast<float>(px.off);
   px.span32 = static_cast<float>(px.on - px.off);
   px.gamma32 = static_cast<float>(px.gamma);
-  px.ignored32 = px.ignores ? static_cast<float>(ignored) : std::numeric_limits<float>::quiet_NaN();
+  px.ignored32 = px.ignored.count > 0 ? static_cast<float>(px.ignored.values[0])
+                                      : std::numeric_limits<float>::quiet_NaN();
   px.extra = reading.extra;
   work.activation = reading.activation;
   work.is_double = px.pass.dtype[kInputOperand] == Dtype::kFloat64;
-  STD_TORCH_CHECK(!px.ignores || work.activation != Activation::kSoftmax,
-                  "customloss: ignore_index of a softmax needs class numbers");
+  STD_TORCH_CHECK(!px.leaves_out() || work.activation != Activation::kSoftmax,
+                  "customloss: ignored targets of a softmax need class numbers");
   if (plan_elements(&work, wrt)) return work;
   px.rows = px.classes <= kRowClasses && tight_rows(px);
   work.kernel = kernel_of(work, wrt);

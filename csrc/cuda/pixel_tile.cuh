@@ -17,13 +17,14 @@ struct TilePixel {
   In x[kClasses];
   uint64_t target_bits, weight_bits;  // as they lie in memory: nothing waits for them yet
   bool exists;
-  int label;  // -1 if the pixel does not count
+  int label;  // kNoClass if the pixel does not count
   float weight;
 
   // Called where the loads have to be complete.
   __device__ __forceinline__ void decode(const PixelPass& px) {
     weight = exists ? weight_of<In>(px, weight_bits) : 0.0f;
-    label = weight == 0.0f ? -1 : label_of(px, target_bits);
+    label = weight == 0.0f ? kNoClass : label_of(px, target_bits);
+    weight = weight_by(label, weight);
   }
 };
 
@@ -149,7 +150,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
     });
     if (thread.first == 0) {
       labels[thread.spot] = pixel.label;
-      weights[thread.spot] = pixel.label < 0 ? 0.0f : pixel.weight;
+      weights[thread.spot] = pixel.label == kNoClass ? 0.0f : pixel.weight;
     }
     if constexpr (kExtra == kLogLoss) {
       if (slot >= 0) {
@@ -266,7 +267,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_gradient(const __grid_consta
       const float u = (k == slot ? own->u_on : own->u_off) - shift;
       const float h = k == slot ? own->h_on : own->h_off;
       const float dx = factor * choice_gradient<kExtra>(shares, u, h, dots[0], dots[kDots - 1]);
-      if (k < thread.count) *to = static_cast<In>(pixel.label < 0 ? 0.0f : dx);
+      if (k < thread.count) *to = static_cast<In>(pixel.label == kNoClass ? 0.0f : dx);
       to += step;
       own += cut.team;
     });

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customloss._spec import hints
 from customloss._spec.arguments import (
     SCORE_ALONE,
     Data,
@@ -23,6 +24,9 @@ from customloss._spec.words import (
     AVERAGES,
     INPUT,
     LINKS,
+    NAN_TARGETS,
+    OUT_OF_RANGE,
+    RAISE,
     REDUCTIONS,
     WEIGHT,
     WRT,
@@ -32,13 +36,54 @@ from customloss.reference import sums as reference
 
 
 def in_words(elements: Elements) -> tuple[Any, ...]:
-    """``elements`` as the reference takes them: with the activation's name, not its number."""
-    named: Any = ACTIVATIONS[elements.activation]
-    return elements._replace(activation=named)
+    """``elements`` as the reference takes them: with words in place of their numbers."""
+    words: dict[str, Any] = {
+        "activation": ACTIVATIONS[elements.activation],
+        "out_of_range": OUT_OF_RANGE[elements.out_of_range],
+        "nan_targets": NAN_TARGETS[elements.nan_targets],
+    }
+    return elements._replace(**words)
 
 
 def confusion(data: Data, elements: Elements) -> Tensor:
-    """See ``customloss::confusion``."""
+    """See ``customloss::confusion``. On the CPU it refuses what the compiled kernel refuses."""
+    refuse_unknown_labels(data, elements)
+    return traceable_confusion(data, elements)
+
+
+def refuse_unknown_labels(data: Data, elements: Elements, classes: int | None = None) -> None:
+    """Raises for the first class number that :func:`unknown_labels` finds, if it may be looked at:
+    on another device that would wait for it, and in a trace there are no numbers. The sums become
+    NaN there.
+    """
+    if data.target.device.type != "cpu" or torch._C._len_torch_dispatch_stack():
+        return
+    unknown = unknown_labels(data, elements, classes)
+    if unknown is not None and unknown.any():
+        first = int(data.target[unknown][0])
+        raise hints.unknown_label(first, classes or data.input.shape[1], elements.ignore_index)
+
+
+def unknown_labels(data: Data, elements: Elements, classes: int | None = None) -> Tensor | None:
+    """Where a class number is neither a class nor ignored, and weighs; None if that is allowed.
+
+    ``classes`` is their number, if it is not that of the input.
+    """
+    input, target, weight = data
+    numbers = classes is not None or reference.is_class_index(input, target)
+    if elements.out_of_range != RAISE or not numbers:
+        return None
+    labels = target.long()  # in a narrow dtype -100 or 300 would wrap to another number
+    unknown = (labels < 0) | (labels >= (classes or input.shape[1]))
+    for ignored in elements.ignore_index or ():
+        unknown &= labels != ignored
+    if weight is not None:
+        unknown &= (weight != 0).expand(input.shape).any(1, keepdim=True)
+    return unknown
+
+
+def traceable_confusion(data: Data, elements: Elements) -> Tensor:
+    """The sums, differentiable and under transforms; NaN where a class number is refused."""
     sums = reference.confusion(*data, *in_words(elements))
     return sums.to(reference.sums_dtype(data.input.device))
 

@@ -234,7 +234,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> Iterator[Tensor | None]
 def sums(data: Data, elements: Elements) -> Tensor:
     """The sums ``[rows, samples, classes]``, differentiable by autograd and under transforms."""
     if transformed():
-        return plain.confusion(data, elements)
+        return plain.traceable_confusion(data, elements)
     if wants_grad(*data):
         result: Tensor = SumsFunction.apply(*data, elements)
         return result

@@ -46,7 +46,7 @@ def confusion_sums(
     input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any]
 ) -> Tensor:
     """``register.confusion_sums`` of DTensors; the sums are replicated."""
-    elements = options.cached_for_sums(input.dim(), **given)
+    elements = options.cached_for_sums(input.dim(), **options.hashable(given))
     sums = _sums(Data(input, target, weight), elements, keep_samples=False)
     return _replicated(sums.local, sums.mesh)
 
@@ -59,7 +59,9 @@ def ratio_operator(
 
     It computes with plain tensors: one operation on DTensors takes as long as a small loss.
     """
-    elements, scoring = options.cached_for_operator(operator, input.dim(), **given)
+    elements, scoring = options.cached_for_operator(
+        operator, input.dim(), **options.hashable(given)
+    )
     sums, mesh, samples = _sums(Data(input, target, weight), elements, keep_samples=True)
     words, dtype = options.words_of(scoring), accumulator(input)
     if not samples or words.reduction == "none":
@@ -106,13 +108,21 @@ def _sums(data: Data, elements: Elements, *, keep_samples: bool) -> _Sums:
     local = shards[0]
     told_apart = (0,) * elements.per_sample + (1,) * (elements.per_class and input.dim() > 1)
     extents = {dim: _extent(input, dim, local.shape[dim]) for dim in told_apart}
+    weight_shard = None if weight is None else shards[2]
+    unknown = None
     if is_class_index(input, target) and any(p.is_shard(1) for p in placements):
+        data = Data(local, shards[1], weight_shard)
+        plain.refuse_unknown_labels(data, elements, input.shape[1])
+        unknown = plain.unknown_labels(data, elements, input.shape[1])
         classes = _extent(input, 1, local.shape[1])
         shards[1], elements = _dense(shards[1], input, classes, elements)
     # an empty shard may have no group, and the kernels are not written for that
     sums_of = autograd.sums if local.numel() else _no_sums
-    data = Data(local, shards[1], None if weight is None else shards[2])
-    sums = sums_of(data, elements)
+    sums = sums_of(Data(local, shards[1], weight_shard), elements)
+    if unknown is not None and local.device.type != "cpu":
+        # nothing may wait for a device, so the sums of its sample become NaN
+        samples_of = unknown.flatten(1).any(1)[:, None] if elements.per_sample else unknown.any()
+        sums = sums.masked_fill(samples_of, torch.nan)
     if summed:
         shape = group_shape(input, elements.per_sample, elements.per_class)
         where = [extents.get(0, slice(None)), extents.get(1, slice(None))]
@@ -323,15 +333,15 @@ def _dense(
     numbers = torch.arange(classes.start, classes.stop, device=target.device)
     dense = target == numbers.reshape(-1, *(1 for _ in input.shape[2:]))
     known = (target >= 0) & (target < input.shape[1])
-    if elements.ignore_index is not None:
-        known = known & (target != elements.ignore_index)
+    for ignored in elements.ignore_index or ():
+        known = known & (target != ignored)
     smoothing = elements.label_smoothing
     values = dense.to(torch.uint8)
     if smoothing:
         values = dense.to(accumulator(input)) * (1 - smoothing)
         values = values + smoothing / input.shape[1]
     values = torch.where(known, values, torch.full_like(values, _NOTHING))
-    return values, elements._replace(ignore_index=_NOTHING, label_smoothing=0.0)
+    return values, elements._replace(ignore_index=(_NOTHING,), label_smoothing=0.0)
 
 
 # ---- inference mode --------------------------------------------------------------------------

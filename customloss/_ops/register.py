@@ -84,7 +84,9 @@ def ratio_operator(operator: str) -> Callable[..., Tensor]:
             from customloss._ops import dtensor
 
             return dtensor.ratio_operator(operator, input, target, weight, given)
-        elements, scoring = options.cached_for_operator(operator, input.dim(), **given)
+        elements, scoring = options.cached_for_operator(
+            operator, input.dim(), **options.hashable(given)
+        )
         return _loss(input, target, weight, elements, scoring, None)
 
     return loss
@@ -134,7 +136,7 @@ def confusion_sums(
         from customloss._ops import dtensor
 
         return dtensor.confusion_sums(input, target, weight, given)
-    elements = options.cached_for_sums(input.dim(), **given)
+    elements = options.cached_for_sums(input.dim(), **options.hashable(given))
     # a shard of a batch may hold no sample
     data = operands.checked(input, target, weight, elements, no_sample=True)
     return autograd.sums(data, elements)

@@ -78,7 +78,7 @@ def ratio_rule(operator: str) -> Callable[..., tuple[Tensor, int]]:
         **given: Any,
     ) -> tuple[Tensor, int]:  # fmt: skip
         rank = input.dim() - (in_dims[0] is not None)
-        elements, scoring = options.cached_for_operator(operator, rank, **given)
+        elements, scoring = options.cached_for_operator(operator, rank, **options.hashable(given))
         sums = _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements)
         return autograd.score(sums, scoring, elements).to(accumulator(input)), 0
 
@@ -90,7 +90,9 @@ def confusion_sums(
     **given: Any,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """The rule of ``register.confusion_sums``; the batch dim of the result is its second."""
-    elements = options.cached_for_sums(input.dim() - (in_dims[0] is not None), **given)
+    elements = options.cached_for_sums(
+        input.dim() - (in_dims[0] is not None), **options.hashable(given)
+    )
     return _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements), 1
 
 

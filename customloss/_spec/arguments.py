@@ -31,10 +31,12 @@ class Elements(NamedTuple):
     offset: float
     per_sample: bool
     per_class: bool
-    ignore_index: int | None = None
+    ignore_index: tuple[int, ...] | None = None  # the targets that do not count
     label_smoothing: float = 0.0
     extra: int = 0  # bits of reference.Extra
     focal_gamma: float = 2.0
+    out_of_range: int = 0  # what becomes of class numbers outside of the classes
+    nan_targets: int = 0  # what becomes of elements whose target is NaN
 
 
 class Scoring(NamedTuple):
@@ -121,8 +123,8 @@ DIFFERENTIABLE = {
 }
 
 _TYPES = {
-    Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", int | None: "int?", float: "float",
-    bool: "bool",
+    Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool",
+    tuple[int, ...] | None: "int[1]?",  # takes a single int as well
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from customloss._spec import hints
 from customloss.reference.sums import sums_dtype
 
 
@@ -34,6 +35,7 @@ class Batch(NamedTuple):
     offset: float
     ignored: tuple[int, ...]
     ignores_out_of_range: bool
+    ignores_nan: bool  # a NaN target is not there
     exact: bool  # False lets the rounding of averages and interpolations pass
 
     @property
@@ -112,6 +114,9 @@ def _counts(batch: Batch, masked: bool) -> Tensor | None:
         counts = counts.reshape((1,) * (batch.input.dim() - counts.dim()) + counts.shape)
     for number in batch.ignored:
         kept = _comparable(batch.target) != number
+        counts = kept if counts is None else counts & kept
+    if batch.ignores_nan and batch.target.is_floating_point():
+        kept = ~batch.target.isnan()
         counts = kept if counts is None else counts & kept
     return counts
 
@@ -199,16 +204,7 @@ def _label_out_of_range(batch: Batch, numbers: Numbers) -> str | None:
     classes = batch.classes
     if low >= 0 and high < classes:
         return None
-    other, hint = "", "; ignore_index leaves a value out"
-    if batch.ignored:
-        other = f", or {', '.join(map(str, batch.ignored))} (ignore_index)"
-        hint = ""
-    if _from_one(numbers, classes):
-        hint = f": are these labels from 1 to {classes}? target - 1"
-    return (
-        f"target: expected class numbers from 0 to {classes - 1}{other}, got "
-        f"{_shown(low if low < 0 else high)}{hint}"
-    )
+    return str(hints.unknown_label(int(low if low < 0 else high), classes, batch.ignored))
 
 
 def _outside(batch: Batch, numbers: Numbers) -> str | None:

@@ -6,7 +6,8 @@ A message names the argument as the caller wrote it, what was expected and what 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -53,6 +54,31 @@ def number(
         raise ValueError(f"{name}: expected a number < {below}, got {value}")
 
 
+MOST_IGNORED = 8  # csrc/pixel.h has the same
+
+
+def ignored(value: object) -> tuple[int, ...] | None:
+    """``ignore_index`` as the primitives take it: without repetitions, and None for nothing."""
+    if value is None:
+        return None
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    numbers: tuple[Any, ...] = tuple(cast(Any, value)) if several else (value,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(
+                f"ignore_index: expected an integer, a sequence of integers or None, got {value!r}"
+            )
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"ignore_index: expected integers of 64 bits, got {shown(number)}")
+    distinct = tuple(dict.fromkeys(numbers))
+    if len(distinct) > MOST_IGNORED:
+        raise ValueError(
+            f"ignore_index: expected at most {MOST_IGNORED} values, got {len(distinct)}: give all "
+            "of them one value in the target, or a weight of 0"
+        )
+    return distinct or None
+
+
 def sums_dtype(dtype: object) -> None:
     """``dtype`` is None or a real floating dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -70,11 +96,8 @@ def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) 
     for name, value in options.items():
         if name not in defaults:
             raise TypeError(f"{name}: no such option; there are {', '.join(sorted(defaults))}")
-        if defaults[name] is None:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{name}: expected an integer or None, got {value!r}")
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise ValueError(f"{name}: expected an integer of 64 bits, got {value}")
+        if name == "ignore_index":
+            ignored(value)
             continue
         kind = type(defaults[name])
         fits = isinstance(value, (int, float) if kind is float else kind)

@@ -1,8 +1,8 @@
-"""What other libraries call our options: the cure in the error for an unknown option."""
+"""The cure in the errors for an unknown option, which other libraries may have, and label."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 # The words of others; our option that a loss has to have for the cure to fit, "" for any; the cure.
@@ -59,3 +59,20 @@ def unknown_option(name: str, owner: str, known: Collection[str]) -> TypeError:
             cure = f"here it is {text}; " if ours else f"{text}; "
             break
     return TypeError(f"{name}: no option of {owner}; {cure}there are {', '.join(known)}")
+
+
+def unknown_label(label: int, classes: int, ignored: Sequence[int] | None) -> ValueError:
+    """The error for a class number that is neither a class nor ignored. csrc/cpu/pixels.cpp has
+    the same message."""
+    known = "" if not ignored else f" or ignore_index={listed(ignored)}"
+    shifted = f"; labels 1..{classes} need target - 1" if label == classes else ""
+    return ValueError(
+        f"target: expected class numbers from 0 to {classes - 1} (dim 1 of input has {classes} "
+        f"classes){known}, got {label}; if {label} marks what does not count, pass "
+        f"ignore_index={listed((*(ignored or ()), label))}{shifted}"
+    )
+
+
+def listed(values: Sequence[int]) -> str:
+    """One number, or a list of them."""
+    return str(values[0] if len(values) == 1 else list(values))

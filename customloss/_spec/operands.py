@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customloss._spec.arguments import Data, Elements
-from customloss._spec.words import SOFTMAX
+from customloss._spec.words import IGNORE, SOFTMAX
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TARGET_DTYPES = (
@@ -72,8 +72,13 @@ def checked(
     elif elements.ignore_index is not None and elements.activation == SOFTMAX:
         raise ValueError(
             "ignore_index: expected None for a dense target with activation='softmax' (what would "
-            f"one class of a pixel say?), got {elements.ignore_index}: pass class numbers, or a "
-            "weight of 0"
+            f"one class of a pixel say?), got {hints.listed(elements.ignore_index)}: pass class "
+            "numbers, or a weight of 0"
+        )
+    elif elements.nan_targets == IGNORE and elements.activation == SOFTMAX:
+        raise ValueError(
+            "nan_targets: expected 'propagate' for a dense target with activation='softmax' (what "
+            "would one class of a pixel say?), got 'ignore': pass a weight of 0 where it is NaN"
         )
     if target.device != input.device:
         raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")

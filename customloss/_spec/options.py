@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 from customloss import scores
 from customloss._spec import checks
 from customloss._spec.arguments import Elements, Scoring
-from customloss._spec.words import ABSENT, ACTIVATIONS, AVERAGES, LINKS, REDUCTIONS
+from customloss._spec.words import (
+    ABSENT,
+    ACTIVATIONS,
+    AVERAGES,
+    LINKS,
+    NAN_TARGETS,
+    OUT_OF_RANGE,
+    REDUCTIONS,
+)
 from customloss.reference.sums import EXTRA_ROWS
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 ELEMENTS: dict[str, Any] = {
     "activation": "sigmoid", "average": "macro", "samplewise": False,
     "logit_scale": 1.0, "logit_offset": 0.0, "ignore_index": None, "label_smoothing": 0.0,
+    "out_of_range": "raise", "nan_targets": "propagate",
 }  # fmt: skip
 EXTRA: dict[str, Any] = {
     **{str(flag.name).lower(): False for flag in EXTRA_ROWS}, "focal_gamma": 2.0,
@@ -54,8 +63,10 @@ class Averaging(TypedDict, total=False):
     samplewise: bool
     reduction: str
     absent: str
-    ignore_index: int | None
+    ignore_index: int | Sequence[int] | None
     label_smoothing: float
+    out_of_range: str
+    nan_targets: str
     class_weight: Tensor | Sequence[float] | None
     classes: Sequence[int] | None
     include_background: bool
@@ -98,8 +109,10 @@ class Reading(TypedDict, total=False):
     samplewise: bool
     logit_scale: float
     logit_offset: float
-    ignore_index: int | None
+    ignore_index: int | Sequence[int] | None
     label_smoothing: float
+    out_of_range: str
+    nan_targets: str
     dtype: torch.dtype | None
     check_target: bool
 
@@ -165,7 +178,8 @@ def schema(defaults: Mapping[str, Any]) -> str:
     """Keyword options as an operator declares them."""
 
     def kind(value: Any) -> str:
-        return "int?" if value is None else type(value).__name__
+        # the only option without a value by default takes an int or several
+        return "int[1]?" if value is None else type(value).__name__
 
     return ", ".join(f"{kind(value)} {name}={value!r}" for name, value in defaults.items())
 
@@ -189,8 +203,10 @@ def _elements(
     samplewise: bool,
     logit_scale: float,
     logit_offset: float,
-    ignore_index: int | None,
+    ignore_index: int | Sequence[int] | None,
     label_smoothing: float,
+    out_of_range: str,
+    nan_targets: str,
     focal_gamma: float = 2.0,
     **extras: bool,
 ) -> Elements:
@@ -205,6 +221,8 @@ def _elements(
             f"logit to scale), got {logit_scale} and {logit_offset}"
         )
     checks.number("label_smoothing", label_smoothing, at_least=0, below=1)
+    checks.one_of("out_of_range", out_of_range, OUT_OF_RANGE)
+    checks.one_of("nan_targets", nan_targets, NAN_TARGETS)
     checks.number("focal_gamma", focal_gamma, at_least=0)
     if activation == "softmax" and logit_scale == 0:
         raise ValueError(
@@ -217,10 +235,12 @@ def _elements(
         offset=logit_offset,
         per_sample=samplewise,
         per_class=per_class,
-        ignore_index=ignore_index,
+        ignore_index=checks.ignored(ignore_index),
         label_smoothing=label_smoothing,
         extra=extra_bits(extras),
         focal_gamma=focal_gamma,
+        out_of_range=OUT_OF_RANGE.index(out_of_range),
+        nan_targets=NAN_TARGETS.index(nan_targets),
     )
 
 
@@ -271,6 +291,13 @@ def for_operator(operator: str, rank: int, **options: Any) -> tuple[Elements, Sc
     """The same options, in the numbers that the primitives take."""
     elements, ratio, words = for_ratio(operator, rank, **options)
     return elements, words.scoring(ratio)
+
+
+def hashable(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as the dispatcher passes them: it makes a list of ``ignore_index``."""
+    if given.get("ignore_index") is not None:
+        given["ignore_index"] = tuple(given["ignore_index"])
+    return given
 
 
 # For use inside the operators only: other code may be compiled, and dynamo does not trace through a

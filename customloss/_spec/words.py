@@ -1,5 +1,5 @@
 """The words that an option can be set to. The place of a word in its tuple is its number in the
-operators; the enums of csrc/element.h and csrc/score.h have the same numbers."""
+operators; the enums of csrc/element.h, csrc/pixel.h and csrc/score.h have the same numbers."""
 
 ACTIVATIONS = ("sigmoid", "none", "softmax")
 SIGMOID, NONE, SOFTMAX = range(3)
@@ -8,5 +8,8 @@ ABSENT = ("score", "skip", "penalize")
 # the averages of the operators, which know no "micro": it is "macro" over a single group
 AVERAGES = ("macro", "weighted", "none")
 REDUCTIONS = ("mean", "sum", "none")
+OUT_OF_RANGE = ("raise", "ignore")
+NAN_TARGETS = ("propagate", "ignore")
+RAISE, IGNORE = range(2)  # the second word of both is the same
 WRT = ("input", "target", "weight")
 INPUT, TARGET, WEIGHT = range(3)

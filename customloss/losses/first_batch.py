@@ -87,6 +87,7 @@ def _batch(data: Data, given: dict[str, Any], exact: bool) -> Batch | None:
         offset=given.get("logit_offset", 0.0),
         ignored=tuple(ignored),
         ignores_out_of_range=given.get("out_of_range") == "ignore",
+        ignores_nan=given.get("nan_targets") == "ignore",
         exact=exact,
     )
 

@@ -86,7 +86,14 @@ def soft_f1_loss(
             ``"negative"`` -F.
         gamma: the exponent of ``link="focal"``, > 0; the slope at a perfect score is 0.
         logit_scale, logit_offset: p = sigmoid(logit_scale * (input - logit_offset)).
-        ignore_index: targets of this value do not count, and their gradient is 0.
+        ignore_index: targets of this value do not count, and their gradient is 0. An int, or a
+            sequence of at most 8.
+        out_of_range: what becomes of class numbers outside of 0 .. C-1 that are not ignored.
+            ``"raise"``: a ValueError on the CPU, and a loss of NaN on a GPU and under
+            ``torch.func``, where nothing may wait; see docs/nan.md. ``"ignore"``: as
+            ``ignore_index``.
+        nan_targets: ``"propagate"``: a NaN in a dense target makes the loss NaN. ``"ignore"``: such
+            an element does not count, and its gradient is 0. Not for a dense target of a softmax.
         label_smoothing: ε in [0, 1): t becomes (1 - ε) t + ε / K, K the classes of a softmax or of
             class numbers, else 2.
         check_target: look at the values of input, target and weight, and raise an error where they
@@ -105,8 +112,8 @@ def soft_f1_loss(
 
     Raises:
         TypeError: a dtype or type that cannot be used; the message names the argument.
-        ValueError: shapes or devices that do not fit, a word or number out of range, or no group
-            to score.
+        ValueError: shapes or devices that do not fit, a word or number out of range, no group to
+            score, or a class number that ``out_of_range`` is about.
 
     Source: Jansche, "Maximum Expected F-Measure Training of Logistic Regression Models",
     HLT/EMNLP 2005; -log F: Zhao et al., "Optimizing the F-measure for Threshold-free Salient

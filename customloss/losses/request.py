@@ -70,6 +70,8 @@ def prepared(
         _warn_of_parts(input)
         return None, None
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
+    if isinstance(given.get("ignore_index"), list):  # options are looked up, so they are hashed
+        given["ignore_index"] = tuple(given["ignore_index"])
     first_batch.check(given.pop("check_target", False), Data(input, target, weight), given)
     asked = classes.asked_for(input, given)
     for name, value in given.items():

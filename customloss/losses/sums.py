@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
@@ -60,8 +61,10 @@ def confusion_sums(
     samplewise: bool = False,
     logit_scale: float = 1.0,
     logit_offset: float = 0.0,
-    ignore_index: int | None = None,
+    ignore_index: int | Sequence[int] | None = None,
     label_smoothing: float = 0.0,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
     log_loss: bool = False,
     squares: bool = False,
     distance: bool = False,
@@ -99,7 +102,8 @@ def confusion_sums(
     options = {
         "activation": activation, "average": average, "samplewise": samplewise,
         "logit_scale": logit_scale, "logit_offset": logit_offset, "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing, "focal_gamma": focal_gamma,
+        "label_smoothing": label_smoothing, "out_of_range": out_of_range,
+        "nan_targets": nan_targets, "focal_gamma": focal_gamma,
     }  # fmt: skip
     asked = {
         "log_loss": log_loss, "squares": squares, "distance": distance, "focal": focal,

@@ -200,8 +200,10 @@ def soft_f1(
     gamma: float = 1.0,
     logit_scale: float = 1.0,
     logit_offset: float = 0.0,
-    ignore_index: int | None = None,
+    ignore_index: int | Sequence[int] | None = None,
     label_smoothing: float = 0.0,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
 ) -> Tensor:
     """The soft-Fβ loss ``1 - ((1+β²) tp + s) / ((1+β²) tp + β² fn + fp + s)``."""
     per_class = average != "micro" and input.dim() > 1
@@ -209,7 +211,7 @@ def soft_f1(
         target = target.unsqueeze(1)
     sums = confusion(
         input, target, weight, activation, logit_scale, logit_offset, samplewise, per_class,
-        ignore_index, label_smoothing,
+        ignore_index, label_smoothing, out_of_range=out_of_range, nan_targets=nan_targets,
     )  # fmt: skip
     loss = similarity_loss(sums, 1 + beta**2, 1.0, beta**2, smooth, link, gamma)
     loss, counted = with_absent(loss, sums, absent)

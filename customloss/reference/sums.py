@@ -8,6 +8,7 @@ All functions take tensors that were already checked: ``input`` of shape ``[N]``
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -135,7 +136,7 @@ class Operands(NamedTuple):
 
     input: Tensor  # 0 where it is ignored, or of weight 0 and would spoil the sums
     target: Tensor  # of the input's shape; smoothed; 0 in the holes
-    weight: Tensor | None
+    weight: Tensor | None  # NaN where a class number is refused
     holes: Tensor | None  # elements that add nothing to the sums
 
 
@@ -144,25 +145,35 @@ def operands(
     target: Tensor,
     weight: Tensor | None,
     activation: str,
-    ignore_index: int | None,
+    ignore_index: int | Sequence[int] | None,
     label_smoothing: float,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
 ) -> Operands:
     """Class numbers become one-hot, targets are smoothed, and holes are filled with 0.
 
-    A hole is an element that is ignored, or one of weight 0 whose terms would not be finite.
+    A hole is an element that is ignored, or one of weight 0 whose terms would not be finite. A
+    class number outside of 0..C-1 is a hole with ``out_of_range="ignore"``. Else its weight becomes
+    NaN unless it is 0: a kernel of the CPU raises an error there.
     """
     dtype = accumulator(input)
     counts = None  # where the target is not ignored
+    refused = None  # where a class number is no class, and not ignored
     if not (target.is_floating_point() or target.dtype == torch.bool):
         target = target.long()  # in a narrow dtype -100 or 300 would wrap to another number
-    if ignore_index is not None:
-        counts = target != ignore_index
+    for ignored in (ignore_index,) if isinstance(ignore_index, int) else ignore_index or ():
+        counts = target != ignored if counts is None else counts & (target != ignored)
     if is_class_index(input, target):
         known = (target >= 0) & (target < input.shape[1])
-        counts = known if counts is None else counts & known
+        if out_of_range == "ignore":
+            counts = known if counts is None else counts & known
+        else:
+            refused = ~known if counts is None else ~known & counts
         t = (target == _class_numbers(input)).to(dtype)
         outcomes = input.shape[1]
     else:
+        if nan_targets == "ignore" and target.is_floating_point():
+            counts = ~target.isnan() if counts is None else counts & ~target.isnan()
         t = target.to(dtype)
         outcomes = input.shape[1] if activation == "softmax" else 2
     if label_smoothing:
@@ -181,9 +192,19 @@ def operands(
         spoiled = (unread & ~usable).expand(input.shape)
         blanks = spoiled if blanks is None else blanks | spoiled
         holes = blanks | (unweighted & ~t.isfinite())
+    if refused is not None:
+        w = _spoiled(w, refused, dtype)
     if holes is None:
         return Operands(input, t, w, None)
     return Operands(_filled(input, blanks), _filled(t, holes), w, holes)
+
+
+def _spoiled(weight: Tensor | None, refused: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight, NaN where it is not 0 and a class number is refused."""
+    if weight is not None:
+        refused = refused & (weight != 0)
+    factor = torch.ones_like(refused, dtype=dtype).masked_fill(refused, torch.nan)
+    return factor if weight is None else weight * factor
 
 
 def is_class_index(input: Tensor, target: Tensor) -> bool:
@@ -265,19 +286,23 @@ def confusion(
     offset: float,
     per_sample: bool,
     per_class: bool,
-    ignore_index: int | None = None,
+    ignore_index: int | Sequence[int] | None = None,
     label_smoothing: float = 0.0,
     extra: int = 0,
     focal_gamma: float = 2.0,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
 ) -> Tensor:
     """The soft confusion sums ``[rows, samples, classes]``: tp, fp, fn, tn, and those of ``extra``.
 
     ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
     A target with one class where the input has several holds class numbers: t = [target = c],
-    and what lies outside of 0..C-1, or is ``ignore_index``, does not count. Smoothing makes t
-    ``(1-ε) t + ε/K``, with K = C for class numbers and for a softmax, else 2.
+    and what is ``ignore_index`` does not count. Smoothing makes t ``(1-ε) t + ε/K``, with K = C for
+    class numbers and for a softmax, else 2.
     """
-    x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
+    x, t, w, holes = operands(
+        input, target, weight, activation, ignore_index, label_smoothing, out_of_range, nan_targets
+    )
     terms = _filled(shares(x, t, activation, scale, offset, extra, focal_gamma), holes)
     if w is not None:
         terms = terms * w
@@ -307,10 +332,12 @@ def confusion_backward(
     offset: float,
     per_sample: bool,
     per_class: bool,
-    ignore_index: int | None = None,
+    ignore_index: int | Sequence[int] | None = None,
     label_smoothing: float = 0.0,
     extra: int = 0,
     focal_gamma: float = 2.0,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
 ) -> Tensor:
     """The gradient by ``wrt`` given the gradient by the sums, in the shape of ``input``.
 
@@ -323,7 +350,9 @@ def confusion_backward(
 
     ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
     """
-    x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
+    x, t, w, holes = operands(
+        input, target, weight, activation, ignore_index, label_smoothing, out_of_range, nan_targets
+    )
     exact = dict(zip(rows(extra), _spread(grad_sums, input, per_sample, per_class).unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))

@@ -16,7 +16,7 @@ from selection import covering
 from torch import Tensor
 
 from customloss import reference
-from customloss._spec.words import ACTIVATIONS
+from customloss._spec.words import ACTIVATIONS, NAN_TARGETS, OUT_OF_RANGE
 from customloss.reference import Extra
 
 pytestmark = needs_a_compiler
@@ -35,13 +35,16 @@ class How(NamedTuple):
     offset: float = 0.0
     per_sample: bool = False
     per_class: bool = True
-    ignore_index: int | None = None
+    ignore_index: int | tuple[int, ...] | None = None
     label_smoothing: float = 0.0
     extra: int = 0
     focal_gamma: float = 2.0
+    out_of_range: str = "ignore"
+    nan_targets: str = "propagate"
 
     def arguments(self) -> tuple[Any, ...]:
-        return (ACTIVATIONS.index(self.activation), *self[1:])
+        words = (OUT_OF_RANGE.index(self.out_of_range), NAN_TARGETS.index(self.nan_targets))
+        return (ACTIVATIONS.index(self.activation), *self[1:-2], *words)
 
 
 class Operands(NamedTuple):

@@ -245,10 +245,10 @@ def test_what_all_four_have_in_common_is_not_seen(
     t = torch.rand(shape)
     if kind == "classes":
         t = torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
-    sums = emulation.confusion(x, t, None, activation, 1.0, 0.0, False, True, None, 0.0, extra, 2.0)
+    how = (activation, 1.0, 0.0, False, True, None, 0.0, extra, 2.0, 0, 0)
+    sums = emulation.confusion(x, t, None, *how)
     coefficients = torch.randint(-(2**20), 2**20, sums.shape).double() / 2**20
     for wrt in (INPUT,) if kind == "classes" else (INPUT, TARGET):
-        how = (activation, 1.0, 0.0, False, True, None, 0.0, extra, 2.0)
         found, other = gradients(emulation, wrt, coefficients, x, t, *how)
         assert found.abs().max() > 0
         assert torch.equal(found, other)

@@ -289,7 +289,7 @@ def labels_of(input: Tensor, dtype: torch.dtype) -> Tensor:
 def test_softmax(compiled: Compiled, classes: int, last: bool) -> None:
     for dtype, labels in ((torch.bfloat16, torch.uint8), (torch.float32, torch.int64)):
         input = empty((2, classes, 256, 256), dtype, last)
-        pixel_passes(input, labels_of(input, labels), ignore_index=255)
+        pixel_passes(input, labels_of(input, labels), ignore_index=(255,))
         for name in ("pixel_sums_kernel", "pixel_gradient_kernel"):
             # A load has 16 bytes of a plane, or at least four classes of channels_last.
             widths = re.findall(r"ld\.global(?:\.\w+)*?(\.v\d)?\.b(\d+)", compiled.ptx(name))
@@ -308,7 +308,7 @@ def test_many_classes(compiled: Compiled, shape: tuple[int, ...]) -> None:
         compiled.known = dict(zip(kernels, (8, 8, 16)))
     for dtype, labels in ((torch.bfloat16, torch.uint8), (torch.float32, torch.int64)):
         input = torch.empty(shape, dtype=dtype)
-        pixel_passes(input, labels_of(input, labels), ignore_index=-100)
+        pixel_passes(input, labels_of(input, labels), ignore_index=(-100,))
     assert "fold_kernel" in compiled.kernels
 
 
@@ -319,10 +319,10 @@ def test_what_a_walk_keeps(compiled: Compiled, extra: int) -> None:
     compiled.parked = 8 if extra else 0
     for dtype, labels in ((torch.bfloat16, torch.uint8), (torch.float32, torch.int64)):
         input = empty((2, 105, 512, 512), dtype, last=True)
-        pixel_passes(input, labels_of(input, labels), ignore_index=255, extra=extra)
+        pixel_passes(input, labels_of(input, labels), ignore_index=(255,), extra=extra)
         assert "softmax_walk_kernel" not in compiled.kernels or dtype == torch.float32
         input = torch.empty(4096, 32000, dtype=dtype)
-        pixel_passes(input, labels_of(input, labels), ignore_index=255, extra=extra)
+        pixel_passes(input, labels_of(input, labels), ignore_index=(255,), extra=extra)
         assert ".v4.b32" in compiled.ptx("softmax_walk_kernel")
     # The kernel that keeps nothing is not needed for either input.
     assert "softmax_sums_kernel" not in compiled.kernels
@@ -336,7 +336,7 @@ def test_extra_sums(compiled: Compiled, extra: int) -> None:
         pixel_passes(input, labels_of(input, torch.uint8), extra=int(extra))
     binary = torch.empty(2, 1, 100, 64, dtype=torch.float16)
     target = torch.empty(2, 1, 100, 64, dtype=torch.uint8)
-    pixel_passes(binary, target, activation=SIGMOID, extra=int(extra), ignore_index=255)
+    pixel_passes(binary, target, activation=SIGMOID, extra=int(extra), ignore_index=(255,))
     pixel_passes(binary, target, activation=NONE, extra=int(extra), label_smoothing=0.1)
 
 
@@ -355,7 +355,7 @@ def test_pixel_operands(compiled: Compiled, dtype: torch.dtype, wrt: int) -> Non
         pixel_passes(input, input, weight, wrt, per_class=False, extra=extra)
     input = torch.empty(40, 300, dtype=dtype)
     target = torch.empty(40, 300, dtype=torch.bfloat16)
-    pixel_passes(input, target, input, wrt, activation=SIGMOID, ignore_index=255, extra=extra)
+    pixel_passes(input, target, input, wrt, activation=SIGMOID, ignore_index=(255,), extra=extra)
 
 
 @SLOW

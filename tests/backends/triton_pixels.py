@@ -19,7 +19,15 @@ from customloss import reference
 from customloss._backends import choice, plain
 from customloss._backends.choice import Primitives
 from customloss._spec.arguments import Data, Elements, Incoming, Scoring, Wrt
-from customloss._spec.words import INPUT, NONE, SIGMOID, SOFTMAX, TARGET, WEIGHT
+from customloss._spec.words import (
+    IGNORE,
+    INPUT,
+    NONE,
+    SIGMOID,
+    SOFTMAX,
+    TARGET,
+    WEIGHT,
+)
 from customloss.reference import Extra
 
 triton_package.load()
@@ -73,7 +81,8 @@ class Pixels:
     def elements(self) -> Elements:
         return Elements(
             self.activation, self.scale, self.offset, self.per_sample, self.per_class,
-            self.ignore, self.smoothing, self.extra, self.gamma,
+            None if self.ignore is None else (self.ignore,), self.smoothing, self.extra,
+            self.gamma, IGNORE,
         )  # fmt: skip
 
     def build(self, dtype: torch.dtype = torch.float32) -> Data:
@@ -205,7 +214,7 @@ def test_wild_class_numbers(classes: int) -> None:
     input = torch.randn(2, classes, 4)
     wild = torch.tensor([[2**32, 1, -(2**40), 2**63 - 1], [0, 2**33 + 1, -(2**63), 2]])
     tame = torch.tensor([[-1, 1, -1, -1], [0, -1, -1, 2]])
-    elements = Elements(SOFTMAX, 1.0, 0.0, False, True, extra=EVERY)
+    elements = Elements(SOFTMAX, 1.0, 0.0, False, True, extra=EVERY, out_of_range=IGNORE)
     both = [Data(input, numbers.unsqueeze(1), None) for numbers in (wild, tame)]
     sums = [kernels.confusion(data, elements) for data in both]
     assert torch.equal(*sums)
@@ -471,7 +480,7 @@ def test_a_nan_of_the_coefficients_stays_out_of_what_does_not_count() -> None:
     for classes in (4, 41):
         input = torch.randn(1, classes, 6)
         target = torch.tensor([[[0, 255, 1, 255, 2, 2]]])
-        elements = Elements(SOFTMAX, 1.0, 0.0, False, True, ignore_index=255, extra=EVERY)
+        elements = Elements(SOFTMAX, 1.0, 0.0, False, True, ignore_index=(255,), extra=EVERY)
         coefficients = torch.full((15, 1, classes), NAN, dtype=torch.float64)
         incoming, data = Incoming(None, coefficients), Data(input, target, None)
         gradient = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)

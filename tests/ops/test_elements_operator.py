@@ -20,7 +20,7 @@ from customloss._spec.words import REDUCTIONS
 
 ops = torch.ops.customloss
 PRIMITIVES = ("confusion", "confusion_score", "confusion_backward")
-REST = (None, 0.0, 0, 2.0)  # ignore_index, label_smoothing, extra, focal_gamma
+REST = (None, 0.0, 0, 2.0, 0, 0)  # ignore_index, label_smoothing, extra, focal_gamma
 
 
 @covering
@@ -155,7 +155,7 @@ REFUSED = {
         "None, g.float(), x, t, None, 0, 0, 1.0, 0.0, False, True, *rest",
         "x.new_ones(2), g, x, t, None, 0, 0, 1.0, 0.0, False, True, *rest",
         "None, g, x, t, None, 7, 0, 1.0, 0.0, False, True, *rest",
-        "None, g, x, n, None, 0, 2, 1.0, 0.0, False, True, None, 0.0, 1, 2.0",
+        "None, g, x, n, None, 0, 2, 1.0, 0.0, False, True, None, 0.0, 1, 2.0, 0, 0",
         "None, g, x, n, None, 1, 2, 1.0, 0.0, False, True, *rest",
     ),
     "confusion": (
@@ -165,7 +165,7 @@ REFUSED = {
         "x, t, None, 9, 1.0, 0.0, False, True, *rest",
         "x, n[:9], None, 2, 1.0, 0.0, False, True, *rest",
         "x, n.float(), None, 2, 1.0, 0.0, False, True, *rest",
-        "x, n, None, 2, 1.0, 0.0, False, True, None, 0.0, 32, 2.0",
+        "x, n, None, 2, 1.0, 0.0, False, True, None, 0.0, 32, 2.0, 0, 0",
     ),
 }
 
@@ -178,7 +178,7 @@ import torch, customloss
 x, t = torch.randn(400, 3), torch.rand(400, 3) < 0.4
 g = torch.ones(4, 1, 3, dtype=torch.float64)
 n, none = torch.zeros(400, 1, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.int64)
-rest = (None, 0.0, 0, 2.0)
+rest = (None, 0.0, 0, 2.0, 0, 0)
 for given in {REFUSED[primitive]}:
     print(given, flush=True)  # the last one is at fault
     for _ in range(20):

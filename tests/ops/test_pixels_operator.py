@@ -51,7 +51,7 @@ def test_opcheck_primitives(name: str) -> None:
     activation = ACTIVATIONS.index(options.get("activation", "sigmoid"))
     more = (options.get("ignore_index"), options.get("label_smoothing", 0.0))
     for extra in (0, 31):
-        elements = (activation, 1.0, 0.0, False, True, *more, extra, 2.0)
+        elements = (activation, 1.0, 0.0, False, True, *more, extra, 2.0, 1, 0)
         torch.library.opcheck(ops.confusion.default, (x, t, w, *elements))
         sums = ops.confusion(x, t, w, *elements)
         for wrt, operand in enumerate((x, t, w)):
@@ -59,7 +59,7 @@ def test_opcheck_primitives(name: str) -> None:
                 arguments = (None, torch.rand_like(sums), x, t, w, wrt, *elements)
                 torch.library.opcheck(ops.confusion_backward.default, arguments)
     scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-    elements = (activation, 1.0, 0.0, False, True, *more, 0, 2.0)
+    elements = (activation, 1.0, 0.0, False, True, *more, 0, 2.0, 1, 0)
     torch.library.opcheck(ops.confusion_score.default, (x, t, w, *elements, *scoring))
 
 
@@ -105,11 +105,12 @@ def drawn(*shape: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return x, t, w
 
 
+STRAYS = {"out_of_range": "ignore"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": SOFTMAX,
-    "ignored": {**SOFTMAX, "ignore_index": 1, "label_smoothing": 0.1},
-    "samplewise": {**SOFTMAX, "samplewise": True, "average": "weighted"},
-    "sigmoid": {"average": "micro"},
+    "plain": {**SOFTMAX, **STRAYS},
+    "ignored": {**SOFTMAX, "ignore_index": (-1, 1), "label_smoothing": 0.1, **STRAYS},
+    "samplewise": {**SOFTMAX, "samplewise": True, "average": "weighted", **STRAYS},
+    "sigmoid": {"average": "micro", **STRAYS},
 }
 
 
@@ -142,7 +143,7 @@ def test_vmap_over_labels(option: str, in_dims: tuple) -> None:
 
 def test_vmap_over_the_kept_dim_of_labels_and_of_the_sums() -> None:
     x, t, w = drawn(4, 3, 2)
-    options = {**SOFTMAX, **EXTRAS["every"]}
+    options = {**SOFTMAX, **STRAYS, **EXTRAS["every"]}
     for numbers in (t, t.unsqueeze(2)):
         found = vmap(lambda x, t, w: confusion_sums(x, t, w, **options))(x, numbers, w)
         expected = stacked(lambda *g: confusion_sums(*g, **options), (0, 0, 0), x, numbers, w)
@@ -231,7 +232,7 @@ def test_class_numbers_are_kept_as_they_came(label: torch.dtype) -> None:
     callers = {t.data_ptr() for t in sample.operands}
     for samplewise, groups in ((False, 5), (True, 40)):
         saved = kept_for_backward(
-            partial(soft_f1, *sample.operands, **SOFTMAX, samplewise=samplewise)
+            partial(soft_f1, *sample.operands, **sample.options, samplewise=samplewise)
         )
         assert label in {t.dtype for t in saved}
         others = [t for t in saved if t.data_ptr() not in callers]

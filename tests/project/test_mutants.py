@@ -172,7 +172,13 @@ MUTANTS = {
         "csrc/cpu/tile_fill.h", "(own < classes)", "(own <= classes)"
     ),
     "ignore_index is forgotten": Mutant(
-        "csrc/cpu/tile_fill.h", "!(ignores & (own == ignored))", "true"
+        "csrc/cpu/tile_fill.h", "left_out |= own == values[k]", "left_out |= false"
+    ),
+    "a class number that is none goes unnoticed": Mutant(
+        "csrc/cpu/tile_fill.h", "return unknown != 0;", "return false;"
+    ),
+    "a NaN that is ignored counts": Mutant(
+        "csrc/cpu/tile_fill.h", "soft[i] == soft[i] ? to[i] : T(0)", "to[i]"
     ),
     "smoothing takes and does not give": Mutant(
         "csrc/cpu/pixels.cpp", "tile_.off = static_cast<T>(options.smoothing);",

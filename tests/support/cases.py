@@ -188,10 +188,15 @@ class Case:
             for other in (target, weight):
                 if other is not None and other.is_floating_point():
                     other.requires_grad_()
-        return Sample(input, target, weight, dict(self.options))
+        return Sample(input, target, weight, {**self._strays(), **self.options})
+
+    def _strays(self) -> dict[str, Any]:
+        """The option that allows class numbers that name no class. Only a case that sets it to
+        "raise" has none of them."""
+        return {"out_of_range": "ignore"} if self.kind in ("numbers", "column") else {}
 
     def _target(self, uniform: Callable[[tuple[int, ...]], Tensor], dtype: torch.dtype) -> Tensor:
-        """A part is ``ignore_index``, if there is one; some class numbers name no class."""
+        """A part is ignored, if the options say so; some class numbers name no class."""
         shape, ignored = self.shape, self.options.get("ignore_index")
         if self.kind != "dense":
             shape = shape[:1] + shape[2:]
@@ -204,7 +209,9 @@ class Case:
                 return torch.nn.functional.one_hot(target, self.shape[1]).movedim(-1, 1).to(dtype)
             stray = torch.tensor([-1, self.shape[1], 2 * self.shape[1]])
             stray = stray[(uniform(shape) * 3).long()]
-            target = torch.where(uniform(shape) < 0.15, stray, target)
+            some = uniform(shape) < 0.15
+            if self.options.get("out_of_range") != "raise":
+                target = torch.where(some, stray, target)
             target = target.unsqueeze(1) if self.kind == "column" else target
             dtype = torch.int64 if self.target in (None, torch.bool) else dtype
         elif self.target is None or self.target.is_floating_point:
@@ -214,7 +221,13 @@ class Case:
             target = uniform(shape) < 0.35
         if ignored is not None:
             some = uniform(tuple(target.shape)) < 0.15
-            target = torch.where(some, torch.tensor(ignored), target)
+            values = torch.tensor(ignored).reshape(-1)
+            which = torch.zeros(target.shape, dtype=torch.long)
+            if len(values) > 1:
+                which = (uniform(tuple(target.shape)) * len(values)).long()
+            target = torch.where(some, values[which], target)
+        if self.options.get("nan_targets") == "ignore":
+            target = target.masked_fill(uniform(tuple(target.shape)) < 0.15, torch.nan)
         return target.to(dtype)
 
 

@@ -117,6 +117,8 @@ def elements_of(sample: Sample) -> tuple[Any, ...]:
         options.get("label_smoothing", 0.0),
         int(extra),
         options.get("focal_gamma", 2.0),
+        options.get("out_of_range", "raise"),
+        options.get("nan_targets", "propagate"),
     )
 
 
@@ -186,7 +188,7 @@ def _by_operands(
         elif wrt == "weight":
             own = backward(size, wrt).abs()
         else:
-            own = sum(backward(part, wrt).abs() for part in _of_one_sign(size, wrt, elements[-2]))
+            own = sum(backward(part, wrt).abs() for part in _of_one_sign(size, wrt, elements[7]))
         terms.append(own.sum_to_size(operand.shape))
     return gradients, terms
 
@@ -212,8 +214,8 @@ def _of_one_sign(size: Tensor, wrt: str, extra: int) -> list[Tensor]:
 
 def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Tensor:
     """A logit moves every class of its pixel: p_k q_k times the largest slope, and log-losses."""
-    activation, scale, offset, _, _, *target_options, extra, gamma = elements
-    x, t, w, holes = reference.operands(*operands, activation, *target_options)
+    activation, scale, offset, _, _, ignored, smoothing, extra, gamma, *allowed = elements
+    x, t, w, holes = reference.operands(*operands, activation, ignored, smoothing, *allowed)
     g = size.reshape(*size.shape, *(1 for _ in x.shape[2:]))
     g = dict(zip(reference.rows(extra), g.unbind(0)))
     p, q, _ = reference.probability(x, activation, scale, offset)

@@ -112,6 +112,23 @@ READINGS: dict[str, dict[str, Any]] = {
     "sigmoid-ignored": {"target": torch.int64, "options": {"ignore_index": -100}},
     "sigmoid-ignored-soft": {"target": None, "options": {"ignore_index": -1}},
     "none-ignored": {"target": torch.uint8, "options": {"activation": "none", "ignore_index": 255}},
+    "softmax-several": {
+        "kind": "numbers", "options": {**SOFTMAX, "ignore_index": (-1, 2, 255)},
+    },
+    "softmax-refusing": {
+        "kind": "numbers",
+        "options": {**SOFTMAX, "out_of_range": "raise", "ignore_index": (-1, 255)},
+    },
+    "sigmoid-refusing": {"kind": "column", "options": {"out_of_range": "raise"}},
+    "sigmoid-several": {"target": torch.int64, "options": {"ignore_index": (-100, 255)}},
+    "sigmoid-nan": {"target": None, "options": {"nan_targets": "ignore"}},
+    "none-nan": {
+        "target": None,
+        "options": {
+            "activation": "none", "nan_targets": "ignore", "ignore_index": -1,
+            "label_smoothing": 0.1,
+        },
+    },
     "sigmoid-smoothed": {"target": None, "options": {"label_smoothing": 0.2}},
     "none-smoothed": {"options": {"activation": "none", "label_smoothing": 0.1}},
     "softmax-smoothed": {

@@ -68,7 +68,7 @@ def resident():
 ops = torch.ops.customloss
 x, t, w, _ = Case("x", (8, 4), weight="full").build(requires_grad=True)
 labels = torch.zeros(8, dtype=torch.int64)
-how = (0, 1.0, 0.0, False, True, 7, 0.0, 0, 2.0)
+how = (0, 1.0, 0.0, False, True, (7,), 0.0, 0, 2.0, 0, 0)
 
 def refused():  # by the kernel itself, below the checks in Python
     try:

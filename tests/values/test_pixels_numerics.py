@@ -51,10 +51,10 @@ def test_what_is_ignored_never_leaks(
     activation: str, layout: str, dtype: torch.dtype, value: float
 ) -> None:
     """A pixel has no effect if its number is ignored or no class, or if its weight is 0."""
-    options = {"activation": activation, "ignore_index": 1}
     for shape in SHAPES:
-        case = numbered("x", shape, layout=layout, weight="pixel", options=options)
-        x, t, w, _ = case.build(dtype)
+        own = {"activation": activation, "ignore_index": 1}
+        case = numbered("x", shape, layout=layout, weight="pixel", options=own)
+        x, t, w, options = case.build(dtype)
         removed = (t == 1) | (t < 0) | (t >= shape[1]) | (w == 0).squeeze(1)
         removed = removed.unsqueeze(1).expand(shape)
         assert removed.any()
