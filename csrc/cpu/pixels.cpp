@@ -60,16 +60,16 @@ class PixelStager {
     const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
                 (!options.labels && options.ignores);
-    const unsigned plain_extras = weighted ? kLogLoss : kLogLoss | kHard;
+    const unsigned plain_extras = kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
     plain_ = !backward && kernels_.plain_sums != nullptr && options.labels && !by_class_ &&
              operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
              operands.offset == 0.0 && (options.extra & ~plain_extras) == 0 &&
              layout.cls.size <= kernels_.most_classes;
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
-    const bool few =
-        (options.extra & ~unsigned{kLogLoss}) == 0 &&
-        (backward ? *wrt == Wrt::kInput : options.extra == 0 || options.label_smoothing == 0.0);
+    const bool few = (options.extra & ~unsigned{kLogLoss | kSupport}) == 0 &&
+                     (backward ? *wrt == Wrt::kInput
+                               : !(options.extra & kLogLoss) || options.smoothing.log_off == 0.0);
     dense_ = !options.labels || !(plain_ || few);
     // logits are read where they lie if none is removed or written over
     readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&
@@ -94,9 +94,8 @@ class PixelStager {
     tile_.extra = options.extra;
     tile_.scale = static_cast<T>(operands.scale);
     tile_.offset = static_cast<T>(operands.offset);
-    tile_.gamma = static_cast<T>(options.focal_gamma);
-    tile_.off = static_cast<T>(options.smoothing);
-    tile_.on = static_cast<T>(1.0 - options.label_smoothing + options.smoothing);
+    tile_.focal = {static_cast<T>(options.focal.gamma), options.focal.split};
+    tile_.smoothing = rounded<T>(options.smoothing);
     tile_.ignores = !options.labels && options.ignores;
     tile_.ignored = static_cast<T>(options.ignored);
     if (options.labels) tile_.labels = labels_;
@@ -264,9 +263,9 @@ void gather(const PixelGrads& grads, unsigned extra, int64_t sample, int64_t cla
 template <class T>
 void gradient_of(const Operands& operands, PixelOptions options, const PixelGrads& grads) {
   const Layout& layout = operands.layout;
-  // Decisions do not change with the input, so their rows, the last ones, are dropped.
-  static_assert(kHard > kEveryExtra / 2, "gather() takes the rows of kHard to be the last ones");
-  if (grads.wrt == Wrt::kInput) options.extra &= ~unsigned{kHard};
+  // The last rows do not change with the input: they are dropped.
+  static_assert(kFixedExtras > (kEveryExtra & ~kFixedExtras), "gather() takes them to be the last");
+  if (grads.wrt == Wrt::kInput) options.extra &= ~kFixedExtras;
   const int rows = rows_of(options.extra);
   const Cut cut(layout, rows);
   const int64_t samples = layout.sample.size, classes = layout.cls.size;

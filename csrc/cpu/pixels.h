@@ -12,18 +12,17 @@ struct PixelOptions {
   bool labels;  // the target holds class numbers
   bool ignores;
   int64_t ignored;
-  double label_smoothing, smoothing;  // e and e / K
+  Smoothing<double> smoothing;
   unsigned extra;
-  double focal_gamma;
+  Focal<double> focal;
 
   explicit PixelOptions(const Reading& reading)
       : labels(reading.labels()),
         ignores(reading.ignore_index.has_value()),
         ignored(reading.ignore_index.value_or(0)),
-        label_smoothing(reading.label_smoothing),
         smoothing(reading.smoothing()),
         extra(reading.extra),
-        focal_gamma(reading.focal_gamma) {}
+        focal{reading.focal_gamma, reading.focal_split} {}
 };
 
 // The gradient by the sums: coefficients[rows, samples, classes or 1] times `outer`.

@@ -22,12 +22,14 @@ struct PixelPass {
   int64_t samples, pixels;  // pixels of a sample
   int classes;
   bool labels, per_class;
-  int ignored;            // the class number that does not count, or -1
-  bool ignores;           // whether a value of a dense target does not count
-  double ignored_value;   // that value
-  double on, off, gamma;  // a class number is t = on or off; a dense t becomes t (on - off) + off
-  float off32, span32, gamma32;  // off, on - off and gamma
-  float ignored32;               // ignored_value, or NaN
+  int ignored;           // the class number that does not count, or -1
+  bool ignores;          // whether a value of a dense target does not count
+  double ignored_value;  // that value
+  Smoothing<double> smoothing;
+  Focal<double> focal;
+  Smoothing<float> smoothing32;
+  Focal<float> focal32;
+  float ignored32;  // ignored_value, or NaN
   unsigned extra;
   bool rows;  // few: pixels follow each other without a gap, each with its classes side by side
   bool wide;
@@ -193,7 +195,8 @@ inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
   const bool one_weight = px.pass.data[kWeightOperand] == nullptr ||
                           (px.pass.layout.cls.stride[kWeightOperand] == 0 &&
                            direct_weight(dtypes[kInputOperand], dtypes[kWeightOperand]));
-  const bool sums = px.extra == 0 || (px.extra == kLogLoss && (gradient || px.off == 0.0));
+  const bool logs = px.extra == kLogLoss && (gradient || px.smoothing.log_off == 0.0);
+  const bool sums = px.extra == 0 || logs;
   if (work.activation != Activation::kSoftmax || !px.labels ||
       !direct_labels(dtypes[kTargetOperand]) || work.is_double || !one_weight || !sums ||
       wrt != Wrt::kInput || px.classes < 2 || px.classes > kTileClasses) {
@@ -211,7 +214,8 @@ inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
 inline bool plan_elements(PixelWork* work, Wrt wrt) {
   PixelPass& px = work->px;
   if (work->activation == Activation::kSoftmax || px.labels || work->is_double ||
-      wrt != Wrt::kInput || (px.extra != 0 && px.extra != kLogLoss && px.extra != kFocal)) {
+      wrt != Wrt::kInput || (px.extra != 0 && px.extra != kLogLoss && px.extra != kFocal) ||
+      px.focal.split) {
     return false;
   }
   const int width = element_width(px.extra, px.pass.bytes[kInputOperand]);
@@ -239,14 +243,13 @@ inline PixelWork plan_pixels(const Reading& reading, const Layout& layout, const
   px.ignored = ignored >= 0 && ignored < px.classes ? static_cast<int>(ignored) : -1;
   px.ignores = !px.labels && reading.ignore_index.has_value();
   px.ignored_value = static_cast<double>(ignored);
-  px.off = reading.smoothing();
-  px.on = 1.0 - reading.label_smoothing + px.off;
-  px.gamma = reading.focal_gamma;
-  px.off32 = static_cast<float>(px.off);
-  px.span32 = static_cast<float>(px.on - px.off);
-  px.gamma32 = static_cast<float>(px.gamma);
+  px.smoothing = reading.smoothing();
+  px.smoothing32 = rounded<float>(px.smoothing);
+  px.focal = {reading.focal_gamma, reading.focal_split};
+  px.focal32 = {static_cast<float>(px.focal.gamma), px.focal.split};
   px.ignored32 = px.ignores ? static_cast<float>(ignored) : std::numeric_limits<float>::quiet_NaN();
   px.extra = reading.extra;
+  if (out != nullptr && wrt == Wrt::kInput) px.extra &= ~kFixedExtras;
   work.activation = reading.activation;
   work.is_double = px.pass.dtype[kInputOperand] == Dtype::kFloat64;
   STD_TORCH_CHECK(!px.ignores || work.activation != Activation::kSoftmax,

@@ -35,6 +35,8 @@ class Elements(NamedTuple):
     label_smoothing: float = 0.0
     extra: int = 0  # bits of reference.Extra
     focal_gamma: float = 2.0
+    focal_split: bool = False  # whether p^γ and q^γ stand before the two logarithms of soft targets
+    log_smoothing: float | None = None  # of the log-losses, where it is not ``label_smoothing``
 
 
 class Scoring(NamedTuple):
@@ -58,9 +60,11 @@ class Pointwise(NamedTuple):
     score_weight: float = 1.0
     log_pos: float = 0.0
     log_neg: float = 0.0
-    focal: float = 0.0
+    focal_pos: float = 0.0
+    focal_neg: float = 0.0
     positives: float = 0.0
     negatives: float = 0.0
+    support: float = 0.0
 
 
 SCORE_ALONE = Pointwise()
@@ -122,7 +126,7 @@ DIFFERENTIABLE = {
 
 _TYPES = {
     Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", int | None: "int?", float: "float",
-    bool: "bool",
+    float | None: "float?", bool: "bool",
 }  # fmt: skip
 
 

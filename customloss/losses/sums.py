@@ -56,7 +56,9 @@ class ExtendedSums(NamedTuple):
 
     ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
     ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
-    ``focal = Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))]`` (softmax has no second term).
+    ``focal_pos = Σ w t m^γ (-log p)``, ``focal_neg = Σ w (1-t) m^γ (-log (1-p))`` with
+    ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
+    ``support = Σ w t``, with t before smoothing.
     ``hard`` counts decisions, p > 1/2 or the largest of a softmax, in float64 and without a
     gradient, so that they can be added up over an epoch. ``a + b``, and ``sum`` of a list, are the
     sums of both batches.
@@ -72,8 +74,17 @@ class ExtendedSums(NamedTuple):
     t2: Tensor | None = None
     tp2: Tensor | None = None
     distance: Tensor | None = None
-    focal: Tensor | None = None
+    focal_pos: Tensor | None = None
+    focal_neg: Tensor | None = None
     hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
+    support: Tensor | None = None
+
+    @property
+    def focal(self) -> Tensor | None:
+        """The sum of both focal terms."""
+        if self.focal_pos is None or self.focal_neg is None:
+            return None
+        return self.focal_pos + self.focal_neg
 
     def __add__(self, other: object) -> ExtendedSums:
         result: ExtendedSums = _added(self, other)
@@ -94,6 +105,7 @@ def confusion_sums(
     distance: Literal[False] = False,
     focal: Literal[False] = False,
     hard: Literal[False] = False,
+    support: Literal[False] = False,
     **options: Unpack[Reading],
 ) -> ConfusionSums: ...
 
@@ -109,7 +121,10 @@ def confusion_sums(
     distance: bool = False,
     focal: bool = False,
     hard: bool = False,
+    support: bool = False,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     **options: Unpack[Reading],
 ) -> ExtendedSums: ...
 
@@ -131,7 +146,10 @@ def confusion_sums(
     distance: bool = False,
     focal: bool = False,
     hard: bool = False,
+    support: bool = False,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     dtype: torch.dtype | None = None,
     check_target: bool = False,
 ) -> ConfusionSums | ExtendedSums:
@@ -141,9 +159,12 @@ def confusion_sums(
     other word keeps them apart.
 
     Args:
-        log_loss, squares, distance, focal, hard: sums to add up in the same pass, see
+        log_loss, squares, distance, focal, hard, support: sums to add up in the same pass, see
             :class:`ExtendedSums`. ``hard`` are those of the decisions, for metrics in training.
-        focal_gamma: the γ of ``focal``, >= 0.
+        focal_gamma: the γ of the focal sums, >= 0.
+        focal_split: m is 1-p before the first logarithm of the focal sums and p before the second;
+            for hard targets that is the same.
+        log_smoothing: ε of the log-losses alone; None: ``label_smoothing``.
         dtype: of the sums. By default float64 for float64 input, else float32; they are added
             up in float64 either way.
 
@@ -163,11 +184,12 @@ def confusion_sums(
     options = {
         "activation": activation, "average": average, "samplewise": samplewise,
         "logit_scale": logit_scale, "logit_offset": logit_offset, "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing, "focal_gamma": focal_gamma,
+        "label_smoothing": label_smoothing, "focal_gamma": focal_gamma, "focal_split": focal_split,
+        "log_smoothing": log_smoothing,
     }  # fmt: skip
     asked = {
         "log_loss": log_loss, "squares": squares, "distance": distance, "focal": focal,
-        "hard": hard,
+        "hard": hard, "support": support,
     }  # fmt: skip
     given = {**options, **asked}
     data = Data(input, target, weight)
@@ -191,6 +213,7 @@ def confusion_sums(
     if hard:
         for name in spec.ROWS["hard"]:
             del named[name]
-        # the last rows; float32 would lose a count beyond 2^24
-        named["hard"] = ConfusionSums(*exact[-4:].detach().unbind(0))
+        # float32 would lose a count beyond 2^24
+        first = 4 + names.index("hard_tp")
+        named["hard"] = ConfusionSums(*exact[first : first + 4].detach().unbind(0))
     return ExtendedSums(*rows[:4], **named)

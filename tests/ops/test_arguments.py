@@ -108,6 +108,7 @@ TYPES: dict[Any, str] = {
     torch.Tensor | None: "std::optional<Tensor>",
     bool: "bool",
     float: "double",
+    float | None: "std::optional<double>",
     int | None: "std::optional<int64_t>",
     int: "unsigned|Activation|Link|Absent|Average|Reduction|customloss::Wrt",
 }
@@ -141,7 +142,7 @@ def test_typed_options_are_those_of_the_tables(
     assert set(typed.__annotations__) - more == set(table) - beside
 
 
-ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0"
+ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0, False, None"
 
 
 @pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the compiled library")
@@ -149,8 +150,8 @@ ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0"
     "right, wrong, given, error",
     [
         ("", "", ALL, None),
-        (", float focal_gamma)", ")", ALL.removesuffix(", 2.0"), "has fewer arguments"),
-        (", float focal_gamma)", ", float focal_gamma, Tensor other)", f"{ALL}, x", "has more"),
+        (", float? log_smoothing)", ")", ALL.removesuffix(", None"), "has fewer arguments"),
+        ("? log_smoothing)", "? log_smoothing, Tensor other)", f"{ALL}, x", "has more"),
         ("-> Tensor", "-> (Tensor, Tensor)", ALL, "has 2 results, the kernel 1"),
     ],
     ids=("as it is", "fewer arguments", "more arguments", "more results"),
