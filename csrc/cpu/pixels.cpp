@@ -67,9 +67,9 @@ class PixelStager {
              layout.cls.size <= kernels_.most_classes;
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
-    const bool few = (options.extra & ~unsigned{kLogLoss | kSupport}) == 0 &&
-                     (backward ? *wrt == Wrt::kInput
-                               : !(options.extra & kLogLoss) || options.smoothing.log_off == 0.0);
+    const bool logs = (options.extra & ~unsigned{kSupport}) == kLogLoss &&
+                      (backward || options.smoothing.log_off == 0.0);
+    const bool few = (options.extra == 0 || logs) && (!backward || *wrt == Wrt::kInput);
     dense_ = !options.labels || !(plain_ || few);
     // logits are read where they lie if none is removed or written over
     readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&

@@ -62,6 +62,8 @@ class Pixels:
     smoothing: float = 0.0
     extra: int = 0
     gamma: float = 2.0
+    split: bool = False
+    log_smoothing: float | None = None
     layout: str = "contiguous"
     target_layout: str | None = None
     spoilt: bool = False  # puts NaN wherever elements do not count
@@ -73,7 +75,7 @@ class Pixels:
     def elements(self) -> Elements:
         return Elements(
             self.activation, self.scale, self.offset, self.per_sample, self.per_class,
-            self.ignore, self.smoothing, self.extra, self.gamma,
+            self.ignore, self.smoothing, self.extra, self.gamma, self.split, self.log_smoothing,
         )  # fmt: skip
 
     def build(self, dtype: torch.dtype = torch.float32) -> Data:
@@ -274,7 +276,9 @@ def test_extra_sums(extra: int) -> None:
     base = Pixels(f"extra-{int(extra)}", (2, 5, 23), extra=int(extra))
     check(base)
     check(replace(base, shape=(2, 41, 7), smoothing=0.2))
+    check(replace(base, log_smoothing=0.3, split=True))
     check(replace(base, activation=SIGMOID, target=None))
+    check(replace(base, activation=SIGMOID, target=None, split=True, log_smoothing=0.1))
     check(replace(base, activation=NONE, target=torch.bool, dense=True))
 
 
@@ -283,6 +287,7 @@ def test_focal_exponents(gamma: float) -> None:
     case = Pixels("focal", (3, 4, 9), target=None, extra=int(Extra.FOCAL), gamma=gamma)
     for activation in (SOFTMAX, SIGMOID, NONE):
         check(replace(case, activation=activation))
+        check(replace(case, activation=activation, split=True, smoothing=0.1))
 
 
 @covering

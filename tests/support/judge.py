@@ -117,6 +117,8 @@ def elements_of(sample: Sample) -> tuple[Any, ...]:
         options.get("label_smoothing", 0.0),
         int(extra),
         options.get("focal_gamma", 2.0),
+        options.get("focal_split", False),
+        options.get("log_smoothing"),
     )
 
 
@@ -186,7 +188,7 @@ def _by_operands(
         elif wrt == "weight":
             own = backward(size, wrt).abs()
         else:
-            own = sum(backward(part, wrt).abs() for part in _of_one_sign(size, wrt, elements[-2]))
+            own = sum(backward(part, wrt).abs() for part in _of_one_sign(size, wrt, elements[7]))
         terms.append(own.sum_to_size(operand.shape))
     return gradients, terms
 
