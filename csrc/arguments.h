@@ -39,6 +39,8 @@ struct Elements {
   double label_smoothing;
   unsigned extra;  // bits of Extra
   double focal_gamma;
+  bool focal_split;
+  std::optional<double> log_smoothing;
   OutOfRange out_of_range;
   NanTargets nan_targets;
 
@@ -52,6 +54,8 @@ struct Elements {
         label_smoothing(in.take<double>()),
         extra(in.take<unsigned>()),
         focal_gamma(in.take<double>()),
+        focal_split(in.take<bool>()),
+        log_smoothing(in.take<std::optional<double>>()),
         out_of_range(in.take<OutOfRange>()),
         nan_targets(in.take<NanTargets>()) {}
 };
@@ -76,13 +80,15 @@ struct Pointwise : Factors {
       : Factors{.score_weight = in.take<double>(),
                 .log_pos = in.take<double>(),
                 .log_neg = in.take<double>(),
-                .focal = in.take<double>(),
+                .focal_pos = in.take<double>(),
+                .focal_neg = in.take<double>(),
                 .positives = in.take<double>(),
-                .negatives = in.take<double>()} {}
+                .negatives = in.take<double>(),
+                .support = in.take<double>()} {}
 
   // As a loss of the sums of `extra`.
   customloss::Pointwise of(unsigned extra) const {
-    return {*this, row_of(extra, kLogLoss), row_of(extra, kFocal)};
+    return {*this, row_of(extra, kLogLoss), row_of(extra, kFocal), row_of(extra, kSupport)};
   }
 };
 
@@ -151,10 +157,13 @@ struct Reading : arguments::Data, arguments::Elements {
            extra != 0 || ignores_nan();
   }
 
-  // The t of a hard target, smoothed: (1-e) t + e/K.
-  double smoothing() const {
+  // A smoothed target is (1-e) t + e/K.
+  Smoothing<double> smoothing() const {
     const bool choice = labels() || activation == Activation::kSoftmax;
-    return label_smoothing / static_cast<double>(choice ? input.size(1) : 2);
+    const double outcomes = static_cast<double>(choice ? input.size(1) : 2);
+    const double off = label_smoothing / outcomes;
+    const double log = log_smoothing.value_or(label_smoothing), log_off = log / outcomes;
+    return {1.0 - label_smoothing + off, off, 1.0 - log + log_off, log_off};
   }
 
   // The kernels trust the shapes from here on.
@@ -250,8 +259,11 @@ inline void check_sums(const arguments::GroupSums& given, const Scoring& scoring
   const auto& [sums, class_weight, extra, per_sample, wide] = given;
   STD_TORCH_CHECK((pointwise.log_pos == 0.0 && pointwise.log_neg == 0.0) || (extra & kLogLoss) != 0,
                   "customloss: a cross-entropy needs the sums of the log-loss");
-  STD_TORCH_CHECK(pointwise.focal == 0.0 || (extra & kFocal) != 0,
-                  "customloss: a focal loss needs its sums");
+  STD_TORCH_CHECK(
+      (pointwise.focal_pos == 0.0 && pointwise.focal_neg == 0.0) || (extra & kFocal) != 0,
+      "customloss: a focal loss needs its sums");
+  STD_TORCH_CHECK(pointwise.support == 0.0 || (extra & kSupport) != 0,
+                  "customloss: a loss that is divided by the support needs its sums");
   STD_TORCH_CHECK(extra <= kEveryExtra, "customloss: unknown sums");
   STD_TORCH_CHECK(sums.dim() == 3 && sums.size(0) == rows_of(extra) && sums.is_contiguous() &&
                       sums.scalar_type() == ScalarType::Double,

@@ -136,12 +136,13 @@ class CompoundLoss {
   // Returns the pointwise loss of `width` groups from `first` on; puts its gradient into `grads`.
   double add_pointwise(int64_t first, int64_t width, const double* sums, double* grads) const {
     const int64_t groups = samples_ * classes_;
-    Lost all{0.0, 0.0};
+    double lost = 0.0, counted = 0.0;
     for (int64_t group = first; group < first + width; ++group) {
       const Lost one = group_lost(pointwise_, sums, groups, group, class_weight(group));
-      all.lost += one.lost;
-      all.counted += one.counted;
+      lost += one.lost;
+      counted += one.counted;
     }
+    const Lost all = whole_lost(pointwise_, lost, counted);
     for (int64_t group = first; group < first + width; ++group) {
       add_pointwise_grad(pointwise_, all, class_weight(group), grads, groups, group);
     }

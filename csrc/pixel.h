@@ -54,15 +54,18 @@ enum Extra : unsigned {
   kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); the second is 0 for a softmax
   kSquares = 2,   // w p^2, w t^2, w t p^2
   kDistance = 4,  // w |p - t|
-  kFocal = 8,     // w [t q^gamma (-log p) + (1-t) p^gamma (-log q)]; a softmax: the first term
+  kFocal = 8,     // w t m^gamma (-log p), w (1-t) m^gamma (-log q), m = t q + (1-t) p; see Bases
   kHard = 16,     // tp, fp, fn, tn of the decision: p > 1/2, or the first largest of a softmax
+  kSupport = 32,  // w t, with t before smoothing
 };
-constexpr unsigned kEveryExtra = 31;
-constexpr int kMostRows = 15;  // of kEveryExtra
+constexpr unsigned kEveryExtra = 63;
+constexpr int kMostRows = 17;  // of kEveryExtra
+// The last rows, on which the input has no influence.
+constexpr unsigned kFixedExtras = kHard | kSupport;
 
 CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
   return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 1 : 0) +
-         (extra & kFocal ? 1 : 0) + (extra & kHard ? 4 : 0);
+         (extra & kFocal ? 2 : 0) + (extra & kHard ? 4 : 0) + (extra & kSupport ? 1 : 0);
 }
 
 static_assert(rows_of(kEveryExtra) == kMostRows, "a sum was added: count its rows here");
@@ -71,6 +74,25 @@ static_assert(rows_of(kEveryExtra) == kMostRows, "a sum was added: count its row
 CUSTOMLOSS_HD constexpr int row_of(unsigned extra, unsigned one) {
   return rows_of(extra & (one - 1));
 }
+
+// How targets are smoothed: t becomes t (on - off) + off, and that of a log-loss likewise.
+template <class T>
+struct Smoothing {
+  T on, off, log_on, log_off;
+};
+
+template <class To, class From>
+CUSTOMLOSS_HD Smoothing<To> rounded(const Smoothing<From>& from) {
+  return {static_cast<To>(from.on), static_cast<To>(from.off), static_cast<To>(from.log_on),
+          static_cast<To>(from.log_off)};
+}
+
+// The exponent of a focal term, and what is raised to it.
+template <class T>
+struct Focal {
+  T gamma;
+  bool split;  // see Bases; only loops of kEveryExtra know it
+};
 
 namespace {
 
@@ -237,38 +259,78 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
   }
 }
 
-// p^gamma and q^gamma.  A sigmoid's logarithms are at hand and serve for the power.
-template <Activation kActivation, class T>
-CUSTOMLOSS_HD T hit_power(const Outcome<T>& o, T gamma) {
-  if constexpr (kActivation == Activation::kSigmoid) return exp_minus(times(gamma, o.positive));
-  return power_of(o.p, gamma);
-}
-template <Activation kActivation, class T>
-CUSTOMLOSS_HD T miss_power(const Outcome<T>& o, T gamma) {
-  if constexpr (kActivation == Activation::kSigmoid) return exp_minus(times(gamma, o.negative));
-  return power_of(o.q, gamma);
+// A target as the sums take it.
+template <class T>
+struct Target {
+  T t, u;          // smoothed, and 1 - t
+  T log_t, log_u;  // smoothed for the log-losses, and 1 - log_t
+  T given;         // not smoothed
+
+  // The same, times a weight.
+  CUSTOMLOSS_HD Target times(T w) const { return {w * t, w * u, w * log_t, w * log_u, w * given}; }
+};
+
+template <class T>
+CUSTOMLOSS_HD Target<T> unsmoothed(T t) {
+  return {t, T(1) - t, t, T(1) - t, t};
 }
 
-// Whether the shares of an element are linear in t and u: passing w t and w u then weighs them.
-CUSTOMLOSS_HD constexpr bool linear(unsigned extra) {
-  return (extra & (kSquares | kDistance)) == 0;
+template <class T>
+CUSTOMLOSS_HD Target<T> soft_target(const Smoothing<T>& by, T given) {
+  const T t = given * (by.on - by.off) + by.off;
+  const T log_t = given * (by.log_on - by.log_off) + by.log_off;
+  return {t, T(1) - t, log_t, T(1) - log_t, given};
+}
+template <class T>
+CUSTOMLOSS_HD Target<T> hard_target(const Smoothing<T>& by, bool given) {
+  const T t = given ? by.on : by.off, log_t = given ? by.log_on : by.log_off;
+  return {t, T(1) - t, log_t, T(1) - log_t, given ? T(1) : T(0)};
 }
 
-// What an element adds to every sum at weight 1, in the order of the rows of kExtra; u = 1 - t.
+// What is raised to gamma before -log p (`one`) and before -log q (`other`), and the slopes of
+// these by p.  Of a sigmoid or of probabilities it is m = t q + u p for both.  Of a softmax, and
+// with `split`, it is q, and p.
+template <class T>
+struct Bases {
+  T one, other, by_one, by_other;
+};
+
 template <Activation kActivation, unsigned kExtra, class T>
-CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T u, T gamma, T (&to)[rows_of(kExtra)]) {
+CUSTOMLOSS_HD Bases<T> bases(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal) {
+  if constexpr (kActivation == Activation::kSoftmax) return {o.q, o.p, T(-1), T(1)};
+  const T missed = y.t * o.q + y.u * o.p, slope = y.u - y.t;
+  if constexpr (kExtra != kEveryExtra) return {missed, missed, slope, slope};
+  return {focal.split ? o.q : missed, focal.split ? o.p : missed, focal.split ? T(-1) : slope,
+          focal.split ? T(1) : slope};
+}
+
+// The power of `base.other`, given that of `base.one`: outside of kEveryExtra they are the same.
+template <unsigned kExtra, class T>
+CUSTOMLOSS_HD T other_power(const Bases<T>& base, T one, T gamma) {
+  if constexpr (kExtra != kEveryExtra) return one;
+  return power_of(base.other, gamma);
+}
+
+// Whether the shares of an element are linear in its target: a weighted target then weighs them.
+CUSTOMLOSS_HD constexpr bool linear(unsigned extra) {
+  return (extra & (kSquares | kDistance | kFocal)) == 0;
+}
+
+// What an element adds to every sum at weight 1, in the order of the rows of kExtra.
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal,
+                          T (&to)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
+  const T t = y.t, u = y.u;
   to[0] = t * o.p;
   to[1] = u * o.p;
   to[2] = t * o.q;
   to[3] = u * o.q;
   // 0 log 0 counts as 0.
-  [[maybe_unused]] const T missed = times(t, o.positive);
-  [[maybe_unused]] const T alarm = kSoftmax ? T(0) : times(u, o.negative);
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
-    to[kRow] = missed;
-    to[kRow + 1] = alarm;
+    to[kRow] = times(y.log_t, o.positive);
+    to[kRow + 1] = kSoftmax ? T(0) : times(y.log_u, o.negative);
   }
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
@@ -281,9 +343,14 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T u, T gamma, T (&to)[rows_o
     to[row_of(kExtra, kDistance)] = far < T(0) ? -far : far;
   }
   if constexpr ((kExtra & kFocal) != 0) {
-    T focal = missed * miss_power<kActivation>(o, gamma);
-    if constexpr (!kSoftmax) focal += alarm * hit_power<kActivation>(o, gamma);
-    to[row_of(kExtra, kFocal)] = focal;
+    constexpr int kRow = row_of(kExtra, kFocal);
+    const Bases<T> base = bases<kActivation, kExtra>(o, y, focal);
+    const T one = power_of(base.one, focal.gamma);
+    to[kRow] = times(t, o.positive) * one;
+    to[kRow + 1] = T(0);
+    if constexpr (!kSoftmax) {
+      to[kRow + 1] = times(u, o.negative) * other_power<kExtra>(base, one, focal.gamma);
+    }
   }
   if constexpr ((kExtra & kHard) != 0) {
     constexpr int kRow = row_of(kExtra, kHard);
@@ -293,21 +360,17 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T u, T gamma, T (&to)[rows_o
     to[kRow + 2] = t * refused;
     to[kRow + 3] = u * refused;
   }
-}
-template <Activation kActivation, unsigned kExtra, class T>
-CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kExtra)]) {
-  shares<kActivation, kExtra>(o, t, T(1) - t, gamma, to);
+  if constexpr ((kExtra & kSupport) != 0) to[row_of(kExtra, kSupport)] = y.given;
 }
 
 // dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.
 template <class T>
 struct Slopes {
   T u, h, k;
-  // The focal terms of a sigmoid that have 1 / q in h and 1 / p in k are left out there.  These are
-  // the same terms in q h and p k, where the divisions cancel.
-  T qh, pk;
+  // dL/dx by the focal bases of a sigmoid.  In u it would be divided by p q, which may be 0.
+  T by_bases;
 
-  CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0), qh(0), pk(0) {}
+  CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0), by_bases(0) {}
 };
 
 // The first four rows of `g` as slopes() and target_gradient() take them, where at(row) is the
@@ -330,12 +393,13 @@ CUSTOMLOSS_HD void combine_grads(Wrt wrt, unsigned extra, At at, double (&to)[4]
 
 // x g[0] + y g[1] where p is above t, x g[2] + y g[3] where it is below, and their mean at p = t.
 template <unsigned kExtra, class T>
-CUSTOMLOSS_HD T beside(const Outcome<T>& o, T t, T x, T y, const T (&g)[rows_of(kExtra)]) {
+CUSTOMLOSS_HD T beside(const Outcome<T>& o, const Target<T>& target, T x, T y,
+                       const T (&g)[rows_of(kExtra)]) {
   const T above = x * g[0] + y * g[1];
   if constexpr ((kExtra & kDistance) == 0) {
     return above;
   } else {
-    const T below = x * g[2] + y * g[3], far = (T(1) - t) * o.p - t * o.q;
+    const T below = x * g[2] + y * g[3], far = target.u * o.p - target.t * o.q;
     return far > T(0) ? above : far < T(0) ? below : T(0.5) * (above + below);
   }
 }
@@ -343,38 +407,41 @@ CUSTOMLOSS_HD T beside(const Outcome<T>& o, T t, T x, T y, const T (&g)[rows_of(
 // `g`: combine_grads(), then the gradient by the further sums of the element's group, in their
 // order.
 template <Activation kActivation, unsigned kExtra, class T>
-CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
+CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal,
+                               const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  const T u = T(1) - t;
-  Slopes<T> result(beside<kExtra>(o, t, t, u, g));
+  Slopes<T> result(beside<kExtra>(o, y, y.t, y.u, g));
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
-    result.u += T(2) * o.p * (g[kRow] + t * g[kRow + 2]);
+    result.u += T(2) * o.p * (g[kRow] + y.t * g[kRow + 2]);
   }
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
-    result.h = g[kRow] * t;
-    if constexpr (!kSoftmax) result.k = g[kRow + 1] * u;
+    result.h = g[kRow] * y.log_t;
+    if constexpr (!kSoftmax) result.k = g[kRow + 1] * y.log_u;
   }
   if constexpr ((kExtra & kFocal) != 0) {
-    const T by = g[row_of(kExtra, kFocal)];
-    // p (-log p) and q (-log q) go to 0 where the logarithm grows without bound.
-    const T missed = times(t * o.p, o.positive);
-    const T power = miss_power<kActivation>(o, gamma);
-    result.h += by * (t * power);
-    if constexpr (kActivation == Activation::kSigmoid) {
-      result.qh = by * (gamma * missed * power);
+    constexpr int kRow = row_of(kExtra, kFocal);
+    const Bases<T> base = bases<kActivation, kExtra>(o, y, focal);
+    const T one = power_of(base.one, focal.gamma);
+    result.h += g[kRow] * (y.t * one);
+    // The derivative of base^gamma, without the slope of the base.
+    const T steep = focal.gamma * (one / floored(base.one));
+    if constexpr (kSoftmax) {
+      result.h += g[kRow] * (steep * times(y.t * o.p, o.positive));
     } else {
-      result.h += by * (gamma * missed * (power / floored(o.q)));
-    }
-    if constexpr (!kSoftmax) {
-      const T alarm = times(u * o.q, o.negative);
-      const T other = hit_power<kActivation>(o, gamma);
-      result.k += by * (u * other);
+      const T other = other_power<kExtra>(base, one, focal.gamma);
+      const T other_steep = focal.gamma * (other / floored(base.other));
+      result.k += g[kRow + 1] * (y.u * other);
       if constexpr (kActivation == Activation::kSigmoid) {
-        result.pk = by * (gamma * alarm * other);
+        // p (-log p) and q (-log q) go to 0 where the logarithm grows without bound.
+        const T hits = g[kRow] * times(y.t * o.p, o.positive);
+        const T misses = g[kRow + 1] * times(y.u * o.q, o.negative);
+        result.by_bases = steep * base.by_one * (o.q * hits);
+        result.by_bases += other_steep * base.by_other * (o.p * misses);
       } else {
-        result.k += by * (gamma * alarm * (other / floored(o.p)));
+        result.u += steep * base.by_one * (g[kRow] * times(y.t, o.positive));
+        result.u += other_steep * base.by_other * (g[kRow + 1] * times(y.u, o.negative));
       }
     }
   }
@@ -390,42 +457,61 @@ CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale)
   } else {
     T dx = (o.p * o.q) * s.u;
     if constexpr (kLogs) dx += o.p * s.k - o.q * s.h;
-    if constexpr ((kExtra & kFocal) != 0) dx += s.pk - s.qh;
+    if constexpr ((kExtra & kFocal) != 0) dx += s.by_bases;
     return scale * dx;
   }
 }
 
-// dL/dt of an element, at weight 1 and before smoothing; `g` as for slopes().
+// The part of dL/dt that comes from the focal sums.
 template <Activation kActivation, unsigned kExtra, class T>
-CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
-  constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  T dt = beside<kExtra>(o, t, o.p, o.q, g);
-  if constexpr ((kExtra & kLogLoss) != 0) {
-    constexpr int kRow = row_of(kExtra, kLogLoss);
-    dt += times(g[kRow], o.positive);
-    if constexpr (!kSoftmax) dt -= times(g[kRow + 1], o.negative);
+CUSTOMLOSS_HD T focal_by_target(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal,
+                                const T (&g)[rows_of(kExtra)]) {
+  constexpr int kRow = row_of(kExtra, kFocal);
+  const Bases<T> base = bases<kActivation, kExtra>(o, y, focal);
+  const T one = power_of(base.one, focal.gamma);
+  T dt = times(g[kRow], o.positive * one);
+  if constexpr (kActivation != Activation::kSoftmax) {
+    dt -= times(g[kRow + 1], o.negative * other_power<kExtra>(base, one, focal.gamma));
+    const T lost = g[kRow] * times(y.t, o.positive) + g[kRow + 1] * times(y.u, o.negative);
+    const T steep = focal.gamma * (one / floored(base.one)) * (o.q - o.p);
+    dt += focal.split ? T(0) : steep * lost;
   }
+  return dt;
+}
+
+// dL/dt of an element, at weight 1; `g` as for slopes().
+template <Activation kActivation, unsigned kExtra, class T>
+CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, const Target<T>& y,
+                                const Smoothing<T>& smoothing, const Focal<T>& focal,
+                                const T (&g)[rows_of(kExtra)]) {
+  constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
+  T dt = beside<kExtra>(o, y, o.p, o.q, g);
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
-    dt += T(2) * t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
+    dt += T(2) * y.t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
   }
-  if constexpr ((kExtra & kFocal) != 0) {
-    T by = o.positive * miss_power<kActivation>(o, gamma);
-    if constexpr (!kSoftmax) by -= o.negative * hit_power<kActivation>(o, gamma);
-    dt += times(g[row_of(kExtra, kFocal)], by);
-  }
+  if constexpr ((kExtra & kFocal) != 0) dt += focal_by_target<kActivation, kExtra>(o, y, focal, g);
   if constexpr ((kExtra & kHard) != 0) {
     constexpr int kRow = row_of(kExtra, kHard);
     dt += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
   }
+  dt *= smoothing.on - smoothing.off;
+  if constexpr ((kExtra & kLogLoss) != 0) {
+    constexpr int kRow = row_of(kExtra, kLogLoss);
+    T by_log = times(g[kRow], o.positive);
+    if constexpr (!kSoftmax) by_log -= times(g[kRow + 1], o.negative);
+    dt += (smoothing.log_on - smoothing.log_off) * by_log;
+  }
+  if constexpr ((kExtra & kSupport) != 0) dt += g[row_of(kExtra, kSupport)];
   return dt;
 }
 
 // dL/dw of an element: the sum of its shares times the gradient by the sums, which is `g`.
 template <Activation kActivation, unsigned kExtra, class T>
-CUSTOMLOSS_HD T weight_gradient(const Outcome<T>& o, T t, T gamma, const T (&g)[rows_of(kExtra)]) {
+CUSTOMLOSS_HD T weight_gradient(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal,
+                                const T (&g)[rows_of(kExtra)]) {
   T share[rows_of(kExtra)];
-  shares<kActivation, kExtra>(o, t, gamma, share);
+  shares<kActivation, kExtra>(o, y, focal, share);
   T dw = T(0);
   for (int row = 0; row < rows_of(kExtra); ++row) dw += times(g[row], share[row]);
   return dw;

@@ -8,8 +8,9 @@
 //   log         -log S = log1p((B fp + C fn) / (A tp + s))
 //   focal       (1 - S)^gamma
 //   negative    -S
-//   pointwise   (a LP + b LN + c F) / (u (tp + fn) + v (fp + tn)), each a sum over all groups;
-//               LP and LN are the sums of the log-loss, F that of the focal term (pixel.h)
+//   pointwise   (a LP + b LN + c FP + d FN) / (u (tp + fn) + v (fp + tn) + s S), each a sum over
+//               all groups, and over 1 if u, v and s are 0; LP and LN are the sums of the log-loss,
+//               FP and FN those of the focal terms, S is the support (pixel.h)
 //
 // (A, B, C) = (1 + beta^2, 1, beta^2) is F-beta, (2, 1, 1) Dice, (1, 1, 1) Jaccard and
 // (1, fp_weight, fn_weight) Tversky.  Compiled for the host and for the device.
@@ -57,16 +58,24 @@ struct GroupLoss {
 
 // A loss beside the score, as one ratio of sums over many groups: a cross-entropy, a focal loss.
 struct Factors {
-  double score_weight;             // factor of the score beside it
-  double log_pos, log_neg, focal;  // a, b, c: 0 where the row does not exist or does not count
-  double positives, negatives;     // u, v
+  double score_weight;          // factor of the score beside it
+  double log_pos, log_neg;      // a, b: 0 where the row does not exist or does not count
+  double focal_pos, focal_neg;  // c, d
+  double positives, negatives;  // u, v
+  double support;               // s
 
-  CUSTOMLOSS_HD bool present() const { return log_pos != 0.0 || log_neg != 0.0 || focal != 0.0; }
+  CUSTOMLOSS_HD bool present() const {
+    return log_pos != 0.0 || log_neg != 0.0 || focal_pos != 0.0 || focal_neg != 0.0;
+  }
+  // Whether the loss is divided by sums; if not, it is divided by 1.
+  CUSTOMLOSS_HD bool divided() const {
+    return positives != 0.0 || negatives != 0.0 || support != 0.0;
+  }
 };
 
 // These factors, and the rows of the sums that they are factors of.
 struct Pointwise : Factors {
-  int log_row, focal_row;  // LP is row log_row, LN the next, F is row focal_row
+  int log_row, focal_row, support_row;  // of LP, FP and S; LN and FN are the next rows
 };
 
 // Numerator and denominator of a pointwise loss: of one group, or summed over several.
@@ -161,6 +170,11 @@ CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double 
   return grad;
 }
 
+// Both sums of a pointwise loss, given what the groups add to them.
+CUSTOMLOSS_HD Lost whole_lost(const Factors& factors, double lost, double counted) {
+  return {lost, factors.divided() ? counted : 1.0};
+}
+
 // What one group of the sums [rows, groups] adds to the two sums of a pointwise loss.
 CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, int64_t groups,
                               int64_t group, double class_weight) {
@@ -169,9 +183,12 @@ CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, in
   double lost = 0.0;
   if (pointwise.log_pos != 0.0) lost += pointwise.log_pos * own[pointwise.log_row * groups];
   if (pointwise.log_neg != 0.0) lost += pointwise.log_neg * own[(pointwise.log_row + 1) * groups];
-  if (pointwise.focal != 0.0) lost += pointwise.focal * own[pointwise.focal_row * groups];
-  const double counted = pointwise.positives * (own[0] + own[2 * groups]) +
-                         pointwise.negatives * (own[groups] + own[3 * groups]);
+  const double* focal = own + pointwise.focal_row * groups;
+  if (pointwise.focal_pos != 0.0) lost += pointwise.focal_pos * focal[0];
+  if (pointwise.focal_neg != 0.0) lost += pointwise.focal_neg * focal[groups];
+  double counted = pointwise.positives * (own[0] + own[2 * groups]) +
+                   pointwise.negatives * (own[groups] + own[3 * groups]);
+  if (pointwise.support != 0.0) counted += pointwise.support * own[pointwise.support_row * groups];
   return {class_weight * lost, class_weight * counted};
 }
 
@@ -192,7 +209,12 @@ CUSTOMLOSS_HD void add_pointwise_grad(const Pointwise& pointwise, const Lost& al
   own[3 * groups] += pointwise.negatives * count;
   if (pointwise.log_pos != 0.0) own[pointwise.log_row * groups] = pointwise.log_pos * share;
   if (pointwise.log_neg != 0.0) own[(pointwise.log_row + 1) * groups] = pointwise.log_neg * share;
-  if (pointwise.focal != 0.0) own[pointwise.focal_row * groups] = pointwise.focal * share;
+  double* focal = own + pointwise.focal_row * groups;
+  if (pointwise.focal_pos != 0.0) focal[0] = pointwise.focal_pos * share;
+  if (pointwise.focal_neg != 0.0) focal[groups] = pointwise.focal_neg * share;
+  if (pointwise.support != 0.0) {
+    own[pointwise.support_row * groups] = pointwise.support * count;
+  }
 }
 
 }  // namespace

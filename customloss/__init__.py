@@ -30,13 +30,12 @@ from customloss.losses.composed import (
     log_precision_recall_loss,
     mcc_loss,
 )
-from customloss.losses.compound import (
-    CompoundLoss,
+from customloss.losses.compound import CompoundLoss, compound_loss
+from customloss.losses.compound_presets import (
     DiceBCELoss,
     DiceCELoss,
     DiceFocalLoss,
     TverskyCELoss,
-    compound_loss,
     dice_bce_loss,
     dice_ce_loss,
     dice_focal_loss,
@@ -56,6 +55,14 @@ from customloss.losses.extra_sums import (
     weighted_log_loss,
 )
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums
+from customloss.losses.pointwise import (
+    BCELoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    bce_loss,
+    cross_entropy_loss,
+    focal_loss,
+)
 from customloss.losses.ratios import (
     AnyLoss,
     DiceLoss,
@@ -77,11 +84,13 @@ from customloss.losses.sums import confusion_sums
 
 __all__ = [
     "AnyLoss",
+    "BCELoss",
     "BalancedAccuracyLoss",
     "BuildInfo",
     "CompoundLoss",
     "ConfusionLoss",
     "ConfusionSums",
+    "CrossEntropyLoss",
     "CustomF1Loss",
     "DeepSupervision",
     "DiceBCELoss",
@@ -90,6 +99,7 @@ __all__ = [
     "DiceLoss",
     "ExpLogDiceLoss",
     "ExtendedSums",
+    "FocalLoss",
     "FocalTverskyLoss",
     "FowlkesMallowsLoss",
     "GMeanLoss",
@@ -113,10 +123,12 @@ __all__ = [
     "any_loss",
     "backend",
     "balanced_accuracy_loss",
+    "bce_loss",
     "build_info",
     "compound_loss",
     "confusion_loss",
     "confusion_sums",
+    "cross_entropy_loss",
     "current_backend",
     "custom_f1_loss",
     "deep_supervision_loss",
@@ -127,6 +139,7 @@ __all__ = [
     "distributed",
     "exp_log_dice_loss",
     "f_optimal_weight",
+    "focal_loss",
     "focal_tversky_loss",
     "fowlkes_mallows_loss",
     "g_mean_loss",

@@ -40,8 +40,9 @@ SUMS = {
     "log_loss": ("log_loss_pos", "log_loss_neg"),
     "squares": ("p2", "t2", "tp2"),
     "distance": ("distance",),
-    "focal": ("focal",),
+    "focal": ("focal_pos", "focal_neg"),
     "hard": ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
+    "support": ("support",),
 }
 _S = TypeVar("_S", bound=Callable[..., Any])
 
@@ -54,10 +55,12 @@ def uses(*words: str) -> Callable[[_S], _S]:
                     second is 0 for ``activation="softmax"``
     ``"squares"``   ``p2`` Σ w p², ``t2`` Σ w t², ``tp2`` Σ w t p²
     ``"distance"``  ``distance`` Σ w |p - t|
-    ``"focal"``     ``focal`` Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))], γ = 2 or the
-                    ``focal_gamma`` of ``compound_loss``; softmax has no second term
+    ``"focal"``     ``focal_pos`` Σ w t m^γ (-log p), ``focal_neg`` Σ w (1-t) m^γ (-log (1-p)) with
+                    m = t (1-p) + (1-t) p; γ and the form of m as ``compound_loss`` has them; the
+                    second is 0 for ``activation="softmax"``, whose m is 1-p
     ``"hard"``      ``hard_tp``, ``hard_fp``, ``hard_fn``, ``hard_tn`` of the decision (p > 1/2, or
                     the largest of a softmax), without gradient by the input
+    ``"support"``   ``support`` Σ w t, with t before any smoothing
     ==============  ==============================================================================
 
     Each costs a little in the one pass that is made anyway. The decorator goes on a function, a

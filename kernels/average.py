@@ -145,7 +145,7 @@ def _score_grads(
 def store_grads(
     coefficients, groups, group, column, inside, width, class_weight,
     value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
-    score_weight, log_pos, log_neg, focal, positives, negatives,
+    score_weight, factors,
     AVERAGE: tl.constexpr, REDUCTION: tl.constexpr, SUMMED: tl.constexpr,
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
@@ -158,6 +158,7 @@ def store_grads(
         to_groups(mean, R, W), to_groups(total, R, W), outer, AVERAGE,
     )  # fmt: skip
     share = tl.zeros([R * W], tl.float64)
+    count = share
     if POINTWISE:
         # An infinite loss does not change with the denominator. Infinity times the share would make
         # a NaN of every gradient by the input, which takes differences of these rows.
@@ -168,14 +169,13 @@ def store_grads(
             share = to_groups(share, R, W)
         share = share * pointwise_weight(class_weight, column, inside, width)
         count = tl.where(share == 0.0, 0.0, -share * pointwise)
+        _, _, _, _, positives, negatives, _ = factors
         g_tp += positives * count
         g_fp += negatives * count
         g_fn += positives * count
         g_tn += negatives * count
     store_sums(coefficients, groups, group, inside, g_tp, g_fp, g_fn, g_tn)
-    store_lost_grads(
-        coefficients, groups, group, inside, share, log_pos, log_neg, focal, POINTWISE, EXTRA
-    )
+    store_lost_grads(coefficients, groups, group, inside, share, count, factors, POINTWISE, EXTRA)
 
 
 @triton.jit

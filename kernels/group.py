@@ -4,6 +4,8 @@ pointwise loss.  The twin of csrc/score.h.
 
 from __future__ import annotations
 
+import enum
+
 import triton
 import triton.language as tl
 
@@ -21,20 +23,41 @@ _SKIP = tl.constexpr(ABSENT.index("skip"))
 _PENALIZE = tl.constexpr(ABSENT.index("penalize"))
 WEIGHTED = tl.constexpr(AVERAGES.index("weighted"))
 
-_FOCAL_SUM = tl.constexpr(int(Extra.FOCAL))
+_FOCAL_SUMS, _SUPPORT = tl.constexpr(int(Extra.FOCAL)), tl.constexpr(int(Extra.SUPPORT))
 
-# flags: the terms of a pointwise loss that a kernel is compiled for
-_LOG_POS, _LOG_NEG, _FOCUSED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
+
+class Part(enum.IntFlag):
+    """What a kernel is compiled for: the terms of a pointwise loss, and what it is divided by."""
+
+    LOG_POS = enum.auto()
+    LOG_NEG = enum.auto()
+    FOCAL_POS = enum.auto()
+    FOCAL_NEG = enum.auto()
+    SUPPORT = enum.auto()  # a term of the divisor
+    DIVIDED = enum.auto()  # by sums, and not by 1
+
+
+_LOG_POS, _LOG_NEG = tl.constexpr(int(Part.LOG_POS)), tl.constexpr(int(Part.LOG_NEG))
+_FOCAL_POS, _FOCAL_NEG = tl.constexpr(int(Part.FOCAL_POS)), tl.constexpr(int(Part.FOCAL_NEG))
+_BY_SUPPORT, _DIVIDED = tl.constexpr(int(Part.SUPPORT)), tl.constexpr(int(Part.DIVIDED))
 
 
 def pointwise_parts(pointwise: Pointwise, extra: int) -> int:
-    """Flags of the terms to add up; a factor whose sum is not among ``extra`` adds nothing."""
+    """The flags of a loss, 0 if there is none; a factor whose sum is not among ``extra`` adds
+    nothing."""
     parts = 0
-    if extra & Extra.LOG_LOSS:
-        parts += (pointwise.log_pos != 0) + 2 * (pointwise.log_neg != 0)
-    if extra & Extra.FOCAL and pointwise.focal != 0:
-        parts += 4
-    return parts
+    for name, of, part in (
+        ("log_pos", Extra.LOG_LOSS, Part.LOG_POS),
+        ("log_neg", Extra.LOG_LOSS, Part.LOG_NEG),
+        ("focal_pos", Extra.FOCAL, Part.FOCAL_POS),
+        ("focal_neg", Extra.FOCAL, Part.FOCAL_NEG),
+    ):
+        parts |= int(part) if extra & of and getattr(pointwise, name) != 0 else 0
+    if not parts:
+        return 0
+    parts |= int(Part.SUPPORT) if extra & Extra.SUPPORT and pointwise.support != 0 else 0
+    divided = any((pointwise.positives, pointwise.negatives, pointwise.support))
+    return parts | int(Part.DIVIDED) * divided
 
 
 # ---- the score -------------------------------------------------------------------------------
@@ -148,32 +171,49 @@ def row_of(sums, plane, group, ROW: tl.constexpr):
 
 @triton.jit
 def group_lost(
-    sums, plane, group, column, inside, width, class_weight, tp, fp, fn, tn,
-    log_pos, log_neg, focal, positives, negatives,
+    sums, plane, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """What a group adds to the numerator and the denominator of the pointwise loss."""
-    F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUM)
+    """What a group adds to the numerator and the denominator of the pointwise loss; ``factors``
+    are those of ``Pointwise`` after the weight of the score."""
+    F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUMS)
+    S: tl.constexpr = rows.row_of(EXTRA, _SUPPORT)
+    log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support = factors
     lost = tl.zeros(tp.shape, tl.float64)
     if _LOG_POS & POINTWISE:
         lost += log_pos * tl.load(row_of(sums, plane, group, 4), mask=inside, other=0.0)
     if _LOG_NEG & POINTWISE:
         lost += log_neg * tl.load(row_of(sums, plane, group, 5), mask=inside, other=0.0)
-    if _FOCUSED & POINTWISE:
-        lost += focal * tl.load(row_of(sums, plane, group, F), mask=inside, other=0.0)
+    if _FOCAL_POS & POINTWISE:
+        lost += focal_pos * tl.load(row_of(sums, plane, group, F), mask=inside, other=0.0)
+    if _FOCAL_NEG & POINTWISE:
+        lost += focal_neg * tl.load(row_of(sums, plane, group, F + 1), mask=inside, other=0.0)
     w = pointwise_weight(class_weight, column, inside, width)
     counted = positives * (tp + fn) + negatives * (fp + tn)
+    if _BY_SUPPORT & POINTWISE:
+        counted += support * tl.load(row_of(sums, plane, group, S), mask=inside, other=0.0)
     # a group of weight 0 adds nothing, not even a NaN
     return tl.where(w == 0.0, 0.0, w * lost), tl.where(w == 0.0, 0.0, w * counted)
 
 
 @triton.jit
+def whole_room(room, POINTWISE: tl.constexpr):
+    """The denominator of the pointwise loss from the sum over its groups."""
+    if not (_DIVIDED & POINTWISE):
+        room = room * 0.0 + 1.0
+    return room
+
+
+@triton.jit
 def store_lost_grads(
-    grads, plane, group, inside, share, log_pos, log_neg, focal,
+    grads, plane, group, inside, share, count, factors,
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradient by the rows after the first four: 0 for those not in the numerator."""
-    F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUM)
+    """Stores the gradient by the rows after the first four: 0 for those not in the pointwise
+    loss. ``share`` is its derivative by the numerator, ``count`` that by the denominator."""
+    F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUMS)
+    S: tl.constexpr = rows.row_of(EXTRA, _SUPPORT)
+    log_pos, log_neg, focal_pos, focal_neg, _, _, support = factors
     ROWS: tl.constexpr = rows.rows_of(EXTRA)
     at = row_of(grads, plane, group, 4)
     for row in tl.static_range(4, ROWS):
@@ -182,8 +222,12 @@ def store_lost_grads(
             g += log_pos * share
         if row == 5 and (_LOG_NEG & POINTWISE):
             g += log_neg * share
-        if row == F and (_FOCUSED & POINTWISE):
-            g += focal * share
+        if row == F and (_FOCAL_POS & POINTWISE):
+            g += focal_pos * share
+        if row == F + 1 and (_FOCAL_NEG & POINTWISE):
+            g += focal_neg * share
+        if row == S and (_BY_SUPPORT & POINTWISE):
+            g += support * count
         tl.store(at, g, mask=inside)
         at += plane
 

@@ -64,8 +64,9 @@ _KEEPING = int(How.TN | How.KEEP)
 @triton.jit(do_not_specialize=COUNTS)
 def pixel_sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
-    off: tl.float64, gamma: tl.float64, ignore, plane, groups, classes, class_tiles, chunks,
-    reduced, tiles, pieces, per_chunk, sizes, x_strides, t_strides, w_strides,
+    off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64, ignore, plane,
+    groups, classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides,
     N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr,
     CLASSES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +83,7 @@ def pixel_sums_kernel(
     classes = known_multiple(classes, HOW)
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     scale, offset = tl.full([1, 1], scale, DTYPE), tl.full([1, 1], offset, DTYPE)
-    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    smoothing = element.smoothing_of(on, off, log_on, log_off, HOW)
     gamma = tl.full([1, 1], gamma, DTYPE)
     sums = zeros(N, PIXELS, CLASSES, HOW)
     for tile in range(first, last):
@@ -93,14 +94,16 @@ def pixel_sums_kernel(
             t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, inside[:, None],
             classes, ignore, AXES, HOW,
         )  # fmt: skip
-        x, t, w, live = tile_of(
+        x, target, w, live = tile_of(
             x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-            inside[:, None], classes, ignore, on, off, y, live, w, AXES, True, HOW,
+            inside[:, None], classes, ignore, smoothing, y, live, w, AXES, True, HOW,
         )  # fmt: skip
         _, p, q, positive, negative, decided = outcome_of(
             x, live, c, classes, scale, offset, EXTRA, (element.HARD & EXTRA) != 0, HOW
         )
-        share = element.shares(p, q, positive, negative, decided, t, gamma, w, live, EXTRA, HOW)
+        share = element.shares(
+            p, q, positive, negative, decided, target, gamma, w, live, EXTRA, HOW
+        )
         sums = plus(sums, share, N)
     if element.POOLED & HOW:
         sums = pooled(sums, c, classes, N, HOW)
@@ -113,7 +116,8 @@ def pixel_sums_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def pixel_gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
-    on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, grad_sample, grad_class, groups,
+    on: tl.float64, off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64,
+    ignore, grad_sample, grad_class, groups,
     classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
     sizes, x_strides, t_strides, w_strides, out_strides,
     WRT: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr,
@@ -132,7 +136,7 @@ def pixel_gradient_kernel(
     classes = known_multiple(classes, HOW)
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     scale, offset = tl.full([1, 1], scale, DTYPE), tl.full([1, 1], offset, DTYPE)
-    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    smoothing = element.smoothing_of(on, off, log_on, log_off, HOW)
     gamma = tl.full([1, 1], gamma, DTYPE)
     first_largest: tl.constexpr = ((element.HARD & EXTRA) != 0) and (WRT != WRT_INPUT)
     g = by_sums(
@@ -146,15 +150,15 @@ def pixel_gradient_kernel(
             t_ptr, w_ptr, t_strides, w_strides, sizes, sample, row, outer, inside[:, None],
             classes, ignore, AXES, HOW,
         )  # fmt: skip
-        x, t, w, live = tile_of(
+        x, target, w, live = tile_of(
             x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-            inside[:, None], classes, ignore, on, off, y, live, w, AXES, True, HOW,
+            inside[:, None], classes, ignore, smoothing, y, live, w, AXES, True, HOW,
         )  # fmt: skip
         e, p, q, positive, negative, decided = outcome_of(
             x, live, c, classes, scale, offset, EXTRA, first_largest, HOW
         )
         if (element.SOFTMAX & HOW) and WRT == WRT_INPUT:
-            v, h = mixed_slopes(p, q, positive, t, w, gamma, g, c, classes, EXTRA, HOW)
+            v, h = mixed_slopes(p, q, positive, target, w, gamma, g, c, classes, EXTRA, HOW)
             # relative to the v of a largest class, nothing cancels next to p = 1
             v -= tl.max(tl.where(e == 1.0, v, -INFINITY), 1)[:, None]
             total = p * (v - tl.sum(p * v, 1)[:, None])
@@ -164,7 +168,7 @@ def pixel_gradient_kernel(
                 total = scale * total
         else:
             total = own_gradient(
-                p, q, positive, negative, decided, t, w, g, scale, on - off, gamma,
+                p, q, positive, negative, decided, target, w, g, scale, smoothing, gamma,
                 WRT, EXTRA, HOW,
             )  # fmt: skip
         put(
@@ -235,6 +239,7 @@ def prepare(
     input, target, weight = operands[:3]
     assert input is not None and target is not None
     scale, offset, smoothing = elements.scale, elements.offset, elements.label_smoothing
+    log_smoothing = smoothing if elements.log_smoothing is None else elements.log_smoothing
     ignored = bool(elements.ignore_index) or without_nan
     per_class = elements.per_class and len(input[0]) > 1
     softmax = elements.activation == SOFTMAX
@@ -250,8 +255,10 @@ def prepare(
         (How.AFFINE, (scale, offset) != (1.0, 0.0)),
         (How.WIDE, dtype == torch.float64),
         (How.LABELS, labels),
-        (How.BINARY, smoothing == 0 and (labels or hard)),
+        (How.BINARY, labels or hard),
         (How.SMOOTH, smoothing != 0),
+        (How.LOG_SMOOTH, log_smoothing != 0),
+        (How.FOCAL_SPLIT, elements.focal_split),
         (How.IGNORE, bool(elements.ignore_index)),
         (How.IGNORE_NAN, without_nan),
         (How.REFUSE, labels and elements.out_of_range == RAISE),
@@ -269,9 +276,12 @@ def prepare(
     ):
         flags |= int(flag) if holds else 0
     outcomes = plan.classes if labels or softmax else 2
-    off = smoothing / max(outcomes, 1)
+    off, log_off = smoothing / max(outcomes, 1), log_smoothing / max(outcomes, 1)
     ignore = elements.ignore_index or ()
-    numbers = (scale, offset, 1 - smoothing + off, off, elements.focal_gamma, ignore)
+    numbers = (
+        scale, offset, 1 - smoothing + off, off, 1 - log_smoothing + log_off, log_off,
+        elements.focal_gamma, ignore,
+    )  # fmt: skip
     classes = plan.classes if per_class else 1
     launch = _launch(plan, classes, rows, flags, elements.extra, numbers)
     if not plan.apart:

@@ -26,8 +26,10 @@ class How(enum.IntFlag):
     AFFINE = enum.auto()  # scale and offset are not 1 and 0
     WIDE = enum.auto()  # float64
     LABELS = enum.auto()  # the target holds class numbers
-    BINARY = enum.auto()  # t is 0 or 1
+    BINARY = enum.auto()  # the target is 0 or 1, as a bool
     SMOOTH = enum.auto()
+    LOG_SMOOTH = enum.auto()  # of the log-losses
+    FOCAL_SPLIT = enum.auto()  # Elements.focal_split
     IGNORE = enum.auto()
     IGNORE_NAN = enum.auto()  # a dense target that is NaN does not count
     REFUSE = enum.auto()  # a class number that is neither a class nor ignored makes a NaN
@@ -49,7 +51,8 @@ class How(enum.IntFlag):
 SOFTMAX, PROBABILITIES = tl.constexpr(int(How.SOFTMAX)), tl.constexpr(int(How.PROBABILITIES))
 AFFINE, WIDE = tl.constexpr(int(How.AFFINE)), tl.constexpr(int(How.WIDE))
 LABELS, BINARY = tl.constexpr(int(How.LABELS)), tl.constexpr(int(How.BINARY))
-SMOOTH, IGNORE = tl.constexpr(int(How.SMOOTH)), tl.constexpr(int(How.IGNORE))
+SMOOTH, LOG_SMOOTH = tl.constexpr(int(How.SMOOTH)), tl.constexpr(int(How.LOG_SMOOTH))
+IGNORE, FOCAL_SPLIT = tl.constexpr(int(How.IGNORE)), tl.constexpr(int(How.FOCAL_SPLIT))
 IGNORE_NAN, REFUSE = tl.constexpr(int(How.IGNORE_NAN)), tl.constexpr(int(How.REFUSE))
 WEIGHT, EACH, KEEP = (tl.constexpr(int(one)) for one in (How.WEIGHT, How.EACH, How.KEEP))
 EVEN, PADDED = tl.constexpr(int(How.EVEN)), tl.constexpr(int(How.PADDED))
@@ -60,7 +63,7 @@ FOURS, PAIRS = tl.constexpr(int(How.FOURS)), tl.constexpr(int(How.PAIRS))
 
 LOG_LOSS, SQUARES = tl.constexpr(int(Extra.LOG_LOSS)), tl.constexpr(int(Extra.SQUARES))
 DISTANCE, FOCAL = tl.constexpr(int(Extra.DISTANCE)), tl.constexpr(int(Extra.FOCAL))
-HARD = tl.constexpr(int(Extra.HARD))
+HARD, SUPPORT = tl.constexpr(int(Extra.HARD)), tl.constexpr(int(Extra.SUPPORT))
 LOGS = tl.constexpr(int(Extra.LOG_LOSS | Extra.FOCAL))
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -145,12 +148,61 @@ def softmax_outcome(shifted, e, rest, inverse, EXTRA: tl.constexpr):
     return p, q, positive
 
 
+# ---- targets ---------------------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def selects(how):
+    """Whether t, smoothed, is still 0 or 1."""
+    return (how & int(How.BINARY)) != 0 and (how & int(How.SMOOTH)) == 0
+
+
+@triton.jit
+def smoothing_of(on, off, log_on, log_off, HOW: tl.constexpr):
+    """The four numbers of ``Smoothing`` in csrc/pixel.h, in the type of the computation."""
+    DTYPE: tl.constexpr = tl.float64 if WIDE & HOW else tl.float32
+    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    log_on, log_off = tl.full([1, 1], log_on, DTYPE), tl.full([1, 1], log_off, DTYPE)
+    return on, off, log_on, log_off
+
+
+@triton.jit
+def _smoothed(given, on, off, HOW: tl.constexpr):
+    return tl.where(given, on, off) if BINARY & HOW else given * (on - off) + off
+
+
+@triton.jit
+def target_of(given, smoothing, HOW: tl.constexpr):
+    """The target as it is given, smoothed, and smoothed for the log-losses."""
+    t, log_t = given, given
+    if SMOOTH & HOW:
+        t = _smoothed(given, smoothing[0], smoothing[1], HOW)
+    if LOG_SMOOTH & HOW:
+        log_t = _smoothed(given, smoothing[2], smoothing[3], HOW)
+    return given, t, log_t
+
+
 # ---- shares and gradients --------------------------------------------------------------------
 
 
 @triton.jit
-def as_float(t, p, HOW: tl.constexpr):
-    return t.to(p.dtype) if BINARY & HOW else t
+def _focal_bases(p, q, t, HOW: tl.constexpr):
+    """What is raised to gamma before -log p and before -log q, and the slopes of these by p."""
+    if (SOFTMAX | FOCAL_SPLIT) & HOW:
+        one, other, by_one, by_other = q, p, -1.0, 1.0
+    else:
+        one = t * q + (1.0 - t) * p
+        other, by_one = one, 1.0 - 2.0 * t
+        by_other = by_one
+    return one, other, by_one, by_other
+
+
+@triton.jit
+def _focal_power(base, gamma, HOW: tl.constexpr):
+    """base ** gamma, and its derivative by the base."""
+    raised = power(base, gamma, HOW)
+    positive = base > 0.0
+    return raised, gamma * tl.where(positive, raised / tl.where(positive, base, 1.0), 0.0)
 
 
 @triton.jit
@@ -171,13 +223,14 @@ def _times(t, log):
 
 @triton.jit
 def shares(
-    p, q, positive, negative, decided, t, gamma, w, live,
+    p, q, positive, negative, decided, target, gamma, w, live,
     EXTRA: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """What an element adds to every sum."""
+    """What an element adds to every sum; ``target`` comes from target_of."""
+    given, t, log_t = target
     pw = _counted(p, w, live, BARE, HOW)
     qw = _counted(q, w, live, BARE, HOW)
-    if BINARY & HOW:
+    if selects(HOW):
         # selecting by a hard target gives the value of the product, and is cheaper
         result = (tl.where(t, pw, 0.0), tl.where(t, 0.0, pw), tl.where(t, qw, 0.0))
         if TN & HOW:
@@ -187,14 +240,13 @@ def shares(
         if TN & HOW:
             result += ((1.0 - t) * qw,)
     if EXTRA:
-        t = as_float(t, p, HOW)
+        t = t.to(p.dtype)
         u = 1.0 - t
-        if LOGS & EXTRA:
-            missed = _times(t, positive)
-            alarm = p * 0.0 if SOFTMAX & HOW else _times(u, negative)
         if LOG_LOSS & EXTRA:
+            log_t = log_t.to(p.dtype)
+            alarm = p * 0.0 if SOFTMAX & HOW else _times(1.0 - log_t, negative)
             result += (
-                _counted(missed, w, live, MASKED, HOW),
+                _counted(_times(log_t, positive), w, live, MASKED, HOW),
                 _counted(alarm, w, live, MASKED, HOW),
             )
         if SQUARES & EXTRA:
@@ -206,10 +258,18 @@ def shares(
         if DISTANCE & EXTRA:
             result += (_counted(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
         if FOCAL & EXTRA:
-            focal = missed * power(q, gamma, HOW)
+            one, other, _, _ = _focal_bases(p, q, t, HOW)
+            raised = power(one, gamma, HOW)
+            missed = _times(t, positive) * raised
+            alarm = p * 0.0
             if not (SOFTMAX & HOW):
-                focal += alarm * power(p, gamma, HOW)
-            result += (_counted(focal, w, live, MASKED, HOW),)
+                if FOCAL_SPLIT & HOW:
+                    raised = power(other, gamma, HOW)
+                alarm = _times(u, negative) * raised
+            result += (
+                _counted(missed, w, live, MASKED, HOW),
+                _counted(alarm, w, live, MASKED, HOW),
+            )
         if HARD & EXTRA:
             tw = _counted(t, w, live, MASKED, HOW)
             uw = _counted(u, w, live, MASKED, HOW)
@@ -219,6 +279,8 @@ def shares(
                 tl.where(decided, 0.0, tw),
                 tl.where(decided, 0.0, uw),
             )
+        if SUPPORT & EXTRA:
+            result += (_counted(given.to(p.dtype), w, live, MASKED, HOW),)
     return result
 
 
@@ -230,16 +292,18 @@ def _side(above, below, p, q, t):
 
 
 @triton.jit
-def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
-    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` comes from pixel_tile.by_sums."""
+def slopes(p, q, positive, negative, target, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
+    """dL/dp, -dL/d(log p), -dL/d(log q), and dL/dx by the focal bases of a sigmoid, at weight 1;
+    `g` comes from pixel_tile.by_sums."""
     S: tl.constexpr = row_of(EXTRA, SQUARES)
     F: tl.constexpr = row_of(EXTRA, FOCAL)
-    by_p = tl.where(t, g[0], g[1]) if BINARY & HOW else t * g[0] + (1.0 - t) * g[1]
-    h, k = by_p, by_p
+    _, t, log_t = target
+    by_p = tl.where(t, g[0], g[1]) if selects(HOW) else t * g[0] + (1.0 - t) * g[1]
+    h, k, by_bases = by_p, by_p, by_p
     if DISTANCE & EXTRA:
-        below = tl.where(t, g[2], g[3]) if BINARY & HOW else t * g[2] + (1.0 - t) * g[3]
-    if (LOGS | SQUARES | DISTANCE) & EXTRA:
-        t = as_float(t, p, HOW)
+        below = tl.where(t, g[2], g[3]) if selects(HOW) else t * g[2] + (1.0 - t) * g[3]
+    if (FOCAL | SQUARES | DISTANCE) & EXTRA:
+        t = t.to(p.dtype)
     if DISTANCE & EXTRA:
         by_p = _side(by_p, below, p, q, t)
     if SQUARES & EXTRA:
@@ -247,24 +311,36 @@ def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.c
     if LOGS & EXTRA:
         h = p * 0.0
         k = h
-        u = 1.0 - t
+        by_bases = h
     if LOG_LOSS & EXTRA:
-        h += g[4] * t
+        log_t = log_t.to(p.dtype)
+        h += g[4] * log_t
         if not (SOFTMAX & HOW):
-            k += g[5] * u
+            k += g[5] * (1.0 - log_t)
     if FOCAL & EXTRA:
-        by = power(q, gamma, HOW)
-        last = tl.where(q > 0.0, by / tl.where(q > 0.0, q, 1.0), 0.0)
-        h += g[F] * (t * by + gamma * p * _times(t, positive) * last)
-        if not (SOFTMAX & HOW):
-            by = power(p, gamma, HOW)
-            last = tl.where(p > 0.0, by / tl.where(p > 0.0, p, 1.0), 0.0)
-            k += g[F] * (u * by + gamma * q * _times(u, negative) * last)
-    return by_p, h, k
+        u = 1.0 - t
+        one, other, by_one, by_other = _focal_bases(p, q, t, HOW)
+        raised, steep = _focal_power(one, gamma, HOW)
+        h += g[F] * (t * raised)
+        if SOFTMAX & HOW:
+            h += g[F] * (steep * _times(t * p, positive))
+        else:
+            other_steep = steep
+            if FOCAL_SPLIT & HOW:
+                raised, other_steep = _focal_power(other, gamma, HOW)
+            k += g[F + 1] * (u * raised)
+            if PROBABILITIES & HOW:
+                by_p += steep * by_one * (g[F] * _times(t, positive))
+                by_p += other_steep * by_other * (g[F + 1] * _times(u, negative))
+            else:
+                # in by_p these would be divided by p q, which may be 0
+                by_bases = steep * by_one * q * (g[F] * _times(t * p, positive))
+                by_bases += other_steep * by_other * p * (g[F + 1] * _times(u * q, negative))
+    return by_p, h, k, by_bases
 
 
 @triton.jit
-def input_gradient(p, q, by_p, h, k, scale, EXTRA: tl.constexpr, HOW: tl.constexpr):
+def input_gradient(p, q, by_p, h, k, by_bases, scale, EXTRA: tl.constexpr, HOW: tl.constexpr):
     """dL/dx of an element of a sigmoid or of probabilities, at weight 1."""
     if PROBABILITIES & HOW:
         g = by_p
@@ -274,34 +350,60 @@ def input_gradient(p, q, by_p, h, k, scale, EXTRA: tl.constexpr, HOW: tl.constex
         g = (p * q) * by_p
         if LOGS & EXTRA:
             g += p * k - q * h
+        if FOCAL & EXTRA:
+            g += by_bases
         g = scale * g
     return g
 
 
 @triton.jit
-def target_gradient(
-    p, q, positive, negative, decided, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr
-):
-    """dL/dt of an element, at weight 1 and before smoothing."""
-    S: tl.constexpr = row_of(EXTRA, SQUARES)
+def _focal_by_target(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
+    """The part of dL/dt that comes from the focal sums."""
     F: tl.constexpr = row_of(EXTRA, FOCAL)
+    one, other, _, _ = _focal_bases(p, q, t, HOW)
+    raised, steep = _focal_power(one, gamma, HOW)
+    total = g[F] * (positive * raised)
+    if not (SOFTMAX & HOW):
+        if FOCAL_SPLIT & HOW:
+            total -= g[F + 1] * (negative * power(other, gamma, HOW))
+        else:
+            total -= g[F + 1] * (negative * raised)
+            lost = g[F] * _times(t, positive) + g[F + 1] * _times(1.0 - t, negative)
+            total += steep * (q - p) * lost
+    return total
+
+
+@triton.jit
+def target_gradient(
+    p, q, positive, negative, decided, target, smoothing, gamma, g,
+    EXTRA: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """dL/dt of an element, at weight 1."""
+    S: tl.constexpr = row_of(EXTRA, SQUARES)
     H: tl.constexpr = row_of(EXTRA, HARD)
+    _, t, _ = target
     total = p * g[0] + q * g[1]
+    if (FOCAL | SQUARES | DISTANCE) & EXTRA:
+        t = t.to(p.dtype)
     if DISTANCE & EXTRA:
         total = _side(total, p * g[2] + q * g[3], p, q, t)
-    if LOG_LOSS & EXTRA:
-        total += g[4] * positive
-        if not (SOFTMAX & HOW):
-            total -= g[5] * negative
     if SQUARES & EXTRA:
         total += 2.0 * t * g[S + 1] + p * p * g[S + 2]
     if FOCAL & EXTRA:
-        by = positive * power(q, gamma, HOW)
-        if not (SOFTMAX & HOW):
-            by -= negative * power(p, gamma, HOW)
-        total += g[F] * by
+        total += _focal_by_target(p, q, positive, negative, t, gamma, g, EXTRA, HOW)
     if HARD & EXTRA:
         total += tl.where(decided, g[H], g[H + 2])
+    if SMOOTH & HOW:
+        total = (smoothing[0] - smoothing[1]) * total
+    if LOG_LOSS & EXTRA:
+        by_log = g[4] * positive
+        if not (SOFTMAX & HOW):
+            by_log -= g[5] * negative
+        if LOG_SMOOTH & HOW:
+            by_log = (smoothing[2] - smoothing[3]) * by_log
+        total += by_log
+    if SUPPORT & EXTRA:
+        total += g[row_of(EXTRA, SUPPORT)]
     return total
 
 

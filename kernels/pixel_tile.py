@@ -156,10 +156,10 @@ def some_weight(w):
 @triton.jit
 def tile_of(
     x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer, exists,
-    classes, ignore, on, off, y, live, w,
+    classes, ignore, smoothing, y, live, w,
     AXES: tl.constexpr, READ: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """x, t, w and which elements count; the others hold zeros.
+    """x, the target, w and which elements count; the others hold zeros.
 
     READ says that the tile has all classes of its pixels.  Then it is found out here whether any of
     them has weight; otherwise a walk has done that before.
@@ -182,25 +182,20 @@ def tile_of(
             elif READ:
                 live = live & some_weight(w)
     x = number(x, wide)
-    if element.LABELS & HOW:
-        if element.SMOOTH & HOW:
-            t = tl.where(t, on, off)
-    else:
+    if not (element.LABELS & HOW):
         if (element.IGNORE | element.IGNORE_NAN) & HOW:
             live = live & counting(t, ignore, HOW)
         if element.BINARY & HOW:
             t = t != 0
         else:
             t = number(t, wide)
-            if element.SMOOTH & HOW:
-                t = t * (on - off) + off
             if element.MASKED & HOW:
                 t = tl.where(live, t, 0.0)
     if (element.REFUSE & HOW) and not (element.KEEP & HOW):
         x += tl.where(y == _REFUSED, float("nan"), 0.0)
     if element.MASKED & HOW:
         x = tl.where(live, x, 0.0)
-    return x, t, w, live
+    return x, element.target_of(t, smoothing, HOW), w, live
 
 
 @triton.jit
@@ -339,6 +334,7 @@ def by_sums(
         outer = tl.load(grad + sample * grad_sample + cls * grad_class, mask=known, other=0.0)
         outer = outer.to(tl.float64)
     H: tl.constexpr = row_of(EXTRA, element.HARD)
+    HARD_ROWS: tl.constexpr = 4 if element.HARD & EXTRA else 0
     D: tl.constexpr = row_of(EXTRA, element.DISTANCE)
     whole = ()
     for _ in tl.static_range(N):
@@ -356,7 +352,7 @@ def by_sums(
             g = whole[row % 2 * 2] - whole[row % 2 * 2 + 1]
             if element.DISTANCE & EXTRA:
                 g = g - whole[D] if row < 2 else g + whole[D]
-        if WRT == WRT_TARGET and row >= H and (row - H) % 2 == 0:
+        if WRT == WRT_TARGET and row >= H and row < H + HARD_ROWS and (row - H) % 2 == 0:
             g -= whole[row + 1]
         result += ((g * outer).to(DTYPE),)
     return result
@@ -364,24 +360,26 @@ def by_sums(
 
 @triton.jit
 def own_gradient(
-    p, q, positive, negative, decided, t, w, g, scale, spread, gamma,
+    p, q, positive, negative, decided, target, w, g, scale, smoothing, gamma,
     WRT: tl.constexpr, EXTRA: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """The gradient of elements that does not depend on other classes of their pixel."""
     if WRT == WRT_INPUT:
-        by_p, h, k = element.slopes(p, q, positive, negative, t, gamma, g, EXTRA, HOW)
-        total = element.input_gradient(p, q, by_p, h, k, scale, EXTRA, HOW)
+        by_p, h, k, by_bases = element.slopes(
+            p, q, positive, negative, target, gamma, g, EXTRA, HOW
+        )
+        total = element.input_gradient(p, q, by_p, h, k, by_bases, scale, EXTRA, HOW)
         if element.WEIGHT & HOW:
             total = weigh(total, w)
     elif WRT == WRT_TARGET:
-        total = element.target_gradient(p, q, positive, negative, decided, t, gamma, g, EXTRA, HOW)
-        if element.SMOOTH & HOW:
-            total = spread * total
+        total = element.target_gradient(
+            p, q, positive, negative, decided, target, smoothing, gamma, g, EXTRA, HOW
+        )
         if element.WEIGHT & HOW:
             total = weigh(total, w)
     else:
         plain: tl.constexpr = ~(element.WEIGHT | element.MASKED | element.BARE) & HOW
-        share = element.shares(p, q, positive, negative, decided, t, gamma, w, w, EXTRA, plain)
+        share = element.shares(p, q, positive, negative, decided, target, gamma, w, w, EXTRA, plain)
         total = element.weight_gradient(share, g)
         if element.WEIGHT & HOW:
             # weight 0 removes what is not finite
@@ -391,10 +389,10 @@ def own_gradient(
 
 @triton.jit
 def mixed_slopes(
-    p, q, positive, t, w, gamma, g, c, classes, EXTRA: tl.constexpr, HOW: tl.constexpr
+    p, q, positive, target, w, gamma, g, c, classes, EXTRA: tl.constexpr, HOW: tl.constexpr
 ):
     """u = w dL/dp and h = -w dL/d(log p) of the elements of a softmax."""
-    u, h, _ = element.slopes(p, q, positive, positive, t, gamma, g, EXTRA, HOW)
+    u, h, _, _ = element.slopes(p, q, positive, positive, target, gamma, g, EXTRA, HOW)
     if element.WEIGHT & HOW:
         u = weigh(u, w)
         h = weigh(h, w)

@@ -102,25 +102,26 @@ def _walk(
 @triton.jit
 def _block(
     x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer, exists,
-    classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+    classes, ignore, scale, smoothing, y, live, w, largest, rest, inverse,
     EXTRA: tl.constexpr, AXES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """p, q, -log p, t, w and live for the classes c of pixels that _walk has been over."""
-    x, t, w, live = tile_of(
+    """p, q, -log p, the target, w and live for the classes c of pixels that _walk has been over."""
+    x, target, w, live = tile_of(
         x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-        exists, classes, ignore, on, off, y, live, w, AXES, False, HOW,
+        exists, classes, ignore, smoothing, y, live, w, AXES, False, HOW,
     )  # fmt: skip
     shifted = logits(x, scale, c, classes, HOW) - largest
     e = element.exponential(shifted, HOW)
     p, q, positive = element.softmax_outcome(shifted, e, rest, inverse, EXTRA)
-    return p, q, positive, t, w, live
+    return p, q, positive, target, w, live
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def softmax_sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
-    off: tl.float64, gamma: tl.float64, ignore, plane, groups, classes, class_tiles, chunks,
-    reduced, tiles, pieces, per_chunk, sizes, x_strides, t_strides, w_strides,
+    off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64, ignore, plane,
+    groups, classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
+    sizes, x_strides, t_strides, w_strides,
     N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr, PIXELS: tl.constexpr,
     CLASSES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
@@ -136,7 +137,7 @@ def softmax_sums_kernel(
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     first_largest: tl.constexpr = (element.HARD & EXTRA) != 0
     scale = tl.full([1, 1], scale, DTYPE)
-    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    smoothing = element.smoothing_of(on, off, log_on, log_off, HOW)
     gamma = tl.full([1, 1], gamma, DTYPE)
     row, outer, inside = tile_rows(
         tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
@@ -153,13 +154,13 @@ def softmax_sums_kernel(
     sums = zeros(N, PIXELS, 1, HOW)
     for start in range(0, classes, CLASSES):
         c = classes_from(start, CLASSES, HOW)
-        p, q, positive, t, own_w, own_live = _block(
+        p, q, positive, target, own_w, own_live = _block(
             x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-            exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+            exists, classes, ignore, scale, smoothing, y, live, w, largest, rest, inverse,
             EXTRA, AXES, HOW,
         )  # fmt: skip
         share = element.shares(
-            p, q, positive, positive, c == first, t, gamma, own_w, own_live, EXTRA, HOW
+            p, q, positive, positive, c == first, target, gamma, own_w, own_live, EXTRA, HOW
         )
         if element.POOLED & HOW:
             sums = plus(sums, pooled(share, c, classes, N, HOW), N)
@@ -264,7 +265,8 @@ def softmax_walk_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def softmax_kept_sums_kernel(
     partials, kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, scale: tl.float64,
-    offset: tl.float64, on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, plane, groups,
+    offset: tl.float64, on: tl.float64, off: tl.float64, log_on: tl.float64, log_off: tl.float64,
+    gamma: tl.float64, ignore, plane, groups,
     classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
     sizes, x_strides, t_strides, w_strides,
     WALKS: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr,
@@ -285,7 +287,7 @@ def softmax_kept_sums_kernel(
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     FIRST: tl.constexpr = (element.HARD & EXTRA) != 0
     scale = tl.full([1, 1], scale, DTYPE)
-    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    smoothing = element.smoothing_of(on, off, log_on, log_off, HOW)
     gamma = tl.full([1, 1], gamma, DTYPE)
     begin = (tl.program_id(0) % class_tiles) * CLASSES
     end = tl.minimum(begin + CLASSES, classes)
@@ -314,13 +316,13 @@ def softmax_kept_sums_kernel(
             largest, first, rest, inverse, live = _recall(
                 kept, kept_plane, at, exists, live, FIRST, HOW
             )
-            p, q, positive, t, own_w, own_live = _block(
+            p, q, positive, target, own_w, own_live = _block(
                 x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-                exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+                exists, classes, ignore, scale, smoothing, y, live, w, largest, rest, inverse,
                 EXTRA, AXES, HOW,
             )  # fmt: skip
             share = element.shares(
-                p, q, positive, positive, c == first, t, gamma, own_w, own_live, EXTRA, HOW
+                p, q, positive, positive, c == first, target, gamma, own_w, own_live, EXTRA, HOW
             )
             sums = plus(sums, over_pixels(share, N), N)
         leave(partials, plane, groups, sums, chunk, sample, c, classes, N, HOW)
@@ -333,29 +335,30 @@ def softmax_kept_sums_kernel(
 def _slope_at(
     c, coefficients, grad, groups, grad_sample, grad_class,
     x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer, exists,
-    classes, ignore, scale, on, off, gamma, y, live, w, largest, rest, inverse,
+    classes, ignore, scale, smoothing, gamma, y, live, w, largest, rest, inverse,
     N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """w dL/dp of one class of each pixel."""
     if element.LONG & HOW:
         c = c.to(tl.int64)
-    p, q, positive, t, w, _ = _block(
+    p, q, positive, target, w, _ = _block(
         x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-        exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+        exists, classes, ignore, scale, smoothing, y, live, w, largest, rest, inverse,
         EXTRA, AXES, HOW,
     )  # fmt: skip
     g = by_sums(
         coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
         WRT_INPUT, N, EXTRA, HOW,
     )  # fmt: skip
-    u, _ = mixed_slopes(p, q, positive, t, w, gamma, g, c, classes, EXTRA, HOW)
+    u, _ = mixed_slopes(p, q, positive, target, w, gamma, g, c, classes, EXTRA, HOW)
     return u
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def softmax_gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
-    on: tl.float64, off: tl.float64, gamma: tl.float64, ignore, grad_sample, grad_class, groups,
+    on: tl.float64, off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64,
+    ignore, grad_sample, grad_class, groups,
     classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
     sizes, x_strides, t_strides, w_strides, out_strides,
     WRT: tl.constexpr, N: tl.constexpr, EXTRA: tl.constexpr, AXES: tl.constexpr,
@@ -374,7 +377,7 @@ def softmax_gradient_kernel(
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     first_largest: tl.constexpr = ((element.HARD & EXTRA) != 0) or (WRT == WRT_INPUT)
     scale = tl.full([1, 1], scale, DTYPE)
-    on, off = tl.full([1, 1], on, DTYPE), tl.full([1, 1], off, DTYPE)
+    smoothing = element.smoothing_of(on, off, log_on, log_off, HOW)
     gamma = tl.full([1, 1], gamma, DTYPE)
     row, outer, inside = tile_rows(
         tile, pieces, sizes, reduced, AXES, (element.SPLIT & HOW) != 0, PIXELS
@@ -395,29 +398,29 @@ def softmax_gradient_kernel(
         top = _slope_at(
             first, coefficients, grad, groups, grad_sample, grad_class,
             x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, row, outer,
-            exists, classes, ignore, scale, on, off, gamma, y, live, w, largest, rest, inverse,
+            exists, classes, ignore, scale, smoothing, gamma, y, live, w, largest, rest, inverse,
             N, EXTRA, AXES, HOW,
         )  # fmt: skip
         for start in range(0, classes, CLASSES):
             c = classes_from(start, CLASSES, HOW)
-            p, q, positive, t, own_w, own_live = _block(
+            p, q, positive, target, own_w, own_live = _block(
                 x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row,
-                outer, exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
-                EXTRA, AXES, HOW,
+                outer, exists, classes, ignore, scale, smoothing, y, live, w, largest, rest,
+                inverse, EXTRA, AXES, HOW,
             )  # fmt: skip
             g = by_sums(
                 coefficients, grad, groups, grad_sample, grad_class, sample, c, classes,
                 WRT, N, EXTRA, HOW,
             )  # fmt: skip
-            u, h = mixed_slopes(p, q, positive, t, own_w, gamma, g, c, classes, EXTRA, HOW)
+            u, h = mixed_slopes(p, q, positive, target, own_w, gamma, g, c, classes, EXTRA, HOW)
             dot += tl.sum(p * (u - top), 1)[:, None]
             if element.LOGS & EXTRA:
                 logs += tl.sum(h, 1)[:, None]
     for start in range(0, classes, CLASSES):
         c = classes_from(start, CLASSES, HOW)
-        p, q, positive, t, own_w, own_live = _block(
+        p, q, positive, target, own_w, own_live = _block(
             x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
-            exists, classes, ignore, scale, on, off, y, live, w, largest, rest, inverse,
+            exists, classes, ignore, scale, smoothing, y, live, w, largest, rest, inverse,
             EXTRA, AXES, HOW,
         )  # fmt: skip
         g = by_sums(
@@ -425,7 +428,7 @@ def softmax_gradient_kernel(
             WRT, N, EXTRA, HOW,
         )  # fmt: skip
         if WRT == WRT_INPUT:
-            u, h = mixed_slopes(p, q, positive, t, own_w, gamma, g, c, classes, EXTRA, HOW)
+            u, h = mixed_slopes(p, q, positive, target, own_w, gamma, g, c, classes, EXTRA, HOW)
             total = p * ((u - top) - dot)
             if element.LOGS & EXTRA:
                 total += p * (logs - h) - q * h
@@ -433,7 +436,7 @@ def softmax_gradient_kernel(
                 total = scale * total
         else:
             total = own_gradient(
-                p, q, positive, positive, c == first, t, own_w, g, scale, on - off, gamma,
+                p, q, positive, positive, c == first, target, own_w, g, scale, smoothing, gamma,
                 WRT, EXTRA, HOW,
             )  # fmt: skip
         put(

@@ -33,7 +33,7 @@ from .average import (
     weighed_loss,
 )
 from .fold import few
-from .group import group_lost, load_sums, pointwise_parts, store_sums
+from .group import group_lost, load_sums, pointwise_parts, store_sums, whole_room
 from .launch import on
 from .layout import ceil_div, power_of_2
 
@@ -53,7 +53,8 @@ def score_kernel(
     partials, plane, chunks, groups, rows, width, coefficients, loss, class_weight,
     tp_weight: tl.float64, fp_weight: tl.float64, fn_weight: tl.float64, smooth: tl.float64,
     gamma: tl.float64, score_weight: tl.float64, log_pos: tl.float64, log_neg: tl.float64,
-    focal: tl.float64, positives: tl.float64, negatives: tl.float64,
+    focal_pos: tl.float64, focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64,
+    support: tl.float64,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr, REDUCTION: tl.constexpr,
     TN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
@@ -62,11 +63,13 @@ def score_kernel(
 
     Maths:  loss = reduce over rows of average over width of link(sums), and d(loss)/d(sums);
             SUMMED: score_weight times that + Σ w P / Σ w Q (POINTWISE), per row or over all, with
-            P = log_pos LP + log_neg LN + focal F, Q = positives (tp + fn) + negatives (fp + tn)
+            P = log_pos LP + log_neg LN + focal_pos FP + focal_neg FN and
+            Q = positives (tp + fn) + negatives (fp + tn) + support S, or 1 if these are all 0
     Launch: one program; it holds all groups in one tile of R x W
     Moves:  reads 3 or 4 x chunks x groups floats, writes 4 x groups doubles and the loss; SUMMED:
             reads the sums that the loss needs, writes as many coefficients as there are sums
     """
+    factors = (log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support)
     zero = tl.program_id(0)
     group, column, inside = tile_groups(zero, zero, rows, width, R, W)
     tp, fp, fn, tn = sums_of(
@@ -82,10 +85,11 @@ def score_kernel(
     lost, room = outer, outer
     if POINTWISE:
         lost, room = group_lost(
-            partials, plane, group, column, inside, width, class_weight, tp, fp, fn, tn,
-            log_pos, log_neg, focal, positives, negatives, POINTWISE, EXTRA,
+            partials, plane, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
+            POINTWISE, EXTRA,
         )  # fmt: skip
         lost, room = lost_sums(lost, room, REDUCTION, R, W)
+        room = whole_room(room, POINTWISE)
     if REDUCTION == NONE:
         row = tl.arange(0, R)
         result = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
@@ -99,7 +103,7 @@ def score_kernel(
     store_grads(
         coefficients, groups, group, column, inside, width, class_weight,
         value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
-        score_weight, log_pos, log_neg, focal, positives, negatives,
+        score_weight, factors,
         AVERAGE, REDUCTION, SUMMED, POINTWISE, EXTRA, R, W,
     )  # fmt: skip
 
@@ -108,8 +112,8 @@ def score_kernel(
 def entry_kernel(
     partials, plane, chunks, groups, rows, width, sums, entries, width_blocks, class_weight,
     tp_weight: tl.float64, fp_weight: tl.float64, fn_weight: tl.float64, smooth: tl.float64,
-    gamma: tl.float64, log_pos: tl.float64, log_neg: tl.float64, focal: tl.float64,
-    positives: tl.float64, negatives: tl.float64,
+    gamma: tl.float64, log_pos: tl.float64, log_neg: tl.float64, focal_pos: tl.float64,
+    focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64, support: tl.float64,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr,
     TN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
@@ -123,6 +127,7 @@ def entry_kernel(
     Moves:  reads 3 or 4 x chunks x groups floats, writes 4 x groups doubles, 2 per program; SUMMED:
             reads the sums that the loss needs, writes 2 or 4 doubles per program
     """
+    factors = (log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support)
     pid = tl.program_id(0)
     group, column, inside = tile_groups(pid // width_blocks, pid % width_blocks, rows, width, R, W)
     tp, fp, fn, tn = sums_of(
@@ -146,8 +151,8 @@ def entry_kernel(
     tl.store(at, tl.sum(total, 0))
     if POINTWISE:
         lost, room = group_lost(
-            partials, plane, group, column, inside, width, class_weight, tp, fp, fn, tn,
-            log_pos, log_neg, focal, positives, negatives, POINTWISE, EXTRA,
+            partials, plane, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
+            POINTWISE, EXTRA,
         )  # fmt: skip
         at += programs
         tl.store(at, tl.sum(lost, 0))
@@ -202,7 +207,8 @@ def finish_kernel(
     sums, entries, groups, rows, width, width_blocks, coefficients, loss, class_weight,
     tp_weight: tl.float64, fp_weight: tl.float64, fn_weight: tl.float64, smooth: tl.float64,
     gamma: tl.float64, score_weight: tl.float64, log_pos: tl.float64, log_neg: tl.float64,
-    focal: tl.float64, positives: tl.float64, negatives: tl.float64,
+    focal_pos: tl.float64, focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64,
+    support: tl.float64,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr, REDUCTION: tl.constexpr,
     R: tl.constexpr, W: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
@@ -214,6 +220,7 @@ def finish_kernel(
     Moves:  reads 4 x groups doubles, and 2 or 4 x programs doubles per program; writes 4 x groups
             doubles and the loss; SUMMED: writes as many coefficients as there are sums
     """
+    factors = (log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support)
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     row_block = pid // width_blocks
@@ -243,10 +250,11 @@ def finish_kernel(
             room = _own_entries(entry + programs, in_row)
         elif POINTWISE:
             lost, room = group_lost(
-                sums, groups, group, column, inside, width, class_weight, tp, fp, fn, tn,
-                log_pos, log_neg, focal, positives, negatives, POINTWISE, EXTRA,
+                sums, groups, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
+                POINTWISE, EXTRA,
             )  # fmt: skip
             lost, room = lost_sums(lost, room, REDUCTION, R, W)
+        room = whole_room(room, POINTWISE)
         row = row_block.to(tl.int64) * R + tl.arange(0, R)
         result = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
         # the first of the programs that share a row writes it
@@ -255,6 +263,7 @@ def finish_kernel(
         means, count, lost, room = _all_entries(
             entries, programs, width_blocks, WIDE, POINTWISE, ROWS, COLS
         )
+        room = whole_room(room, POINTWISE)
         if REDUCTION == MEAN:
             outer = ratio(outer, count)
         lane = tl.arange(0, 1)
@@ -263,7 +272,7 @@ def finish_kernel(
     store_grads(
         coefficients, groups, group, column, inside, width, class_weight,
         value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
-        score_weight, log_pos, log_neg, focal, positives, negatives,
+        score_weight, factors,
         AVERAGE, REDUCTION, SUMMED, POINTWISE, EXTRA, R, W,
     )  # fmt: skip
 
@@ -287,10 +296,7 @@ def _similarity(scoring: Scoring) -> tuple[float, ...]:
 
 def _factors(pointwise: Pointwise) -> tuple[float, ...]:
     """The factors of a pointwise loss in the order of the kernels."""
-    return (
-        pointwise.log_pos, pointwise.log_neg, pointwise.focal,
-        pointwise.positives, pointwise.negatives,
-    )  # fmt: skip
+    return tuple(pointwise)[1:]
 
 
 def score(

@@ -12,6 +12,7 @@
 #endif
 #include "block.h"
 #include "block_impl.h"
+#include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
 

@@ -22,6 +22,7 @@
 #include "block_impl.h"
 #include "hard_avx512.h"
 #include "softmax_avx512.h"
+#include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
 #include "transpose_avx512.h"

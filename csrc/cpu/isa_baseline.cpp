@@ -4,6 +4,7 @@
 
 #include "block.h"
 #include "block_impl.h"
+#include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
 

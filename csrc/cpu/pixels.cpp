@@ -117,16 +117,16 @@ class PixelStager {
     const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
                 (!options.labels && options.leaves_out());
-    const unsigned plain_extras = weighted ? kLogLoss : kLogLoss | kHard;
+    const unsigned plain_extras = kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
     plain_ = !backward && kernels_.plain_sums != nullptr && options.labels && !by_class_ &&
              operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
              operands.offset == 0.0 && (options.extra & ~plain_extras) == 0 &&
              layout.cls.size <= kernels_.most_classes;
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
-    const bool few =
-        (options.extra & ~unsigned{kLogLoss}) == 0 &&
-        (backward ? *wrt == Wrt::kInput : options.extra == 0 || options.label_smoothing == 0.0);
+    const bool logs = (options.extra & ~unsigned{kSupport}) == kLogLoss &&
+                      (backward || options.smoothing.log_off == 0.0);
+    const bool few = (options.extra == 0 || logs) && (!backward || *wrt == Wrt::kInput);
     dense_ = !options.labels || !(plain_ || few);
     // logits are read where they lie if none is removed or written over
     readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&
@@ -151,9 +151,8 @@ class PixelStager {
     tile_.extra = options.extra;
     tile_.scale = static_cast<T>(operands.scale);
     tile_.offset = static_cast<T>(operands.offset);
-    tile_.gamma = static_cast<T>(options.focal_gamma);
-    tile_.off = static_cast<T>(options.smoothing);
-    tile_.on = static_cast<T>(1.0 - options.label_smoothing + options.smoothing);
+    tile_.focal = {static_cast<T>(options.focal.gamma), options.focal.split};
+    tile_.smoothing = rounded<T>(options.smoothing);
     if (!options.labels) tile_.ignored = options.ignored;
     tile_.ignores_nan = options.ignores_nan;
     if (options.labels) tile_.labels = labels_;
@@ -355,9 +354,9 @@ void gather(const PixelGrads& grads, unsigned extra, int64_t sample, int64_t cla
 template <class T>
 void gradient_of(const Operands& operands, PixelOptions options, const PixelGrads& grads) {
   const Layout& layout = operands.layout;
-  // Decisions do not change with the input, so their rows, the last ones, are dropped.
-  static_assert(kHard > kEveryExtra / 2, "gather() takes the rows of kHard to be the last ones");
-  if (grads.wrt == Wrt::kInput) options.extra &= ~unsigned{kHard};
+  // The last rows do not change with the input: they are dropped.
+  static_assert(kFixedExtras > (kEveryExtra & ~kFixedExtras), "gather() takes them to be the last");
+  if (grads.wrt == Wrt::kInput) options.extra &= ~kFixedExtras;
   options.refuses = false;  // the forward pass has looked
   const int rows = rows_of(options.extra);
   const Cut cut(layout, rows);

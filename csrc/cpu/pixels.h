@@ -12,10 +12,10 @@ struct PixelOptions {
   bool labels;   // the target holds class numbers
   bool refuses;  // a class number that is neither a class nor ignored is an error
   Ignored ignored;
-  bool ignores_nan;                   // a target that is NaN does not count
-  double label_smoothing, smoothing;  // e and e / K
+  bool ignores_nan;  // a target that is NaN does not count
+  Smoothing<double> smoothing;
   unsigned extra;
-  double focal_gamma;
+  Focal<double> focal;
 
   // Whether elements of a dense target may not count.
   bool leaves_out() const { return ignored.count > 0 || ignores_nan; }
@@ -25,10 +25,9 @@ struct PixelOptions {
         refuses(reading.refuses()),
         ignored(reading.ignored()),
         ignores_nan(reading.ignores_nan()),
-        label_smoothing(reading.label_smoothing),
         smoothing(reading.smoothing()),
         extra(reading.extra),
-        focal_gamma(reading.focal_gamma) {}
+        focal{reading.focal_gamma, reading.focal_split} {}
 };
 
 // The gradient by the sums: coefficients[rows, samples, classes or 1] times `outer`.

@@ -157,8 +157,13 @@ class SoftmaxSums {
       }
       if constexpr (kLogs == kTrueLogs) *row(4) += lane(c, kLogLane);
       if constexpr (kLogs == kEveryLogs) {
-        *row(4) += static_cast<double>(tile_.on) * lane(c, kLogLane) +
-                   static_cast<double>(tile_.off) * lane(c, kLogLane + 1);
+        *row(4) += static_cast<double>(tile_.smoothing.log_on) * lane(c, kLogLane) +
+                   static_cast<double>(tile_.smoothing.log_off) * lane(c, kLogLane + 1);
+      }
+      if (tile_.extra & kSupport) {
+        // the weight of a pixel is that of its p and its q
+        *row(row_of(tile_.extra, kSupport)) +=
+            kWeighted ? lane(c, 0) + lane(c, 2) : static_cast<double>(count.target);
       }
       if constexpr (kDecisions) {
         const int hard = row_of(tile_.extra, kHard);
@@ -198,7 +203,7 @@ class SoftmaxSums {
   // Adds to the sums weighed by t (`targets`) and by 1 - t (`rest`), given the sums over the pixels
   // of the class (`own`) and over those of other classes (`other`).
   void spread(double own, double other, double* targets, double* rest) const {
-    const double on = tile_.on, off = tile_.off;
+    const double on = tile_.smoothing.on, off = tile_.smoothing.off;
     const bool smoothed = off != 0.0;
     *targets += smoothed ? on * own + off * other : own;
     *rest += smoothed ? (1.0 - on) * own + (1.0 - off) * other : other;
@@ -235,8 +240,9 @@ void softmax_sums_logs(const Tile<float>& tile, double* to, int64_t to_pitch) {
   if (!(tile.extra & kLogLoss)) {
     return softmax_sums<kNoLogs, kDecisions, kWeighted>(tile, to, to_pitch);
   }
-  tile.off == 0.0f ? softmax_sums<kTrueLogs, kDecisions, kWeighted>(tile, to, to_pitch)
-                   : softmax_sums<kEveryLogs, kDecisions, kWeighted>(tile, to, to_pitch);
+  tile.smoothing.log_off == 0.0f
+      ? softmax_sums<kTrueLogs, kDecisions, kWeighted>(tile, to, to_pitch)
+      : softmax_sums<kEveryLogs, kDecisions, kWeighted>(tile, to, to_pitch);
 }
 
 void plain_softmax_sums(const Tile<float>& tile, bool weighted, double* to, int64_t to_pitch) {

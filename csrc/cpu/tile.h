@@ -33,12 +33,13 @@ struct Tile {
   int64_t classes, pixels, pitch;
   Activation activation;
   unsigned extra;
-  T scale, offset, gamma;
+  T scale, offset;
+  Focal<T> focal;
   T* x;                   // logits; overwritten
   const int32_t* labels;  // class numbers, -1 where nothing counts
   T* soft;
   T* weight;  // a weight per class and pixel, or null where kLive is the weight of all classes
-  T on, off;  // a class number is t = on or off; a soft t becomes t (on - off) + off
+  Smoothing<T> smoothing;
   Ignored ignored;   // values of a soft target that do not count
   bool ignores_nan;  // whether a soft target that is NaN does not count
   T* rows;           // [kPixelRows, pitch]

@@ -1,130 +1,11 @@
 // The loops of tile.h over a filled tile, in plain branch-free C++ that the compiler vectorises
-// along the pixels.  Included by isa_*.cpp after tile_fill.h.  There is no include guard, on
+// along the pixels.  Included by isa_*.cpp after tile_class.h.  There is no include guard, on
 // purpose; everything is in an anonymous namespace, one copy per instruction set.
 
 namespace customloss::cpu {
 namespace {
 
 // ---- a tile whose kind is known -------------------------------------------------------------
-
-// What one element adds to the sums, a number for every row.
-template <class T, int kSums>
-struct Shares {
-  T row[kSums];
-};
-
-// A tile whose activation, extra sums and kind of target are known at compile time; kL: the target
-// is read as class numbers.
-template <class T, Activation kA, unsigned kE, bool kL>
-struct Pixels {
-  static constexpr Activation kActivation = kA;
-  static constexpr unsigned kExtra = kE;
-  static constexpr bool kLabels = kL;
-  static constexpr bool kSoftmax = kA == Activation::kSoftmax;
-  // whether -log p is needed of the true class alone, or of every class
-  static constexpr bool kTrueLog = kSoftmax && kE == kLogLoss && kL;
-  static constexpr bool kEveryLog = kSoftmax && (kE & (kLogLoss | kFocal)) != 0 && !kTrueLog;
-  // whether the gradient has terms in h and k (pixel.h)
-  static constexpr bool kSloped = (kE & (kLogLoss | kFocal)) != 0;
-  static constexpr int kSums = rows_of(kE);
-
-  const Tile<T>& tile;
-
-  inline T* row(PixelRow which) const { return tile.rows + which * tile.pitch; }
-  inline T* x(int64_t c) const { return tile.x + c * tile.pitch; }
-  // the logits, which exponentials() replaces by e for a softmax
-  inline const T* values(int64_t c) const {
-    return kSoftmax ? x(c) : tile.lies + c * tile.lies_pitch;
-  }
-  inline T* spare(int64_t c) const { return tile.spare + c * tile.pitch; }
-  inline T* other(int64_t c) const { return tile.other + c * tile.pitch; }
-  inline const T* weight(int64_t c) const {
-    return tile.weight ? tile.weight + c * tile.pitch : row(kLive);
-  }
-};
-
-// One class of a tile, with pointers to the rows that it needs.
-template <class P, class T>
-struct OneClass {
-  const T* __restrict x;
-  const T* __restrict soft;
-  const int32_t* __restrict labels;
-  const T* __restrict rest;
-  const T* __restrict whole;
-  const T* __restrict inverse;
-  const T* __restrict missed;
-  const T* __restrict top;
-  const T* log;  // not __restrict: softmax_gradient() writes over it
-  const int32_t cls;
-  const T on, off, scale, offset;
-
-  OneClass(const P& of, int64_t c)
-      : x(of.values(c)),
-        soft(P::kLabels ? nullptr : of.tile.soft + c * of.tile.pitch),
-        labels(of.tile.labels),
-        rest(of.row(kRest)),
-        whole(of.row(kWhole)),
-        inverse(of.row(kInverse)),
-        missed(of.row(kMissed)),
-        top(of.row(kTop)),
-        log(P::kEveryLog ? of.spare(c) : nullptr),
-        cls(static_cast<int32_t>(c)),
-        on(of.tile.on),
-        off(of.tile.off),
-        scale(of.tile.scale),
-        offset(of.tile.offset) {}
-
-  CUSTOMLOSS_HD T target_at(int64_t i) const {
-    if constexpr (P::kLabels) {
-      return labels[i] == cls ? on : off;
-    } else {
-      return soft[i] * (on - off) + off;
-    }
-  }
-  CUSTOMLOSS_HD Outcome<T> outcome_at(int64_t i) const {
-    if constexpr (P::kSoftmax) {
-      const T e = x[i];
-      Outcome<T> result(e * inverse[i], (e == T(1) ? rest[i] : whole[i] - e) * inverse[i]);
-      if constexpr (P::kTrueLog) result.positive = missed[i];
-      if constexpr (P::kEveryLog) result.positive = missed[i] + log[i];
-      if constexpr ((P::kExtra & kHard) != 0) {
-        result.decided = top[i] == static_cast<T>(cls) ? T(1) : T(0);
-      }
-      return result;
-    } else {
-      return outcome<P::kActivation, P::kExtra>(x[i], scale, offset);
-    }
-  }
-  // These are functions because an aggregate that a simd loop passes on itself stays in memory.
-  CUSTOMLOSS_HD Shares<T, P::kSums> shares_at(int64_t i, T w, T gamma) const {
-    constexpr bool kLogs = (P::kExtra & ~unsigned{kLogLoss}) == 0;
-    Shares<T, P::kSums> own;
-    const T t = target_at(i), u = T(1) - t;
-    if constexpr (linear(P::kExtra) && (kLogs || !P::kSoftmax)) {
-      shares<P::kActivation, P::kExtra>(outcome_at(i), w * t, w * u, gamma, own.row);
-    } else {
-      shares<P::kActivation, P::kExtra>(outcome_at(i), t, u, gamma, own.row);
-      for (T& row : own.row) row = times(w, row);
-    }
-    return own;
-  }
-  CUSTOMLOSS_HD Slopes<T> slopes_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
-    return slopes<P::kActivation, P::kExtra>(outcome_at(i), target_at(i), gamma, by);
-  }
-  CUSTOMLOSS_HD T input_gradient_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
-    const Outcome<T> own = outcome_at(i);
-    const Slopes<T> s = slopes<P::kActivation, P::kExtra>(own, target_at(i), gamma, by);
-    return input_gradient<P::kActivation, P::kExtra>(own, s, scale);
-  }
-  CUSTOMLOSS_HD T target_gradient_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
-    const Outcome<T> own = outcome_at(i);
-    return target_gradient<P::kActivation, P::kExtra>(own, target_at(i), gamma, by);
-  }
-  CUSTOMLOSS_HD T weight_gradient_at(int64_t i, T gamma, const T (&by)[P::kSums]) const {
-    const Outcome<T> own = outcome_at(i);
-    return weight_gradient<P::kActivation, P::kExtra>(own, target_at(i), gamma, by);
-  }
-};
 
 // Replaces x by e and fills the rows that a softmax needs; kLogs: those of its logarithms too.
 template <class P, bool kLogs, class T>
@@ -236,6 +117,13 @@ inline void with_logits(const Tile<T>& tile, const Body& body) {
   with_activation<T, kEveryExtra, false>(tile, body);
 }
 
+// Only the loops of kEveryExtra know the split form of the focal terms.
+template <class T, unsigned kExtra, class Body>
+inline void with_focal(const Tile<T>& tile, const Body& body) {
+  tile.focal.split ? with_activation<T, kEveryExtra, false>(tile, body)
+                   : with_logits<T, kExtra>(tile, body);
+}
+
 // The row of `extra` that corresponds to row `every_row` of kEveryExtra, or -1 if there is none.
 inline int row_among(unsigned extra, int every_row) {
   for (unsigned one = 1; one <= kEveryExtra; one *= 2) {
@@ -265,8 +153,8 @@ template <class P, class T>
 void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, int64_t first,
               int64_t last, double* to, int64_t to_pitch) {
   constexpr int kSums = P::kSums;
-  static_assert(kMostRows == 15, "a sum was added: it needs variables here, in all four places");
-  const T gamma = of.tile.gamma;
+  static_assert(kMostRows == 17, "a sum was added: it needs variables here, in all four places");
+  const Focal<T> focal = of.tile.focal;
   using Fifth = std::conditional_t<(kSums > 4), T, int>;
   using Sixth = std::conditional_t<(kSums > 5), T, int>;
   using Eighth = std::conditional_t<(kSums > 6), T, int>;
@@ -277,12 +165,13 @@ void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, 
   Sixth s5 = 0;
   Eighth s6 = 0, s7 = 0;
   Tenth s8 = 0, s9 = 0;
-  Last s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0;
+  Last s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0, s15 = 0, s16 = 0;
 #define CUSTOMLOSS_ADD(k) \
   if constexpr (k < kSums) s##k += own.row[k < kSums ? k : 0]
-#pragma omp simd reduction(+ : s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14)
+#pragma omp simd reduction(+ : s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, \
+                               s15, s16)
   for (int64_t i = first; i < last; ++i) {
-    const Shares<T, kSums> own = one.shares_at(i, weight[i], gamma);
+    const Shares<T, kSums> own = one.shares_at(i, weight[i], focal);
     CUSTOMLOSS_ADD(0);
     CUSTOMLOSS_ADD(1);
     CUSTOMLOSS_ADD(2);
@@ -298,11 +187,14 @@ void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, 
     CUSTOMLOSS_ADD(12);
     CUSTOMLOSS_ADD(13);
     CUSTOMLOSS_ADD(14);
+    CUSTOMLOSS_ADD(15);
+    CUSTOMLOSS_ADD(16);
   }
 #undef CUSTOMLOSS_ADD
   const double sums[kMostRows] = {double(s0),  double(s1),  double(s2),  double(s3),  double(s4),
                                   double(s5),  double(s6),  double(s7),  double(s8),  double(s9),
-                                  double(s10), double(s11), double(s12), double(s13), double(s14)};
+                                  double(s10), double(s11), double(s12), double(s13), double(s14),
+                                  double(s15), double(s16)};
   for (int s = 0; s < kSums; ++s) {
     const int row = P::kExtra == kEveryExtra ? row_among(of.tile.extra, s) : s;
     if (row >= 0) to[row * to_pitch] += sums[s];
@@ -330,8 +222,9 @@ void pixel_sums(const Tile<T>& tile, double* to, int64_t to_pitch) {
   switch (tile.extra) {
     case 0: return with_target<T, 0>(tile, body);
     case kLogLoss: return with_target<T, kLogLoss>(tile, body);
-    case kFocal: return with_logits<T, kFocal>(tile, body);
-    case kLogLoss | kFocal: return with_logits<T, kLogLoss | kFocal>(tile, body);
+    case kLogLoss | kSupport: return with_target<T, kLogLoss | kSupport>(tile, body);
+    case kFocal: return with_focal<T, kFocal>(tile, body);
+    case kLogLoss | kFocal: return with_focal<T, kLogLoss | kFocal>(tile, body);
     case kSquares: return with_logits<T, kSquares>(tile, body);
     case kDistance: return with_logits<T, kDistance>(tile, body);
     case kHard: return with_logits<T, kHard>(tile, body);
@@ -361,12 +254,12 @@ template <class P, class T>
 void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g,
                   const T* __restrict weight, T* __restrict u, T* h) {
   const int64_t pixels = of.tile.pixels;
-  const T gamma = of.tile.gamma;
+  const Focal<T> focal = of.tile.focal;
   T* __restrict shift = of.row(kShift);
   T* __restrict slope = of.row(kSlope);
 #pragma omp simd
   for (int64_t i = 0; i < pixels; ++i) {
-    const Slopes<T> s = one.slopes_at(i, gamma, g.by);
+    const Slopes<T> s = one.slopes_at(i, focal, g.by);
     const T own = times(weight[i], s.u);
     u[i] = own;
     shift[i] = one.x[i] == T(1) ? own : shift[i];
@@ -425,7 +318,7 @@ void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
 template <Wrt kWrt, class P, class T>
 void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
   const int64_t pixels = of.tile.pixels;
-  const T gamma = of.tile.gamma, spread = of.tile.on - of.tile.off;
+  const Focal<T> focal = of.tile.focal;
   for (int64_t c = 0; c < of.tile.classes; ++c) {
     const OneClass<P, T> one(of, c);
     const ClassGrads<P, T> g(of, by, c);
@@ -434,11 +327,11 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
 #pragma omp simd
     for (int64_t i = 0; i < pixels; ++i) {
       if constexpr (kWrt == Wrt::kInput) {
-        to[i] = times(weight[i], one.input_gradient_at(i, gamma, g.by));
+        to[i] = times(weight[i], one.input_gradient_at(i, focal, g.by));
       } else if constexpr (kWrt == Wrt::kTarget) {
-        to[i] = times(weight[i], spread * one.target_gradient_at(i, gamma, g.by));
+        to[i] = times(weight[i], one.target_gradient_at(i, focal, g.by));
       } else {
-        const T dw = one.weight_gradient_at(i, gamma, g.by);
+        const T dw = one.weight_gradient_at(i, focal, g.by);
         const bool removed = weight[i] == T(0) && !(dw - dw == T(0));
         const bool counts = of.tile.labels == nullptr || of.tile.labels[i] >= 0;
         to[i] = counts && !removed ? dw : T(0);
@@ -468,8 +361,8 @@ void pixel_gradient_by(const Tile<T>& tile, const T* by, T* out, int64_t out_pit
     switch (tile.extra) {
       case 0: return with_target<T, 0>(tile, body);
       case kLogLoss: return with_target<T, kLogLoss>(tile, body);
-      case kFocal: return with_logits<T, kFocal>(tile, body);
-      case kLogLoss | kFocal: return with_logits<T, kLogLoss | kFocal>(tile, body);
+      case kFocal: return with_focal<T, kFocal>(tile, body);
+      case kLogLoss | kFocal: return with_focal<T, kLogLoss | kFocal>(tile, body);
       case kSquares: return with_logits<T, kSquares>(tile, body);
       case kDistance: return with_logits<T, kDistance>(tile, body);
       default: break;

@@ -36,22 +36,24 @@ struct PixelStats {
 // The numbers of a pass in the type that it computes in.
 template <class T>
 struct AnyNumbers {
-  T scale, offset, sign, size, on, off, gamma;
+  T scale, offset, sign, size;
+  Smoothing<T> smoothing;
+  Focal<T> focal;
 
   __device__ __forceinline__ explicit AnyNumbers(const PixelPass& px)
       : scale(static_cast<T>(px.pass.scale)),
         offset(static_cast<T>(px.pass.offset)),
         sign(px.pass.scale < 0.0 ? T(-1) : T(1)),
         size(scale * sign),
-        on(static_cast<T>(px.on)),
-        off(static_cast<T>(px.off)),
-        gamma(static_cast<T>(px.gamma)) {}
+        smoothing(rounded<T>(px.smoothing)),
+        focal{static_cast<T>(px.focal.gamma), px.focal.split} {}
 };
 
 // An element as it is read.
 template <class T>
 struct AnyElement {
-  T x, t, w;
+  T x, w;
+  Target<T> target;
   bool known;  // its target counts, or is refused
 
   __device__ __forceinline__ AnyElement(const PixelPass& px, const AnyNumbers<T>& with,
@@ -63,12 +65,12 @@ struct AnyElement {
       const int label = label_at(px, spot.in[kTargetOperand]);
       known = label != kNoClass;
       w = weight_by(label, w);
-      t = label == cls ? with.on : with.off;
+      target = hard_target(with.smoothing, label == cls);
     } else {
       const uint64_t own = load_bits(spot.in[kTargetOperand], pass.bytes[kTargetOperand]);
       const T raw = number<T>(pass.dtype[kTargetOperand], own);
       known = !px.ignored.holds(raw) && !(px.ignores_nan && raw != raw);
-      t = px.off == T(0) ? raw : raw * (with.on - with.off) + with.off;
+      target = soft_target(with.smoothing, raw);
     }
     x = number<T>(pass.dtype[kInputOperand], bits);
   }
@@ -250,7 +252,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
   for (int c = lane; c < last; c += lanes) {
     const AnyElement<T> own(px, with, spot_of(c), c);
     weighed += own.w != T(0);
-    unusable += !own.known || !is_finite(own.t);
+    unusable += !own.known || !is_finite(own.target.given);
     if (c != top) rest.add(exp_minus(with.size * (largest - with.sign * own.x)));
   }
   double counts[3] = {rest.total(), static_cast<double>(weighed), static_cast<double>(unusable)};
@@ -274,7 +276,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
       T g[rows_of(kExtra)];
       load_grads<kExtra>(px, grads, sample, cls, Wrt::kInput, g);
       *outcome = choice(with, own.x, largest, others, cls == top);
-      return slopes<Activation::kSoftmax, kExtra>(*outcome, own.t, with.gamma, g);
+      return slopes<Activation::kSoftmax, kExtra>(*outcome, own.target, with.focal, g);
     };
     Outcome<T> outcome(T(0), T(0));
     T shift = T(0);
@@ -345,8 +347,8 @@ __device__ __forceinline__ int any_outcome(const AnyNumbers<T>& with, const Pixe
     if (!own.known) return kNothing;
     *result = outcome<kActivation, kExtra>(own.x, with.scale, with.offset);
     if (own.w != T(0)) return kCounts;
-    const bool usable =
-        is_finite(own.t) && (kActivation == Activation::kNone ? is_finite(own.x) : own.x == own.x);
+    const bool usable = is_finite(own.target.given) &&
+                        (kActivation == Activation::kNone ? is_finite(own.x) : own.x == own.x);
     return usable ? kUnweighted : kNothing;
   }
 }
@@ -379,7 +381,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_sums(const __grid_constant__ 
           with, stats, thread.sample * px.pixels + at, thread.cls, element, &outcome);
       if (state == kCounts && element.w != T(0)) {
         T share[kRows];
-        shares<kActivation, kExtra>(outcome, element.t, with.gamma, share);
+        shares<kActivation, kExtra>(outcome, element.target, with.focal, share);
 #pragma unroll
         for (int row = 0; row < kRows; ++row) own[row] += element.w * share[row];
       }
@@ -446,13 +448,13 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
     T out = T(0);
     if (wrt == Wrt::kWeight) {
       if (state != kNothing) {
-        out = weight_gradient<kActivation, kExtra>(outcome, own.t, with.gamma, g);
+        out = weight_gradient<kActivation, kExtra>(outcome, own.target, with.focal, g);
       }
     } else if (state == kCounts && wrt == Wrt::kTarget) {
-      const T by_t = target_gradient<kActivation, kExtra>(outcome, own.t, with.gamma, g);
-      out = times(own.w, (with.on - with.off) * by_t);
+      out = times(own.w, target_gradient<kActivation, kExtra>(outcome, own.target, with.smoothing,
+                                                              with.focal, g));
     } else if (state == kCounts) {
-      const Slopes<T> slope = slopes<kActivation, kExtra>(outcome, own.t, with.gamma, g);
+      const Slopes<T> slope = slopes<kActivation, kExtra>(outcome, own.target, with.focal, g);
       if constexpr (kActivation == Activation::kSoftmax) {
         const T u = times(own.w, slope.u) - *stats.at(kShift, pixel);
         out = outcome.p * (u - *stats.at(kDot, pixel));

@@ -149,9 +149,8 @@ __device__ __forceinline__ void for_sized(const PixelPass& px, const typename Io
     for (int i = 0; i < kCount; ++i) {
       float x = widen<float>(packet.x.at(i));
       const float w = ready(i, &x);
-      const float smoothed = w == 0.0f ? 0.0f : t[i] * px.span32 + px.off32;
-      body(i, outcome<decltype(activated)::value, kExtra>(x, scale, offset), smoothed, w,
-           activated);
+      const Target<float> target = soft_target(px.smoothing32, w == 0.0f ? 0.0f : t[i]);
+      body(i, outcome<decltype(activated)::value, kExtra>(x, scale, offset), target, w, activated);
     }
   };
   constexpr std::integral_constant<Activation, Activation::kSigmoid> kSigmoid;
@@ -179,13 +178,14 @@ struct ElementSums {
   float own[kRows] = {};
 
   template <class Activated>
-  __device__ __forceinline__ void add(const PixelPass& px, const Outcome<float>& o, float t,
-                                      float w, Activated) {
-    static_assert(linear(kExtra));
+  __device__ __forceinline__ void add(const PixelPass& px, const Outcome<float>& o,
+                                      const Target<float>& target, float w, Activated) {
     float share[kRows];
-    shares<Activated::value, kExtra>(o, w * t, w * (1.0f - t), px.gamma32, share);
+    const float left = linear(kExtra) ? 1.0f : w;
+    shares<Activated::value, kExtra>(o, linear(kExtra) ? target.times(w) : target, px.focal32,
+                                     share);
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) own[row] += share[row];
+    for (int row = 0; row < kRows; ++row) own[row] += left * share[row];
   }
   __device__ __forceinline__ void flush(double (&sums)[kRows]) {
 #pragma unroll
@@ -212,8 +212,9 @@ __global__ __launch_bounds__(kThreads,
   int adds = 0;
   const auto add = [&]<int kCount>(const typename Io::Packet& packet) {
     for_sized<kExtra, kCount, Io>(
-        px, packet, [&](int, const Outcome<float>& o, float t, float w, auto activated) {
-          own.add(px, o, t, w, activated);
+        px, packet,
+        [&](int, const Outcome<float>& o, const Target<float>& target, float w, auto activated) {
+          own.add(px, o, target, w, activated);
         });
     adds += kCount;
     if (adds < kMostAdds) return;
@@ -272,16 +273,17 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_sums(
         px.pass, cut.step, first, count, broadcast,
         [&](const typename Io::Packet& packet, const Spot&) {
           for_sized<kExtra, Io::kWidth, Io>(
-              px, packet, [&](int i, const Outcome<float>& o, float t, float w, auto activated) {
-                columns.own[i].add(px, o, t, w, activated);
-              });
+              px, packet,
+              [&](int i, const Outcome<float>& o, const Target<float>& target, float w,
+                  auto activated) { columns.own[i].add(px, o, target, w, activated); });
         });
   });
   for_tail<Io>(px.pass, cut, Band(cut, block_index(), Io::kWidth), [&](int i, const Spot& spot) {
-    for_sized<kExtra, 1, Io>(px, Io::load_one(px.pass, spot),
-                             [&](int, const Outcome<float>& o, float t, float w, auto activated) {
-                               columns.own[i].add(px, o, t, w, activated);
-                             });
+    for_sized<kExtra, 1, Io>(
+        px, Io::load_one(px.pass, spot),
+        [&](int, const Outcome<float>& o, const Target<float>& target, float w, auto activated) {
+          columns.own[i].add(px, o, target, w, activated);
+        });
   });
   const Band to(cut, block_index(), Io::kWidth);
   // The bands of a class lie together, as units do in every pass over pixels: pool_sums adds them.
@@ -307,9 +309,9 @@ __device__ __forceinline__ void element_slopes(const PixelGrads& grads, int64_t 
 // The gradient of an element by the logit.
 template <unsigned kExtra, class Activated>
 __device__ __forceinline__ float element_slope(const PixelPass& px, const Outcome<float>& o,
-                                               float t, float w, const float (&g)[rows_of(kExtra)],
-                                               Activated) {
-  const Slopes<float> slope = slopes<Activated::value, kExtra>(o, t, px.gamma32, g);
+                                               const Target<float>& target, float w,
+                                               const float (&g)[rows_of(kExtra)], Activated) {
+  const Slopes<float> slope = slopes<Activated::value, kExtra>(o, target, px.focal32, g);
   return times(w, input_gradient<Activated::value, kExtra>(o, slope, px.pass.scale32));
 }
 
@@ -330,24 +332,26 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_gradient(
   for_stretches<Io>(
       px.pass, cut, unit,
       [&](const Spot& spot) {
-        for_sized<kExtra, 1, Io>(
-            px, Io::load_one(px.pass, spot),
-            [&](int, const Outcome<float>& o, float t, float w, auto activated) {
-              Io::store_one(spot, element_slope<kExtra>(px, o, t, w, g, activated));
-            });
+        for_sized<kExtra, 1, Io>(px, Io::load_one(px.pass, spot),
+                                 [&](int, const Outcome<float>& o, const Target<float>& target,
+                                     float w, auto activated) {
+                                   Io::store_one(
+                                       spot, element_slope<kExtra>(px, o, target, w, g, activated));
+                                 });
       },
       [&](const Spot& first, int count) {
-        for_packets<Io, true>(
-            px.pass, cut.step, first, count, broadcast,
-            [&](const typename Io::Packet& packet, const Spot& spot) {
-              float out[Io::kWidth];
-              for_sized<kExtra, Io::kWidth, Io>(
-                  px, packet,
-                  [&](int i, const Outcome<float>& o, float t, float w, auto activated) {
-                    out[i] = element_slope<kExtra>(px, o, t, w, g, activated);
-                  });
-              Io::store(px.pass, spot, out);
-            });
+        for_packets<Io, true>(px.pass, cut.step, first, count, broadcast,
+                              [&](const typename Io::Packet& packet, const Spot& spot) {
+                                float out[Io::kWidth];
+                                for_sized<kExtra, Io::kWidth, Io>(
+                                    px, packet,
+                                    [&](int i, const Outcome<float>& o, const Target<float>& target,
+                                        float w, auto activated) {
+                                      out[i] =
+                                          element_slope<kExtra>(px, o, target, w, g, activated);
+                                    });
+                                Io::store(px.pass, spot, out);
+                              });
       });
 }
 
@@ -371,23 +375,24 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_gradi
     cls = cls + 1 == cut.classes ? 0 : cls + 1;
   }
   for_rows(px.pass, cut, band, [&](const Spot& first, int count) {
-    for_packets<Io, true>(
-        px.pass, cut.step, first, count, broadcast,
-        [&](const typename Io::Packet& packet, const Spot& spot) {
-          float out[Io::kWidth];
-          for_sized<kExtra, Io::kWidth, Io>(
-              px, packet, [&](int i, const Outcome<float>& o, float t, float w, auto activated) {
-                out[i] = element_slope<kExtra>(px, o, t, w, g[i], activated);
-              });
-          Io::store(px.pass, spot, out);
-        });
+    for_packets<Io, true>(px.pass, cut.step, first, count, broadcast,
+                          [&](const typename Io::Packet& packet, const Spot& spot) {
+                            float out[Io::kWidth];
+                            for_sized<kExtra, Io::kWidth, Io>(
+                                px, packet,
+                                [&](int i, const Outcome<float>& o, const Target<float>& target,
+                                    float w, auto activated) {
+                                  out[i] = element_slope<kExtra>(px, o, target, w, g[i], activated);
+                                });
+                            Io::store(px.pass, spot, out);
+                          });
   });
   for_tail<Io>(px.pass, cut, band, [&](int i, const Spot& spot) {
-    for_sized<kExtra, 1, Io>(px, Io::load_one(px.pass, spot),
-                             [&](int, const Outcome<float>& o, float t, float w, auto activated) {
-                               Io::store_one(spot,
-                                             element_slope<kExtra>(px, o, t, w, g[i], activated));
-                             });
+    for_sized<kExtra, 1, Io>(
+        px, Io::load_one(px.pass, spot),
+        [&](int, const Outcome<float>& o, const Target<float>& target, float w, auto activated) {
+          Io::store_one(spot, element_slope<kExtra>(px, o, target, w, g[i], activated));
+        });
   });
 }
 

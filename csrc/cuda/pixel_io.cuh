@@ -169,9 +169,10 @@ __device__ __forceinline__ ClassSlopes class_slopes(const PixelPass& px, const P
   const double negative = grads.at(1, sample, cls) - grads.at(3, sample, cls);
   double log = 0.0;
   if constexpr (kExtra == kLogLoss) log = grads.at(row_of(kLogLoss, kLogLoss), sample, cls);
-  return {static_cast<float>(px.on * positive + (1.0 - px.on) * negative),
-          static_cast<float>(px.off * positive + (1.0 - px.off) * negative),
-          static_cast<float>(px.on * log), static_cast<float>(px.off * log)};
+  const auto& [on, off, log_on, log_off] = px.smoothing;
+  return {static_cast<float>(on * positive + (1.0 - on) * negative),
+          static_cast<float>(off * positive + (1.0 - off) * negative),
+          static_cast<float>(log_on * log), static_cast<float>(log_off * log)};
 }
 
 // ---- teams --------------------------------------------------------------------------------
@@ -333,11 +334,12 @@ __device__ __forceinline__ void write_class(const PixelPass& px, const PixelCut&
                                             int cls, const ClassSums& own) {
   double* to = partials.sums + (unit.sample * px.classes + cls) * cut.units + unit.unit;
   double values[rows_of(kExtra)] = {own.tp, own.fp, own.fn, own.tn};
-  if (px.off != 0.0) {
-    values[0] = px.on * own.tp + px.off * own.fp;
-    values[1] = (1.0 - px.on) * own.tp + (1.0 - px.off) * own.fp;
-    values[2] = px.on * own.fn + px.off * own.tn;
-    values[3] = (1.0 - px.on) * own.fn + (1.0 - px.off) * own.tn;
+  const double on = px.smoothing.on, off = px.smoothing.off;
+  if (off != 0.0) {
+    values[0] = on * own.tp + off * own.fp;
+    values[1] = (1.0 - on) * own.tp + (1.0 - off) * own.fp;
+    values[2] = on * own.fn + off * own.tn;
+    values[3] = (1.0 - on) * own.fn + (1.0 - off) * own.tn;
   }
   if constexpr (kExtra == kLogLoss) values[4] = own.missed;
   // A refused pixel is one of the others of every class; its NaN is one of all sums.

@@ -22,12 +22,14 @@ struct PixelPass {
   int64_t samples, pixels;  // pixels of a sample
   int classes;
   bool labels, per_class;
-  Ignored ignored;        // the values of a target that do not count
-  bool ignores_nan;       // whether a dense target that is NaN does not count
-  bool refuses;           // a class number that is neither a class nor ignored makes a NaN
-  double on, off, gamma;  // a class number is t = on or off; a dense t becomes t (on - off) + off
-  float off32, span32, gamma32;  // off, on - off and gamma
-  float ignored32;               // the first of `ignored`, or NaN
+  Ignored ignored;   // the values of a target that do not count
+  bool ignores_nan;  // whether a dense target that is NaN does not count
+  bool refuses;      // a class number that is neither a class nor ignored makes a NaN
+  Smoothing<double> smoothing;
+  Focal<double> focal;
+  Smoothing<float> smoothing32;
+  Focal<float> focal32;
+  float ignored32;  // the first of `ignored`, or NaN
   unsigned extra;
   bool rows;  // few: pixels follow each other without a gap, each with its classes side by side
   bool wide;
@@ -196,7 +198,8 @@ inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
   const bool one_weight = px.pass.data[kWeightOperand] == nullptr ||
                           (px.pass.layout.cls.stride[kWeightOperand] == 0 &&
                            direct_weight(dtypes[kInputOperand], dtypes[kWeightOperand]));
-  const bool sums = px.extra == 0 || (px.extra == kLogLoss && (gradient || px.off == 0.0));
+  const bool logs = px.extra == kLogLoss && (gradient || px.smoothing.log_off == 0.0);
+  const bool sums = px.extra == 0 || logs;
   if (work.activation != Activation::kSoftmax || !px.labels ||
       !direct_labels(dtypes[kTargetOperand]) || work.is_double || !one_weight || !sums ||
       wrt != Wrt::kInput || px.classes < 2 || px.classes > kTileClasses) {
@@ -214,7 +217,8 @@ inline PixelKernel kernel_of(const PixelWork& work, Wrt wrt) {
 inline bool plan_elements(PixelWork* work, Wrt wrt) {
   PixelPass& px = work->px;
   if (work->activation == Activation::kSoftmax || px.labels || work->is_double ||
-      wrt != Wrt::kInput || (px.extra != 0 && px.extra != kLogLoss && px.extra != kFocal)) {
+      wrt != Wrt::kInput || (px.extra != 0 && px.extra != kLogLoss && px.extra != kFocal) ||
+      px.focal.split) {
     return false;
   }
   const int width = element_width(px.extra, px.pass.bytes[kInputOperand]);
@@ -241,15 +245,14 @@ inline PixelWork plan_pixels(const Reading& reading, const Layout& layout, const
   px.ignored = reading.ignored();
   px.ignores_nan = reading.ignores_nan();
   px.refuses = reading.refuses();
-  px.off = reading.smoothing();
-  px.on = 1.0 - reading.label_smoothing + px.off;
-  px.gamma = reading.focal_gamma;
-  px.off32 = static_cast<float>(px.off);
-  px.span32 = static_cast<float>(px.on - px.off);
-  px.gamma32 = static_cast<float>(px.gamma);
+  px.smoothing = reading.smoothing();
+  px.smoothing32 = rounded<float>(px.smoothing);
+  px.focal = {reading.focal_gamma, reading.focal_split};
+  px.focal32 = {static_cast<float>(px.focal.gamma), px.focal.split};
   px.ignored32 = px.ignored.count > 0 ? static_cast<float>(px.ignored.values[0])
                                       : std::numeric_limits<float>::quiet_NaN();
   px.extra = reading.extra;
+  if (out != nullptr && wrt == Wrt::kInput) px.extra &= ~kFixedExtras;
   work.activation = reading.activation;
   work.is_double = px.pass.dtype[kInputOperand] == Dtype::kFloat64;
   STD_TORCH_CHECK(!px.leaves_out() || work.activation != Activation::kSoftmax,

@@ -99,7 +99,7 @@ __device__ __forceinline__ void write_compound(const Compound& f, int64_t at, do
                                                const Numbers& over) {
   const double weight = f.pointwise.score_weight;
   const double own = weight != 0.0 ? weight * score : 0.0;
-  write_loss(f, at, own + Lost{over[kLost], over[kCounted]}.ratio());
+  write_loss(f, at, own + whole_lost(f.pointwise, over[kLost], over[kCounted]).ratio());
 }
 
 __device__ __forceinline__ void write_row_loss(const Compound& f, int64_t row,
@@ -124,7 +124,8 @@ struct Others {
       : mean(mean_of(row[kTotal], row[kWeight])),
         outer(f.pointwise.score_weight * row_share(f.scoring.reduction, total[kWeight])) {
     const bool by_row = f.scoring.reduction == Reduction::kNone;
-    all = {by_row ? row[kLost] : total[kLost], by_row ? row[kCounted] : total[kCounted]};
+    const double* over = by_row ? row : total;
+    all = whole_lost(f.pointwise, over[kLost], over[kCounted]);
   }
 };
 

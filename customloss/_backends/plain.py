@@ -103,10 +103,7 @@ def loss_of_sums(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) 
             ABSENT[scoring.absent], AVERAGES[scoring.average], REDUCTIONS[scoring.reduction],
         ),
         score_weight=pointwise.score_weight,
-        pointwise=(
-            pointwise.log_pos, pointwise.log_neg, pointwise.focal, pointwise.positives,
-            pointwise.negatives,
-        ),
+        pointwise=tuple(pointwise)[1:],
     )  # fmt: skip
     return loss.to(torch.float64 if group_sums.wide else torch.float32)
 

@@ -336,6 +336,11 @@ def _dense(
     for ignored in elements.ignore_index or ():
         known = known & (target != ignored)
     smoothing = elements.label_smoothing
+    if elements.log_smoothing not in (None, smoothing):
+        raise ValueError(
+            "ce_label_smoothing: expected None for DTensors that are sharded along their classes "
+            f"(there is one smoothed target for both parts), got {elements.log_smoothing}"
+        )
     values = dense.to(torch.uint8)
     if smoothing:
         values = dense.to(accumulator(input)) * (1 - smoothing)

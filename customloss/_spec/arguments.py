@@ -35,6 +35,8 @@ class Elements(NamedTuple):
     label_smoothing: float = 0.0
     extra: int = 0  # bits of reference.Extra
     focal_gamma: float = 2.0
+    focal_split: bool = False  # whether p^γ and q^γ stand before the two logarithms of soft targets
+    log_smoothing: float | None = None  # of the log-losses, where it is not ``label_smoothing``
     out_of_range: int = 0  # what becomes of class numbers outside of the classes
     nan_targets: int = 0  # what becomes of elements whose target is NaN
 
@@ -60,9 +62,11 @@ class Pointwise(NamedTuple):
     score_weight: float = 1.0
     log_pos: float = 0.0
     log_neg: float = 0.0
-    focal: float = 0.0
+    focal_pos: float = 0.0
+    focal_neg: float = 0.0
     positives: float = 0.0
     negatives: float = 0.0
+    support: float = 0.0
 
 
 SCORE_ALONE = Pointwise()
@@ -124,6 +128,7 @@ DIFFERENTIABLE = {
 
 _TYPES = {
     Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool",
+    float | None: "float?",
     tuple[int, ...] | None: "int[1]?",  # takes a single int as well
 }  # fmt: skip
 

@@ -85,6 +85,8 @@ def sums_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
 
 
+# the options that are a number or None; others whose default is None are integers
+OPTIONAL_NUMBERS = frozenset(("log_smoothing",))
 _KINDS = {str: "a string", float: "a number", bool: "True or False"}
 
 
@@ -98,6 +100,10 @@ def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) 
             raise TypeError(f"{name}: no such option; there are {', '.join(sorted(defaults))}")
         if name == "ignore_index":
             ignored(value)
+            continue
+        if name in OPTIONAL_NUMBERS:
+            if value is not None:
+                number(name, value)  # type: ignore[arg-type]
             continue
         kind = type(defaults[name])
         fits = isinstance(value, (int, float) if kind is float else kind)

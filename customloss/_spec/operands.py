@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customloss._spec import hints
 from customloss._spec.arguments import Data, Elements
 from customloss._spec.words import IGNORE, SOFTMAX
 

@@ -38,6 +38,7 @@ ELEMENTS: dict[str, Any] = {
 }  # fmt: skip
 EXTRA: dict[str, Any] = {
     **{str(flag.name).lower(): False for flag in EXTRA_ROWS}, "focal_gamma": 2.0,
+    "focal_split": False, "log_smoothing": None,
 }  # fmt: skip
 SUMS: dict[str, Any] = {**ELEMENTS, **EXTRA}
 # and how they become a loss
@@ -48,6 +49,12 @@ LOSS: dict[str, Any] = {
 # the operators do not know these: they act on the sums of the classes
 CLASSES: dict[str, Any] = {"class_weight": None, "classes": None, "include_background": True}
 FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_group": None}
+# the pointwise loss beside a score
+POINTWISE: dict[str, Any] = {
+    "pos_weight": None, "ce_label_smoothing": None, "focal_gamma": 2.0, "focal_alpha": None,
+    "focal_split": False, "pointwise_class_weight": None, "pointwise_classes": None,
+    "pointwise_reduction": "mean", "pointwise_group": "score",
+}  # fmt: skip
 # the words of the extra sums, and the names of the rows they add
 ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
 
@@ -99,6 +106,66 @@ class Linking(Scaling, total=False):
 
     link: str
     gamma: float
+
+
+class Pointwise(TypedDict, total=False):
+    """What a cross-entropy and a focal loss have in common; see ``customloss.compound_loss``."""
+
+    pointwise_class_weight: Tensor | Sequence[float] | None
+    pointwise_classes: Sequence[int] | None
+    pointwise_reduction: str
+    pointwise_group: ProcessGroup | str | None
+
+
+class CrossEntropy(Pointwise, total=False):
+    """Also the options of a cross-entropy."""
+
+    ce_label_smoothing: float | None
+
+
+class BinaryCrossEntropy(CrossEntropy, total=False):
+    """Also that of a binary one."""
+
+    pos_weight: Tensor | Sequence[float] | float | None
+
+
+class Focal(Pointwise, total=False):
+    """Also the options of a focal loss."""
+
+    pos_weight: Tensor | Sequence[float] | float | None
+    focal_gamma: float
+    focal_alpha: float | None
+    focal_split: bool
+
+
+class Compound(Options, BinaryCrossEntropy, Focal, total=False):
+    """Every option of a score and of the losses beside it."""
+
+
+class WithCrossEntropy(Linking, CrossEntropy, total=False):
+    """A score and a cross-entropy."""
+
+
+class WithBinaryCrossEntropy(Linking, BinaryCrossEntropy, total=False):
+    """A score and a binary cross-entropy."""
+
+
+class WithFocal(Linking, Focal, total=False):
+    """A score and a focal loss."""
+
+
+class PointwiseAlone(TypedDict, total=False):
+    """A pointwise loss without a score."""
+
+    logit_scale: float
+    logit_offset: float
+    ignore_index: int | Sequence[int] | None
+    label_smoothing: float
+    out_of_range: str
+    nan_targets: str
+    class_weight: Tensor | Sequence[float] | None
+    check_target: CheckTarget
+    process_group: ProcessGroup | str | None
 
 
 class Reading(TypedDict, total=False):
@@ -177,11 +244,12 @@ PARAMETERS = {operator: parameters(operator) for operator in OPERATORS}
 def schema(defaults: Mapping[str, Any]) -> str:
     """Keyword options as an operator declares them."""
 
-    def kind(value: Any) -> str:
-        # the only option without a value by default takes an int or several
-        return "int[1]?" if value is None else type(value).__name__
+    def kind(name: str, value: Any) -> str:
+        if value is None:  # ignore_index takes an int or several
+            return "float?" if name in checks.OPTIONAL_NUMBERS else "int[1]?"
+        return type(value).__name__
 
-    return ", ".join(f"{kind(value)} {name}={value!r}" for name, value in defaults.items())
+    return ", ".join(f"{kind(name, value)} {name}={value!r}" for name, value in defaults.items())
 
 
 def bounded(**numbers: float) -> None:
@@ -208,6 +276,8 @@ def _elements(
     out_of_range: str,
     nan_targets: str,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     **extras: bool,
 ) -> Elements:
     """How an input of this rank is read."""
@@ -224,6 +294,8 @@ def _elements(
     checks.one_of("out_of_range", out_of_range, OUT_OF_RANGE)
     checks.one_of("nan_targets", nan_targets, NAN_TARGETS)
     checks.number("focal_gamma", focal_gamma, at_least=0)
+    if log_smoothing is not None:
+        checks.number("log_smoothing", log_smoothing, at_least=0, below=1)
     if activation == "softmax" and logit_scale == 0:
         raise ValueError(
             "logit_scale: expected a number other than 0 with activation='softmax', got 0"
@@ -239,6 +311,8 @@ def _elements(
         label_smoothing=label_smoothing,
         extra=extra_bits(extras),
         focal_gamma=focal_gamma,
+        focal_split=focal_split,
+        log_smoothing=log_smoothing,
         out_of_range=OUT_OF_RANGE.index(out_of_range),
         nan_targets=NAN_TARGETS.index(nan_targets),
     )

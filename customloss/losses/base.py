@@ -54,7 +54,7 @@ def takes(options: type) -> Callable[[_F], _F]:
     options that are not in it: ``dice_loss(..., beta=2.0)`` would be the loss of F2."""
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in spec.FUNCTION.items()
+        for name, default in {**spec.FUNCTION, **spec.POINTWISE}.items()
         if name in options.__annotations__
     ]
 
@@ -197,9 +197,9 @@ class Loss(HoldsGroup):
             if isinstance(value, Tensor):  # it may be on a device that this check should not touch
                 options[name] = [1.0] * len(value) if value.dim() else 1.0
                 count = len(value) if value.dim() else count
-        of_classes = options.get("activation") == "softmax"
         input = torch.zeros(1, count, device="cpu", dtype=torch.float64)
-        target = torch.zeros((1,) if of_classes else (1, count), device="cpu", dtype=torch.uint8)
+        shape = (1,) if count > 1 else (1, 1)  # a class number, where there are classes
+        target = torch.zeros(shape, device="cpu", dtype=torch.uint8)
         with torch.no_grad(), choice.backend("auto"):
             function(input, target, None, **options)
 

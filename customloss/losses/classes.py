@@ -115,11 +115,14 @@ def numbers(device: torch.device, values: tuple[float, ...], dtype: torch.dtype)
 # ---- the classes of a call -----------------------------------------------------------------------
 
 
+_Runs = tuple[tuple[int, int], ...] | None
+
+
 class Classes(NamedTuple):
     """The classes of an input that are scored."""
 
     weight: Tensor | None  # of every class of the input
-    runs: tuple[tuple[int, int], ...] | None  # [start, stop) of class numbers; None: all
+    runs: _Runs  # [start, stop) of class numbers; None: all
 
     def scored(self, values: Tensor) -> Tensor:
         """``values[..., classes]``, in slices: an index tensor would be copied to the device."""
@@ -142,24 +145,34 @@ class Classes(NamedTuple):
         """Whether the weights need a gradient."""
         return self.weight is not None and self.weight.requires_grad
 
-    def table(self, input: Tensor) -> Tensor:
-        """``[2, classes]``: the weight of each class in the score, and in the pointwise loss, which
-        is about all classes."""
-        count = input.shape[1] if input.dim() > 1 else 1
-        scored = _scored(input, self.runs, count, sums_dtype(input.device))
-        return scored if self.weight is None else self.weight.to(scored.dtype) * scored
+
+ALL = Classes(None, None)
+
+
+def table(input: Tensor, scored: Classes | None, beside: Classes | None) -> Tensor | None:
+    """``[2, classes]``: the weight of each class in the score, and in the pointwise loss; 0 where
+    it does not count. None if all of them count alike in both."""
+    if scored is None and beside is None:
+        return None
+    one = scored or ALL
+    other = beside or Classes(one.weight, None)
+    count = input.shape[1] if input.dim() > 1 else 1
+    chosen = _chosen(input, (one.runs, other.runs), count, sums_dtype(input.device))
+    if one.weight is other.weight:
+        return chosen if one.weight is None else one.weight.to(chosen.dtype) * chosen
+    rows = zip(chosen.unbind(0), (one.weight, other.weight))
+    return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
 
 
 @kept
-def _scored(
-    device: torch.device, runs: tuple[tuple[int, int], ...] | None, count: int, dtype: torch.dtype
+def _chosen(
+    device: torch.device, of_rows: tuple[_Runs, _Runs], count: int, dtype: torch.dtype
 ) -> Tensor:
-    """``[2, classes]``: 1, but in the first row 0 for classes that are not scored."""
-    table = torch.ones((2, count), dtype=dtype, device=device)
-    if runs is not None:
-        table[0].zero_()
-        for start, stop in runs:
-            table[0, start:stop].fill_(1)
+    """``[2, classes]``: 1 for classes in the runs of a row, else 0."""
+    table = torch.zeros((2, count), dtype=dtype, device=device)
+    for row, runs in zip(table.unbind(0), of_rows):
+        for start, stop in ((0, count),) if runs is None else runs:
+            row[start:stop].fill_(1)
     return table
 
 
@@ -174,6 +187,17 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     if weight is not None:
         weight = per_class("class_weight", weight, input)
     return Classes(weight, _runs(classes, background, count))
+
+
+def beside(input: Tensor, class_weight: object, own_weight: object, own: object) -> Classes | None:
+    """The classes of a pointwise loss: all of them, with the weights of the score, unless it has
+    weights (``own_weight``) or a choice of classes (``own``) of its own."""
+    name, weight = "pointwise_class_weight", own_weight
+    if weight is None:
+        name, weight = "class_weight", class_weight
+    count = input.shape[1] if input.dim() > 1 else 1
+    runs = _runs(own, True, count, "pointwise_classes")
+    return Classes(None if weight is None else per_class(name, weight, input), runs)
 
 
 def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
@@ -210,7 +234,7 @@ def per_class(name: str, values: object, input: Tensor) -> Tensor:
     return tensor
 
 
-def _runs(classes: object, background: object, count: int) -> tuple[tuple[int, int], ...] | None:
+def _runs(classes: object, background: object, count: int, name: str = "classes") -> _Runs:
     """The scored classes as half-open runs of consecutive numbers; None if all are scored."""
     if not isinstance(background, bool):
         raise TypeError(f"include_background: expected True or False, got {background!r}")
@@ -228,21 +252,21 @@ def _runs(classes: object, background: object, count: int) -> tuple[tuple[int, i
     if classes is None:
         return None
     if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise TypeError(f"classes: expected a sequence of class numbers, got {classes!r}")
+        raise TypeError(f"{name}: expected a sequence of class numbers, got {classes!r}")
     runs: list[tuple[int, int]] = []
     seen: set[int] = set()
     for number in classes:
         if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"classes: expected integers, got {number!r}")
+            raise TypeError(f"{name}: expected integers, got {number!r}")
         if not 0 <= number < count:
-            raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {number}")
+            raise ValueError(f"{name}: expected numbers from 0 to {count - 1}, got {number}")
         if number in seen:
-            raise ValueError(f"classes: expected each class once, got {number} again")
+            raise ValueError(f"{name}: expected each class once, got {number} again")
         seen.add(number)
         if runs and runs[-1][1] == number:
             runs[-1] = (runs[-1][0], number + 1)
         else:
             runs.append((number, number + 1))
     if not runs:
-        raise ValueError("classes: expected at least one class, got none")
+        raise ValueError(f"{name}: expected at least one class, got none")
     return tuple(runs)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from customloss import scores
+from customloss import distributed, scores
 from customloss._spec import checks
+from customloss._spec import options as spec
 from customloss._spec.arguments import Data, Pointwise
-from customloss._spec.options import Linking, Options, ScoringWords
+from customloss._spec.options import Compound, ScoringWords
 from customloss.losses import classes, request, route
-from customloss.losses.base import Loss, takes
+from customloss.losses.base import takes
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
-from customloss.losses.request import Request, once
+from customloss.losses.request import ExtraNumbers, Request, once
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 PosWeight = Tensor | Sequence[float] | float | None
 
 
-@takes(Options)
+@takes(Compound)
 def compound_loss(
     score: Score | str | None,
     input: Tensor,
@@ -35,22 +37,22 @@ def compound_loss(
     score_weight: float = 1.0,
     cross_entropy_weight: float = 0.0,
     focal_weight: float = 0.0,
-    focal_gamma: float = 2.0,
-    pos_weight: PosWeight = None,
-    **options: Unpack[Options],
+    **options: Unpack[Compound],
 ) -> Tensor:
     """``a · loss of a score + b · cross-entropy + c · focal``, one pass forward and one backward.
 
     The pointwise part is a mean over the whole batch: for softmax over its pixels, else over its
-    elements. With w the element weights and v the class weights::
+    elements. With w the element weights, v the class weights and m = t (1-p) + (1-t) p::
 
-        softmax             Σ w v t (-log p)                  /  Σ w v t
-        sigmoid, none       Σ w v [π t (-log p) + (1-t) (-log (1-p))]  /  Σ w v
+        softmax             Σ w v t (-log p)                                  /  Σ w v t
+        sigmoid, none       Σ w v [π t (-log p) + (1-t) (-log (1-p))]         /  Σ w v
+        focal, softmax      Σ w v t (1-p)^γ (-log p)                          /  Σ w v t
+        focal, otherwise    Σ w v m^γ [π α t (-log p) + (1-α) (1-t) (-log (1-p))]  /  Σ w v
 
     The first is ``F.cross_entropy`` with its ``weight``, ``ignore_index`` and ``label_smoothing``.
     The second, with π = ``pos_weight``, is ``F.binary_cross_entropy_with_logits``, except where
-    there is a ``weight``: torch still divides by the number of elements. Focal puts (1-p)^γ before
-    the first logarithm and p^γ before the second, as torchvision's does, without its α.
+    there is a ``weight``: torch still divides by the number of elements. The last is torchvision's
+    ``sigmoid_focal_loss``; without an α both factors are 1.
 
     Args:
         score: see :func:`confusion_loss`, as for all arguments that are not listed here. It may be
@@ -58,8 +60,21 @@ def compound_loss(
         score_weight, cross_entropy_weight, focal_weight: a, b and c, >= 0. A part of weight 0 is
             not computed.
         focal_gamma: γ, >= 0.
-        pos_weight: π, the weight of the positives in a binary cross-entropy: a number, or one per
-            class.
+        focal_alpha: α in [0, 1], the weight of the positives of a focal loss, or None. A softmax
+            has class weights instead.
+        focal_split: with soft targets, (1-p)^γ before the first logarithm and p^γ before the
+            second, instead of m^γ before both. For hard targets it is the same.
+        pos_weight: π, the weight of the positives in a binary cross-entropy and a focal loss: a
+            number, or one per class.
+        ce_label_smoothing: ε of the cross-entropy alone, in [0, 1); None: that of the score,
+            ``label_smoothing``. nnU-Net and MONAI smooth the cross-entropy, and never Dice.
+        pointwise_class_weight: v of the pointwise loss, and then ``class_weight`` is that of the
+            score alone. None: ``class_weight``.
+        pointwise_classes: the classes that the pointwise loss counts. None: all.
+        pointwise_reduction: ``"mean"`` as above; ``"mean_all"`` divides by the number of pixels
+            or elements, ignored ones and any weights included; ``"sum"`` divides by nothing.
+        pointwise_group: ``"score"``: the ranks of ``process_group`` share the pointwise loss as
+            well; None: each rank has that of its own part of the batch, as in nnU-Net.
         average, samplewise, reduction: these are about the score, to which the pointwise loss of
             the whole batch is added. With ``samplewise=True`` and ``reduction="none"`` each sample
             gets its own pointwise loss. ``average="none"`` is refused: a pointwise loss is one
@@ -74,7 +89,7 @@ def compound_loss(
 
     Raises:
         TypeError, ValueError: as :func:`confusion_loss`; also for ``average="none"``, for
-            ``pos_weight`` with a softmax, and if no part has a weight above 0.
+            ``pos_weight`` or ``focal_alpha`` with a softmax, and if no part has a weight above 0.
 
     Source: Taghanaki et al., "Combo loss: Handling input and output imbalance in multi-organ
     segmentation", CMIG 2019; Isensee et al., "nnU-Net", Nature Methods 2021; focal: Lin et al.,
@@ -87,13 +102,37 @@ def compound_loss(
             score_weight=0.75, cross_entropy_weight=0.25, include_background=False,
         )
     """
-    return _compound(
-        score, input, target, weight, {**options}, score_weight, cross_entropy_weight,
-        focal_weight, focal_gamma, pos_weight,
-    )  # fmt: skip
+    weights = (score_weight, cross_entropy_weight, focal_weight)
+    return compound(score, input, target, weight, {**options}, *weights)
 
 
-def _compound(
+class _Beside(NamedTuple):
+    """The options of the pointwise loss."""
+
+    pos_weight: PosWeight = None
+    ce_label_smoothing: float | None = None
+    focal_gamma: float = 2.0
+    focal_alpha: float | None = None
+    focal_split: bool = False
+    pointwise_class_weight: Tensor | Sequence[float] | None = None
+    pointwise_classes: Sequence[int] | None = None
+    pointwise_reduction: str = "mean"
+    pointwise_group: str | None = "score"
+
+
+_PLAIN = _Beside()
+_OF_POINTWISE = frozenset(_Beside._fields)
+assert _PLAIN._asdict() == spec.POINTWISE
+
+
+def _taken_from(options: dict[str, Any]) -> _Beside:
+    """Takes the options of the pointwise loss out of those of a call."""
+    if _OF_POINTWISE.isdisjoint(options):
+        return _PLAIN
+    return _Beside(**{name: options.pop(name) for name in _Beside._fields if name in options})
+
+
+def compound(
     score: Score | str | None,
     input: Tensor,
     target: Tensor,
@@ -102,14 +141,14 @@ def _compound(
     score_weight: float,
     cross_entropy_weight: float = 0.0,
     focal_weight: float = 0.0,
-    focal_gamma: float = 2.0,
-    pos_weight: PosWeight = None,
     *,
     called: tuple[str, ...] = ("score_weight", "cross_entropy_weight", "focal_weight"),
+    reduction_called: str = "pointwise_reduction",
     **parameters: float,
 ) -> Tensor:
-    """See :func:`compound_loss`; ``called`` is what the caller's arguments for the weights are, and
-    ``parameters`` are those of a score of ``scores.py``."""
+    """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
+    weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
+    beside = _taken_from(options)
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
@@ -118,25 +157,28 @@ def _compound(
     if not score_weight and not parameters:
         score = None  # at weight 0 it is not computed
     score = _given(score, score_weight)
-    numbers = (score_weight, cross_entropy_weight, focal_weight, focal_gamma)
-    words = _words(scores.used_by(score), called, *numbers)
-    call = request.of_score(Data(input, target, weight), options, words, focal_gamma)
-    if pos_weight is not None and focal_weight and not cross_entropy_weight:
-        raise ValueError(
-            "pos_weight: expected None without a cross-entropy, whose positives it weighs, got "
-            f"{pos_weight}"
-        )
-    by_class = None if pos_weight is None else _pos_weight(pos_weight, call)
-    if not cross_entropy_weight:
+    weights = (score_weight, cross_entropy_weight, focal_weight)
+    softmax = options.get("activation") == "softmax"
+    smoothed = softmax and options.get("label_smoothing", 0.0) != 0
+    words = _words(scores.used_by(score), called, *weights, smoothed)
+    data = Data(input, target, weight)
+    numbers = _numbers(*beside[1:5], softmax) if beside is not _PLAIN else request.PLAIN
+    chosen = (beside.pointwise_class_weight, beside.pointwise_classes)
+    call = request.of_score(data, options, words, numbers, chosen)
+    if beside.pointwise_group != "score":
+        call = _alone(call, beside.pointwise_group)
+    by_class = None if beside.pos_weight is None else _pos_weight(beside.pos_weight, call)
+    if not any(weights[1:]):
         by_class = None
-    beside = _pointwise(call, score_weight, cross_entropy_weight, focal_weight)
+    divisor = _divisor(call, beside.pointwise_reduction, reduction_called)
+    factors = _factors(*weights, softmax, smoothed, beside.focal_alpha, divisor)
     if isinstance(by_class, float):
-        beside, by_class = beside._replace(log_pos=beside.log_pos * by_class), None
-    extra = call.elements.extra
+        more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
+        factors, by_class = factors._replace(**more), None
     make = _formula_at if parameters else formula_of
-    name, made, *_, must_agree = make(score, call.words, extra, **parameters)
-    must_agree = (numbers, pos_weight, must_agree)
-    return route.loss(call, Formula(name, made, beside, by_class, must_agree))
+    name, made, *_, must_agree = make(score, call.words, call.elements.extra, **parameters)
+    must_agree = (weights, beside, must_agree)
+    return route.loss(call, Formula(name, made, factors, by_class, must_agree))
 
 
 def _given(score: Score | str | None, score_weight: float) -> Score:
@@ -155,22 +197,74 @@ def _words(
     score_weight: float,
     cross_entropy_weight: float,
     focal_weight: float,
-    focal_gamma: float,
+    smoothed: bool,
 ) -> tuple[str, ...]:
-    """The further sums of the parts, whose weights are checked; ``used`` are those of the score."""
+    """The further sums of the parts, whose weights are checked; ``used`` are those of the score,
+    and ``smoothed`` says that the labels of a softmax are."""
     weights = (score_weight, cross_entropy_weight, focal_weight)
-    for name, value in (*zip(called, weights), ("focal_gamma", focal_gamma)):
+    for name, value in zip(called, weights):
         if name:
             checks.number(name, value, at_least=0)
     if not any(weights):
         raise ValueError(f"{', '.join(filter(None, called))}: expected one above 0, got none")
     words = (*used, *(("log_loss",) if cross_entropy_weight else ()))
-    return (*words, *(("focal",) if focal_weight else ()))
+    words = (*words, *(("focal",) if focal_weight else ()))
+    # tp + fn of smoothed labels is no number of pixels
+    return (*words, *(("support",) if smoothed and any(weights[1:]) else ()))
+
+
+@once
+def _numbers(
+    ce_label_smoothing: float | None,
+    focal_gamma: float,
+    focal_alpha: float | None,
+    focal_split: bool,
+    softmax: bool,
+) -> ExtraNumbers:
+    """The options that the kernels need, checked together with those beside them."""
+    checks.number("focal_gamma", focal_gamma, at_least=0)
+    if ce_label_smoothing is not None:
+        checks.number("ce_label_smoothing", ce_label_smoothing, at_least=0, below=1)
+    if focal_alpha is not None:
+        checks.number("focal_alpha", focal_alpha, at_least=0, at_most=1)
+        if softmax:
+            raise ValueError(
+                "focal_alpha: expected None with activation='softmax' (class_weight, or "
+                f"pointwise_class_weight, weighs its classes), got {focal_alpha}"
+            )
+    if not isinstance(focal_split, bool):
+        raise TypeError(f"focal_split: expected True or False, got {focal_split!r}")
+    return ExtraNumbers(focal_gamma, focal_split, ce_label_smoothing)
+
+
+def binary(other: str, activation: str) -> str:
+    """The activation of a binary cross-entropy; ``other`` is the loss for a softmax."""
+    if activation == "softmax":
+        raise ValueError(
+            f"activation: expected 'sigmoid' or 'none' for a binary cross-entropy ({other} has "
+            "that of a softmax), got 'softmax'"
+        )
+    return activation
 
 
 @once
 def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: float) -> Formula:
     return formula_of(at(score, **parameters), words, extra)
+
+
+def _alone(call: Request, group: object) -> Request:
+    """The call with a pointwise loss of each rank's own part of the batch."""
+    if group is not None:
+        raise ValueError(
+            "pointwise_group: expected 'score' (the ranks of process_group) or None (each rank its "
+            f"own part), got {group!r}"
+        )
+    if call.sharded():
+        raise ValueError(
+            "pointwise_group: expected 'score' for DTensors, whose loss is that of the whole "
+            "tensor, got None"
+        )
+    return call._replace(pointwise_alone=True)
 
 
 def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
@@ -188,35 +282,47 @@ def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
     return classes.per_class("pos_weight", pos_weight, call.data.input)
 
 
-def _pointwise(call: Request, score_weight: float, cross_entropy: float, focal: float) -> Pointwise:
-    """The weight of the score and the factors of the pointwise loss."""
+def _divisor(call: Request, reduction: str, called: str) -> float | None:
+    """What the pointwise loss is divided by; None: by the sum of its weights."""
+    if reduction == "mean":
+        return None
+    checks.one_of(called, reduction, ("mean", "mean_all", "sum"))
+    if reduction == "sum":
+        return 1.0
+    shared = call.group is not None and not call.pointwise_alone
+    if shared or call.sharded() or isinstance(call.group, distributed.Adder):
+        raise ValueError(
+            f"{called}: expected 'mean' or 'sum' for a batch in parts (each part knows "
+            "the size of its own alone), got 'mean_all'"
+        )
     shape = call.data.input.shape
-    return _factors(
-        score_weight, cross_entropy, focal, call.options.get("activation") == "softmax",
-        # The operator refuses a softmax of an input without classes.
-        call.options.get("label_smoothing", 0.0), shape[1] if len(shape) > 1 else 1,
-    )  # fmt: skip
+    size = math.prod(shape)
+    if call.options.get("activation") == "softmax":
+        size = size // shape[1]
+    each = call.elements.per_sample and call.words.reduction == "none"
+    return max(size // shape[0] if each and shape[0] else size, 1)
 
 
 @once
 def _factors(
-    score_weight: float, cross_entropy: float, focal: float, softmax: bool, smoothing: float,
-    classes: int,
+    score_weight: float, cross_entropy: float, focal: float, softmax: bool, smoothed: bool,
+    alpha: float | None, divisor: float | None,
 ) -> Pointwise:  # fmt: skip
+    """The weight of the score and the factors of the pointwise loss."""
     if not (cross_entropy or focal):
         return Pointwise(score_weight)
-    if not softmax:
-        return Pointwise(
-            score_weight, log_pos=cross_entropy, log_neg=cross_entropy, focal=focal,
-            positives=1.0, negatives=1.0,
-        )  # fmt: skip
-    # A pixel counts once, by its own class. With smoothing, tp + fn of a class holds 1 - ε + ε/K of
-    # its pixels and ε/K of the others, and these two factors undo that.
-    spread = smoothing / classes
-    return Pointwise(
-        score_weight, log_pos=cross_entropy, focal=focal,
-        positives=(1 - spread) / (1 - smoothing), negatives=-spread / (1 - smoothing),
-    )  # fmt: skip
+    scale = 1.0 if divisor is None else 1.0 / divisor
+    focal_pos = scale * focal * (1.0 if alpha is None else alpha)
+    if softmax:
+        # a pixel counts once, by its own class
+        lost = {"log_pos": scale * cross_entropy, "focal_pos": focal_pos}
+        counted = {"support": 1.0} if smoothed else {"positives": 1.0}
+    else:
+        focal_neg = scale * focal * (1.0 if alpha is None else 1 - alpha)
+        lost = {"log_pos": scale * cross_entropy, "log_neg": scale * cross_entropy}
+        lost |= {"focal_pos": focal_pos, "focal_neg": focal_neg}
+        counted = {"positives": 1.0, "negatives": 1.0}
+    return Pointwise(score_weight, **lost, **(counted if divisor is None else {}))
 
 
 class CompoundLoss(ConfusionLoss):
@@ -240,223 +346,10 @@ class CompoundLoss(ConfusionLoss):
         score_weight: float = 1.0,
         cross_entropy_weight: float = 0.0,
         focal_weight: float = 0.0,
-        focal_gamma: float = 2.0,
-        pos_weight: PosWeight = None,
-        **options: Unpack[Options],
+        **options: Unpack[Compound],
     ) -> None:
         more: dict[str, Any] = {
             "score_weight": score_weight, "cross_entropy_weight": cross_entropy_weight,
-            "focal_weight": focal_weight, "focal_gamma": focal_gamma, "pos_weight": pos_weight,
+            "focal_weight": focal_weight,
         }  # fmt: skip
         super().__init__(_given(score, score_weight), **more, **options)
-
-
-# ---- presets -------------------------------------------------------------------------------------
-
-
-@takes(Linking)
-def dice_ce_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    dice_weight: float = 1.0,
-    ce_weight: float = 1.0,
-    smooth: float = 0.0,
-    activation: str = "softmax",
-    **options: Unpack[Linking],
-) -> Tensor:
-    """``dice_weight · (1 - Dice) + ce_weight · cross-entropy``: what nnU-Net and MONAI train with.
-
-    This is :func:`compound_loss` with the score of :func:`dice_loss`, of a SOFTMAX by default; they
-    explain the arguments and errors. nnU-Net's loss has ``link="negative"``,
-    ``include_background=False`` and, unless its ``batch_dice`` is set, ``samplewise=True``. MONAI's
-    has ``samplewise=True`` unless its ``batch`` is set.
-    """
-    given = {"activation": activation, **options}
-    return _compound(
-        scores.dice, input, target, weight, given, dice_weight, ce_weight,
-        called=("dice_weight", "ce_weight", ""), smooth=smooth,
-    )  # fmt: skip
-
-
-class DiceCELoss(Loss, name="dice_ce"):
-    """Dice and cross-entropy of a softmax; see :func:`customloss.dice_ce_loss`.
-
-    Example::
-
-        criterion = customloss.DiceCELoss(include_background=False, ignore_index=255)
-        criterion(logits, class_numbers).backward()  # [N, C, H, W] and [N, H, W]
-    """
-
-    function = staticmethod(dice_ce_loss)
-
-    def __init__(
-        self,
-        *,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        smooth: float = 0.0,
-        activation: str = "softmax",
-        **options: Unpack[Linking],
-    ) -> None:
-        more: dict[str, Any] = {
-            "dice_weight": dice_weight, "ce_weight": ce_weight, "smooth": smooth,
-            "activation": activation,
-        }  # fmt: skip
-        super().__init__(**more, **options)
-
-
-@takes(Linking)
-def dice_bce_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    dice_weight: float = 1.0,
-    bce_weight: float = 1.0,
-    pos_weight: PosWeight = None,
-    smooth: float = 0.0,
-    activation: str = "sigmoid",
-    **options: Unpack[Linking],
-) -> Tensor:
-    """``dice_weight · (1 - Dice) + bce_weight · binary cross-entropy``, of a sigmoid.
-
-    This is :func:`compound_loss` with the score of :func:`dice_loss`; they explain the arguments
-    and errors. ``activation`` is ``"sigmoid"``, or ``"none"`` for probabilities.
-
-    Raises:
-        ValueError: also for ``activation="softmax"``, for which there is :func:`dice_ce_loss`.
-    """
-    if activation == "softmax":
-        raise ValueError(
-            "activation: expected 'sigmoid' or 'none' for a binary cross-entropy (dice_ce_loss has "
-            "that of a softmax), got 'softmax'"
-        )
-    given = {"activation": activation, **options}
-    return _compound(
-        scores.dice, input, target, weight, given, dice_weight, bce_weight, pos_weight=pos_weight,
-        called=("dice_weight", "bce_weight", ""), smooth=smooth,
-    )  # fmt: skip
-
-
-class DiceBCELoss(Loss, name="dice_bce"):
-    """Dice and binary cross-entropy of a sigmoid; see :func:`customloss.dice_bce_loss`."""
-
-    function = staticmethod(dice_bce_loss)
-
-    def __init__(
-        self,
-        *,
-        dice_weight: float = 1.0,
-        bce_weight: float = 1.0,
-        pos_weight: PosWeight = None,
-        smooth: float = 0.0,
-        activation: str = "sigmoid",
-        **options: Unpack[Linking],
-    ) -> None:
-        more: dict[str, Any] = {
-            "dice_weight": dice_weight, "bce_weight": bce_weight, "pos_weight": pos_weight,
-            "smooth": smooth, "activation": activation,
-        }  # fmt: skip
-        super().__init__(**more, **options)
-
-
-@takes(Linking)
-def dice_focal_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    dice_weight: float = 1.0,
-    focal_weight: float = 1.0,
-    focal_gamma: float = 2.0,
-    smooth: float = 0.0,
-    activation: str = "sigmoid",
-    **options: Unpack[Linking],
-) -> Tensor:
-    """``dice_weight · (1 - Dice) + focal_weight · focal``, of a sigmoid by default.
-
-    This is :func:`compound_loss` with the score of :func:`dice_loss`; they explain the arguments
-    and errors. Both parts have the same ``activation``: with ``"softmax"`` the focal loss is that
-    of the true class of a pixel (in MONAI's ``DiceFocalLoss(softmax=True)`` it is still that of a
-    sigmoid).
-    """
-    given = {"activation": activation, **options}
-    return _compound(
-        scores.dice, input, target, weight, given, dice_weight,
-        focal_weight=focal_weight, focal_gamma=focal_gamma,
-        called=("dice_weight", "", "focal_weight"), smooth=smooth,
-    )  # fmt: skip
-
-
-class DiceFocalLoss(Loss, name="dice_focal"):
-    """Dice and focal loss of a sigmoid; see :func:`customloss.dice_focal_loss`."""
-
-    function = staticmethod(dice_focal_loss)
-
-    def __init__(
-        self,
-        *,
-        dice_weight: float = 1.0,
-        focal_weight: float = 1.0,
-        focal_gamma: float = 2.0,
-        smooth: float = 0.0,
-        activation: str = "sigmoid",
-        **options: Unpack[Linking],
-    ) -> None:
-        more: dict[str, Any] = {
-            "dice_weight": dice_weight, "focal_weight": focal_weight, "focal_gamma": focal_gamma,
-            "smooth": smooth, "activation": activation,
-        }  # fmt: skip
-        super().__init__(**more, **options)
-
-
-@takes(Linking)
-def tversky_ce_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    tversky_weight: float = 1.0,
-    ce_weight: float = 1.0,
-    fp_weight: float = 0.5,
-    fn_weight: float = 0.5,
-    smooth: float = 0.0,
-    activation: str = "softmax",
-    **options: Unpack[Linking],
-) -> Tensor:
-    """``tversky_weight · (1 - Tversky) + ce_weight · cross-entropy``, of a SOFTMAX by default.
-
-    This is :func:`compound_loss` with the score of :func:`tversky_loss`; they explain the arguments
-    and errors.
-    """
-    given = {"activation": activation, **options}
-    return _compound(
-        scores.tversky, input, target, weight, given, tversky_weight, ce_weight,
-        called=("tversky_weight", "ce_weight", ""),
-        fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth,
-    )  # fmt: skip
-
-
-class TverskyCELoss(Loss, name="tversky_ce"):
-    """Tversky and cross-entropy of a softmax; see :func:`customloss.tversky_ce_loss`."""
-
-    function = staticmethod(tversky_ce_loss)
-
-    def __init__(
-        self,
-        *,
-        tversky_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        fp_weight: float = 0.5,
-        fn_weight: float = 0.5,
-        smooth: float = 0.0,
-        activation: str = "softmax",
-        **options: Unpack[Linking],
-    ) -> None:
-        more: dict[str, Any] = {
-            "tversky_weight": tversky_weight, "ce_weight": ce_weight, "fp_weight": fp_weight,
-            "fn_weight": fn_weight, "smooth": smooth, "activation": activation,
-        }  # fmt: skip
-        super().__init__(**more, **options)

@@ -53,10 +53,11 @@ class ExtendedSums(NamedTuple):
 
     ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
     ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
-    ``focal = Σ w [t (1-p)^γ (-log p) + (1-t) p^γ (-log (1-p))]`` (softmax has no second term).
-    ``hard`` counts decisions, p > 1/2 or the largest of a softmax, in float64 and without a
-    gradient, so that they can be added up over an epoch. ``a + b``, and ``sum`` of a list, are the
-    sums of both batches.
+    ``focal_pos = Σ w t m^γ (-log p)``, ``focal_neg = Σ w (1-t) m^γ (-log (1-p))`` with
+    ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
+    ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
+    of a softmax, in float64 and without a gradient, so that they can be added up over an epoch.
+    ``a + b``, and ``sum`` of a list, are the sums of both batches.
     """
 
     tp: Tensor
@@ -69,8 +70,17 @@ class ExtendedSums(NamedTuple):
     t2: Tensor | None = None
     tp2: Tensor | None = None
     distance: Tensor | None = None
-    focal: Tensor | None = None
+    focal_pos: Tensor | None = None
+    focal_neg: Tensor | None = None
     hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
+    support: Tensor | None = None
+
+    @property
+    def focal(self) -> Tensor | None:
+        """The sum of both focal terms."""
+        if self.focal_pos is None or self.focal_neg is None:
+            return None
+        return self.focal_pos + self.focal_neg
 
     def __add__(self, other: object) -> ExtendedSums:
         result: ExtendedSums = _added(self, other)
@@ -96,9 +106,10 @@ def named(
     by_name: dict[str, Any] = dict(zip(rows(extra), sums.unbind(0)))
     if not extra:
         return ConfusionSums(**by_name)
-    if extra & Extra.HARD:  # the last rows
+    if extra & Extra.HARD:
+        first = rows(extra).index("hard_tp")
         by_name = {name: row for name, row in by_name.items() if not name.startswith("hard_")}
-        by_name["hard"] = ConfusionSums(*exact[-4:].detach().unbind(0))
+        by_name["hard"] = ConfusionSums(*exact[first : first + 4].detach().unbind(0))
     return ExtendedSums(**by_name)
 
 

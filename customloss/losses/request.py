@@ -37,6 +37,8 @@ class Request(NamedTuple):
     extra: dict[str, Any]  # the further sums, as ``confusion_sums`` takes them
     group: ProcessGroup | distributed.Adder | None
     classes: Classes | None  # None: all of them count alike
+    beside: Classes | None = None  # the same of the pointwise loss
+    pointwise_alone: bool = False  # whether that is of this rank's part of the batch alone
 
     def sharded(self) -> bool:
         """Whether the operands are DTensors."""
@@ -50,6 +52,19 @@ class Request(NamedTuple):
         _, target, weight = self.data
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
 
+
+class ExtraNumbers(NamedTuple):
+    """What the extra sums depend on beside the options of every loss."""
+
+    focal_gamma: float = 2.0
+    focal_split: bool = False
+    log_smoothing: float | None = None
+
+
+PLAIN = ExtraNumbers()
+# pointwise_class_weight and pointwise_classes
+BesideClasses = tuple[object, object]
+_ALIKE = (None, None)
 
 # two options whose types the dispatcher does not tell apart: it takes True for 1, and 1 for True
 _AMBIGUOUS = ("ignore_index", "samplewise")
@@ -145,14 +160,21 @@ def of_score(
     data: Data,
     given: dict[str, Any],
     words: tuple[str, ...] = (),
-    focal_gamma: float = 2.0,
+    numbers: ExtraNumbers = PLAIN,
+    beside: BesideClasses | None = None,
 ) -> Request:
-    """A call of the loss of any score; ``words`` are those of the extra sums that it needs."""
+    """A call of the loss of any score; ``words`` are those of the extra sums that it needs,
+    ``numbers`` what these depend on, and ``beside`` the weights and the choice of classes of the
+    pointwise loss, if there is one."""
     data = data._replace(target=readable(data.input, data.target))
+    class_weight = given.get("class_weight")
     group, asked = prepared(*data, given)
     rank = data.input.dim()
-    elements, scoring_words, extra = _for_score(rank, words, focal_gamma, **given)
-    return Request(data, elements, scoring_words, given, extra, group, asked)
+    elements, scoring_words, extra = _for_score(rank, words, numbers, **given)
+    of_pointwise = None
+    if beside is not None and (class_weight is not None or beside != _ALIKE):
+        of_pointwise = classes.beside(data.input, class_weight, *beside)
+    return Request(data, elements, scoring_words, given, extra, group, asked, of_pointwise)
 
 
 def bad_options(operator: str, given: dict[str, Any]) -> None:
@@ -181,15 +203,14 @@ _SCORED = {name: value for name, value in options.LOSS.items() if name != "smoot
 
 @once
 def _for_score(
-    rank: int, words: tuple[str, ...], focal_gamma: float, /, **given: Any
+    rank: int, words: tuple[str, ...], numbers: ExtraNumbers, /, **given: Any
 ) -> tuple[Elements, ScoringWords, dict[str, Any]]:
     checks.option_types(given, _SCORED)
     elements, scoring_words = options.for_score(rank, **given)
     extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
-    if "focal" in extra:
-        extra["focal_gamma"] = focal_gamma
-        elements = elements._replace(focal_gamma=focal_gamma)
-    return elements._replace(extra=options.extra_bits(extra)), scoring_words, extra
+    needed = numbers._asdict() if words else {}
+    elements = elements._replace(extra=options.extra_bits(extra), **needed)
+    return elements, scoring_words, extra | needed
 
 
 @once

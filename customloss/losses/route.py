@@ -26,9 +26,10 @@ from torch import Tensor
 from customloss import distributed, scores
 from customloss._ops import is_dtensor, totals
 from customloss._spec import options
-from customloss._spec.arguments import ClassWeights, GroupSums
+from customloss._spec.arguments import ClassWeights, GroupSums, Pointwise
 from customloss._spec.options import Ratio
 from customloss._spec.words import LINKS
+from customloss.losses import classes
 from customloss.losses.formula import Formula
 from customloss.losses.named_sums import SumsTaker
 from customloss.losses.request import Request
@@ -55,14 +56,15 @@ def route(request: Request, formula: Formula) -> Route:
 
 def _has_closed_form(request: Request, formula: Formula) -> bool:
     """Whether the operators can compute this loss."""
-    words, classes = request.words, request.classes
+    words = request.words
+    asked = [each for each in (request.classes, request.beside) if each is not None]
     if not isinstance(formula.score, Ratio) or words.link not in LINKS:
         return False
     if formula.pos_weight is not None or pools_classes(request, formula):
         return False
     if request.group is not None and request.elements.per_sample:
         return False
-    return classes is None or (words.average != "none" and not classes.learned())
+    return not asked or (words.average != "none" and not any(each.learned() for each in asked))
 
 
 def pools_classes(request: Request, formula: Formula) -> bool:
@@ -71,7 +73,8 @@ def pools_classes(request: Request, formula: Formula) -> bool:
     pos_weight = formula.pos_weight
     micro = request.options.get("average") == "micro"
     one_group = not request.elements.per_class and (micro or request.data.input.dim() > 1)
-    by_class = request.classes is not None or (pos_weight is not None and pos_weight.dim() > 0)
+    by_class = request.classes is not None or request.beside is not None
+    by_class = by_class or (pos_weight is not None and pos_weight.dim() > 0)
     return one_group and by_class
 
 
@@ -88,8 +91,7 @@ def loss(request: Request, formula: Formula) -> Tensor:
     if taker is not None:
         micro = request.options.get("average") == "micro"
         taker.take(whole, request.elements, micro or request.data.input.dim() == 1)
-    make = composed if way is Route.COMPOSED else sums_then_loss
-    result = make(request, formula, whole)
+    result = _of_sums(request, formula, whole)
     result = _without_class(request, result).to(accumulator(request.data.input))
     return is_dtensor.placed_like(sums, result)
 
@@ -103,6 +105,19 @@ def _for_taker(request: Request, taker: SumsTaker) -> Request:
         elements = elements._replace(extra=elements.extra | Extra.HARD)
         extra = {**extra, "hard": True}
     return request._replace(group=group, elements=elements, extra=extra)
+
+
+def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
+    """The loss of the sums of this process."""
+    if request.pointwise_alone and request.group is not None and _has_pointwise(formula):
+        scored = Pointwise(formula.pointwise.score_weight)
+        of_score = formula._replace(pointwise=scored, pos_weight=None)
+        alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
+        own = _of_sums(request._replace(group=None), alone, sums)
+        return own + _of_sums(request, of_score, sums)
+    if route(request, formula) is Route.COMPOSED:
+        return composed(request, formula, sums)
+    return sums_then_loss(request, formula, sums)
 
 
 def _without_class(request: Request, loss: Tensor) -> Tensor:
@@ -184,7 +199,7 @@ def _sums(request: Request, pools: bool) -> Tensor:
 
 
 def _class_table(request: Request) -> Tensor | None:
-    return None if request.classes is None else request.classes.table(request.data.input)
+    return classes.table(request.data.input, request.classes, request.beside)
 
 
 def _must_agree(request: Request, formula: Formula) -> object:
@@ -195,7 +210,7 @@ def _must_agree(request: Request, formula: Formula) -> object:
     return _listed(
         (
             formula.name, request.elements, sorted(request.options.items()), request.classes,
-            formula.must_agree,
+            request.beside, formula.must_agree,
         )
     )  # fmt: skip
 
@@ -211,7 +226,7 @@ def _listed(value: Any) -> Any:
 
 def _has_pointwise(formula: Formula) -> bool:
     pointwise = formula.pointwise
-    return any((pointwise.log_pos, pointwise.log_neg, pointwise.focal))
+    return any((pointwise.log_pos, pointwise.log_neg, pointwise.focal_pos, pointwise.focal_neg))
 
 
 def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) -> totals.Groups:
@@ -258,18 +273,23 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
     """The loss beside the score, of the rows of the whole batch."""
     factors, pos_weight = formula.pointwise, formula.pos_weight
     weight = None
-    if request.classes is not None and request.classes.weight is not None:
-        weight = request.classes.weight.to(rows[0].dtype)
+    if request.beside is not None:
+        table = _class_table(request)
+        assert table is not None
+        weight = table[1].to(rows[0].dtype)
     if request.constant_sums():
         rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
+    _, log_pos, log_neg, focal_pos, *rest = factors
+    if pos_weight is not None:  # a part that is not there has no row
+        log_pos = log_pos * pos_weight if log_pos else log_pos
+        focal_pos = focal_pos * pos_weight if focal_pos else focal_pos
     return reference.pointwise_loss(
         rows,
         request.elements.extra,
-        factors.log_pos if pos_weight is None else factors.log_pos * pos_weight,
-        factors.log_neg,
-        factors.focal,
-        factors.positives,
-        factors.negatives,
+        log_pos,
+        log_neg,
+        focal_pos,
+        *rest,
         class_weight=weight,
         keep_samples=request.elements.per_sample and request.words.reduction == "none",
     )

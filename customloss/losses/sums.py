@@ -31,6 +31,7 @@ def confusion_sums(
     distance: Literal[False] = False,
     focal: Literal[False] = False,
     hard: Literal[False] = False,
+    support: Literal[False] = False,
     **options: Unpack[Reading],
 ) -> ConfusionSums: ...
 
@@ -46,7 +47,10 @@ def confusion_sums(
     distance: bool = False,
     focal: bool = False,
     hard: bool = False,
+    support: bool = False,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     **options: Unpack[Reading],
 ) -> ExtendedSums: ...
 
@@ -70,7 +74,10 @@ def confusion_sums(
     distance: bool = False,
     focal: bool = False,
     hard: bool = False,
+    support: bool = False,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     dtype: torch.dtype | None = None,
     check_target: bool = False,
 ) -> ConfusionSums | ExtendedSums:
@@ -80,9 +87,12 @@ def confusion_sums(
     other word keeps them apart.
 
     Args:
-        log_loss, squares, distance, focal, hard: sums to add up in the same pass, see
+        log_loss, squares, distance, focal, hard, support: sums to add up in the same pass, see
             :class:`ExtendedSums`. ``hard`` are those of the decisions, for metrics in training.
-        focal_gamma: the γ of ``focal``, >= 0.
+        focal_gamma: the γ of the focal sums, >= 0.
+        focal_split: m is 1-p before the first logarithm of the focal sums and p before the second;
+            for hard targets that is the same.
+        log_smoothing: ε of the log-losses alone; None: ``label_smoothing``.
         dtype: of the sums. By default float64 for float64 input, else float32; they are added
             up in float64 either way.
 
@@ -103,11 +113,12 @@ def confusion_sums(
         "activation": activation, "average": average, "samplewise": samplewise,
         "logit_scale": logit_scale, "logit_offset": logit_offset, "ignore_index": ignore_index,
         "label_smoothing": label_smoothing, "out_of_range": out_of_range,
-        "nan_targets": nan_targets, "focal_gamma": focal_gamma,
+        "nan_targets": nan_targets, "focal_gamma": focal_gamma, "focal_split": focal_split,
+        "log_smoothing": log_smoothing,
     }  # fmt: skip
     asked = {
         "log_loss": log_loss, "squares": squares, "distance": distance, "focal": focal,
-        "hard": hard,
+        "hard": hard, "support": support,
     }  # fmt: skip
     given = {**options, **asked}
     data = Data(input, request.readable(input, target), weight)

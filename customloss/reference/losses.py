@@ -106,30 +106,43 @@ def pointwise_loss(
     extra: int,
     log_pos: float | Tensor,
     log_neg: float | Tensor,
-    focal: float,
+    focal_pos: float | Tensor,
+    focal_neg: float,
     positives: float,
     negatives: float,
+    support: float,
     class_weight: Tensor | None = None,
     keep_samples: bool = False,
 ) -> Tensor:
-    """``Σ v (a LP + b LN + c F) / Σ v (m (tp + fn) + n (fp + tn))``: a cross-entropy, a focal loss.
+    """``Σ v (a LP + b LN + c FP + d FN) / Σ v (m (tp + fn) + n (fp + tn) + l S)``: a cross-entropy,
+    a focal loss.
 
-    LP, LN and F are the rows of the log-losses and of focal; a = ``log_pos``, b = ``log_neg``,
-    c = ``focal``, m = ``positives``, n = ``negatives``, v = ``class_weight``. The sums are over all
-    groups, or with ``keep_samples`` over those of each sample. Where nothing counts the loss is 0.
+    LP, LN, FP, FN and S are the rows of the log-losses, of focal and of the support;
+    a = ``log_pos``, b = ``log_neg``, c = ``focal_pos``, d = ``focal_neg``, m = ``positives``,
+    n = ``negatives``, l = ``support``, v = ``class_weight``. The sums are over all groups, or with
+    ``keep_samples`` over those of each sample. Where nothing counts the loss is 0. If m, n and l
+    are all 0 it is divided by nothing.
     """
     names = rows(extra)
+    factors = {
+        "log_loss_pos": log_pos, "log_loss_neg": log_neg, "focal_pos": focal_pos,
+        "focal_neg": focal_neg,
+    }  # fmt: skip
     parts = [
         factor * sums[names.index(name)]
-        for name, factor in (("log_loss_pos", log_pos), ("log_loss_neg", log_neg), ("focal", focal))
+        for name, factor in factors.items()
         if isinstance(factor, Tensor) or factor
     ]
-    lost = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    lost = lost if len(parts) < 3 else lost + parts[2]
+    lost = parts[0]
+    for part in parts[1:]:
+        lost = lost + part
     tp, fp, fn, tn = sums[:4]
-    counted = positives * (tp + fn)
+    divided = bool(positives or negatives or support)
+    counted = positives * (tp + fn) if divided else torch.zeros_like(tp)
     if negatives:
         counted = counted + negatives * (fp + tn)
+    if support:
+        counted = counted + support * sums[names.index("support")]
     if class_weight is not None:
         # a class of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
         hidden = (class_weight == 0) & ~torch.isfinite(lost + counted)
@@ -137,6 +150,8 @@ def pointwise_loss(
         counted = counted.masked_fill(hidden, 0) * class_weight
     over = (-1,) if keep_samples else (-2, -1)
     lost, counted = lost.sum(over), counted.sum(over)
+    if not divided:
+        return lost
     # An infinite loss does not change with the denominator: its derivative would be infinite, and
     # differences of it would make a NaN of every gradient.
     counted = torch.where(lost.isinf(), counted.detach(), counted)
@@ -152,14 +167,14 @@ def sums_loss(
     similarity: tuple[float, float, float, float, str, float],
     averaging: tuple[str, str, str],
     score_weight: float,
-    pointwise: tuple[float, float, float, float, float],
+    pointwise: tuple[float, ...],
 ) -> Tensor:
     """``score_weight`` times the loss of a similarity, plus a pointwise loss, from sums
     ``[rows, ..., samples, classes]``.
 
     ``similarity`` holds the arguments of :func:`similarity_loss` behind the sums; ``averaging`` the
     words of ``absent``, ``average`` and ``reduction``; ``pointwise`` the factors of
-    :func:`pointwise_loss`, of which the first three are 0 if there is no such loss.
+    :func:`pointwise_loss`, of which the first four are 0 if there is no such loss.
     ``class_weight`` is ``[2, classes]``: the first row is for the score, where a class of weight 0
     is left out, and the second for the pointwise loss.
     """
@@ -178,7 +193,7 @@ def sums_loss(
     elif reduction == "none":
         groups = sums[0] if samplewise else sums[0, ..., 0, :]
         loss = torch.zeros_like(groups if average == "none" else groups[..., 0])
-    if any(pointwise[:3]):
+    if any(pointwise[:4]):
         keep_samples = samplewise and reduction == "none"
         loss = loss + pointwise_loss(sums.unbind(0), extra, *pointwise, of_pointwise, keep_samples)
     return loss

@@ -24,16 +24,18 @@ class Extra(enum.IntFlag):
     LOG_LOSS = 1  # Σ w t (-log p), Σ w (1-t) (-log q); softmax has no second
     SQUARES = 2  # Σ w p², Σ w t², Σ w t p²
     DISTANCE = 4  # Σ w |p - t|
-    FOCAL = 8  # Σ w [t q^γ (-log p) + (1-t) p^γ (-log q)]; softmax has no second term
+    FOCAL = 8  # Σ w t m^γ (-log p), Σ w (1-t) m^γ (-log q), m = t q + (1-t) p; see ``focal_bases``
     HARD = 16  # tp, fp, fn, tn of the decision: p > 1/2, or the largest of a softmax
+    SUPPORT = 32  # Σ w t with t before smoothing: what the cross-entropy of a softmax is divided by
 
 
 EXTRA_ROWS = {
     Extra.LOG_LOSS: ("log_loss_pos", "log_loss_neg"),
     Extra.SQUARES: ("p2", "t2", "tp2"),
     Extra.DISTANCE: ("distance",),
-    Extra.FOCAL: ("focal",),
+    Extra.FOCAL: ("focal_pos", "focal_neg"),
     Extra.HARD: ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
+    Extra.SUPPORT: ("support",),
 }
 
 
@@ -131,11 +133,19 @@ def log_losses(
     return torch.log1p(rest + torch.expm1(highest)) - shifted, torch.zeros_like(z)
 
 
+class Target(NamedTuple):
+    """A target of the input's shape, in the dtype of ``accumulator``."""
+
+    given: Tensor
+    smoothed: Tensor
+    log: Tensor  # smoothed for the log-losses
+
+
 class Operands(NamedTuple):
-    """What the sums are made of; ``target`` and ``weight`` have the dtype of ``accumulator``."""
+    """What the sums are made of; ``weight`` has the dtype of ``accumulator``."""
 
     input: Tensor  # 0 where it is ignored, or of weight 0 and would spoil the sums
-    target: Tensor  # of the input's shape; smoothed; 0 in the holes
+    target: Target  # 0 in the holes
     weight: Tensor | None  # NaN where a class number is refused
     holes: Tensor | None  # elements that add nothing to the sums
 
@@ -147,6 +157,7 @@ def operands(
     activation: str,
     ignore_index: int | Sequence[int] | None,
     label_smoothing: float,
+    log_smoothing: float | None = None,
     out_of_range: str = "raise",
     nan_targets: str = "propagate",
 ) -> Operands:
@@ -176,8 +187,6 @@ def operands(
             counts = ~target.isnan() if counts is None else counts & ~target.isnan()
         t = target.to(dtype)
         outcomes = input.shape[1] if activation == "softmax" else 2
-    if label_smoothing:
-        t = t * (1 - label_smoothing) + label_smoothing / outcomes
     holes = blanks = None if counts is None else ~counts.expand(input.shape)
     w = None if weight is None else weight.to(dtype)
     if w is not None:
@@ -194,9 +203,12 @@ def operands(
         holes = blanks | (unweighted & ~t.isfinite())
     if refused is not None:
         w = _spoiled(w, refused, dtype)
+    each = (0.0, label_smoothing, label_smoothing if log_smoothing is None else log_smoothing)
+    targets = [t * (1 - smoothing) + smoothing / outcomes if smoothing else t for smoothing in each]
     if holes is None:
-        return Operands(input, t, w, None)
-    return Operands(_filled(input, blanks), _filled(t, holes), w, holes)
+        return Operands(input, Target(*targets), w, None)
+    filled = Target(*(_filled(target, holes) for target in targets))
+    return Operands(_filled(input, blanks), filled, w, holes)
 
 
 def _spoiled(weight: Tensor | None, refused: Tensor, dtype: torch.dtype) -> Tensor:
@@ -239,32 +251,52 @@ def _far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * p - t * q
 
 
+def focal_bases(
+    p: Tensor, q: Tensor, t: Tensor, activation: str, split: bool
+) -> tuple[Tensor, Tensor]:
+    """What is raised to γ before -log p, and before -log q.
+
+    Of a sigmoid or of probabilities it is m = t q + (1-t) p for both, how far the prediction is off
+    (1 - p_t in the paper). With ``split``, and for a softmax, it is q, and p; that is the same for
+    hard targets.
+    """
+    if split or activation == "softmax":
+        return q, p
+    missed = t * q + (1 - t) * p
+    return missed, missed
+
+
 def shares(
     input: Tensor,
-    t: Tensor,
+    target: Target,
     activation: str,
     scale: float,
     offset: float,
     extra: int = 0,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
 ) -> Tensor:
     """What every element adds to each of the sums at weight 1: ``[rows, *input.shape]``."""
     p, q, _ = probability(input, activation, scale, offset)
+    t = target.smoothed
     found = [t * p, (1 - t) * p, t * q, (1 - t) * q]
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
         positive, negative = log_losses(input, activation, scale, offset)
         if extra & Extra.LOG_LOSS:
-            found += [_times(t, positive), _times(1 - t, negative)]
+            found += [_times(target.log, positive), _times(1 - target.log, negative)]
     if extra & Extra.SQUARES:
         found += [p * p, t * t, t * p * p]
     if extra & Extra.DISTANCE:
         found += [_far(p, q, t).abs()]
     if extra & Extra.FOCAL:
-        missed = _times(t, positive) * power(q, focal_gamma)
-        found += [missed + _times(1 - t, negative) * power(p, focal_gamma)]
+        one, other = focal_bases(p, q, t, activation, focal_split)
+        found += [_times(t, positive) * power(one, focal_gamma)]
+        found += [_times(1 - t, negative) * power(other, focal_gamma)]
     if extra & Extra.HARD:
         decided = _decision(_deciding(input, p, activation, scale, offset), activation).to(t.dtype)
         found += [t * decided, (1 - t) * decided, t * (1 - decided), (1 - t) * (1 - decided)]
+    if extra & Extra.SUPPORT:
+        found += [target.given]
     return torch.stack(torch.broadcast_tensors(*found))
 
 
@@ -290,6 +322,8 @@ def confusion(
     label_smoothing: float = 0.0,
     extra: int = 0,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     out_of_range: str = "raise",
     nan_targets: str = "propagate",
 ) -> Tensor:
@@ -298,12 +332,13 @@ def confusion(
     ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
     A target with one class where the input has several holds class numbers: t = [target = c],
     and what is ``ignore_index`` does not count. Smoothing makes t ``(1-ε) t + ε/K``, with K = C for
-    class numbers and for a softmax, else 2.
+    class numbers and for a softmax, else 2. The log-losses take ``log_smoothing`` as ε if it is not
+    None.
     """
-    x, t, w, holes = operands(
-        input, target, weight, activation, ignore_index, label_smoothing, out_of_range, nan_targets
-    )
-    terms = _filled(shares(x, t, activation, scale, offset, extra, focal_gamma), holes)
+    reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
+    x, t, w, holes = operands(input, target, weight, activation, *reading)
+    options = (activation, scale, offset, extra, focal_gamma, focal_split)
+    terms = _filled(shares(x, t, *options), holes)
     if w is not None:
         terms = terms * w
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
@@ -336,6 +371,8 @@ def confusion_backward(
     label_smoothing: float = 0.0,
     extra: int = 0,
     focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
     out_of_range: str = "raise",
     nan_targets: str = "propagate",
 ) -> Tensor:
@@ -350,20 +387,21 @@ def confusion_backward(
 
     ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
     """
-    x, t, w, holes = operands(
-        input, target, weight, activation, ignore_index, label_smoothing, out_of_range, nan_targets
-    )
+    reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
+    x, t, w, holes = operands(input, target, weight, activation, *reading)
     exact = dict(zip(rows(extra), _spread(grad_sums, input, per_sample, per_class).unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
-    g = {name: row.to(t.dtype) for name, row in exact.items()}
-    options = (activation, scale, offset, extra, focal_gamma)
+    g = {name: row.to(t.given.dtype) for name, row in exact.items()}
+    options = (activation, scale, offset, extra, focal_gamma, focal_split)
     if wrt == "weight":
         terms = shares(x, t, *options).unbind(0)
         total = torch.stack([term * by for term, by in zip(terms, g.values())]).sum(0)
         return _filled(total, holes)
     if wrt == "target":
-        total, like = (1 - label_smoothing) * _by_target(x, t, g, *options), target
+        log_smoothing = label_smoothing if log_smoothing is None else log_smoothing
+        keep = (1 - label_smoothing, 1 - log_smoothing)
+        total, like = _by_target(x, t, g, keep, *options), target
     elif activation == "softmax":
         # an element of weight 0 is still part of the other classes' probabilities
         whole = None if holes is None else holes.all(1, keepdim=True)
@@ -405,67 +443,100 @@ def _beside(g: dict[str, Tensor], x: Tensor, y: Tensor, far: Tensor | None) -> T
 
 def _by_target(
     x: Tensor,
-    t: Tensor,
+    target: Target,
     g: dict[str, Tensor],
+    keep: tuple[float, float],
     activation: str,
     scale: float,
     offset: float,
     extra: int,
     gamma: float,
+    split: bool,
 ) -> Tensor:
-    """dL/dt at weight 1."""
+    """dL/dt at weight 1; ``keep`` are the slopes of the smoothed targets by the given one."""
     p, q, _ = probability(x, activation, scale, offset)
+    t = target.smoothed
     total = _beside(g, p, q, _far(p, q, t) if extra & Extra.DISTANCE else None)
-    if extra & (Extra.LOG_LOSS | Extra.FOCAL):
-        positive, negative = log_losses(x, activation, scale, offset)
-        if extra & Extra.LOG_LOSS:
-            total = total + g["log_loss_pos"] * positive - g["log_loss_neg"] * negative
-        if extra & Extra.FOCAL:
-            missed, alarm = positive * power(q, gamma), negative * power(p, gamma)
-            total = total + g["focal"] * (missed - alarm)
+    if extra & Extra.FOCAL:
+        total = total + _focal_by_target(x, t, g, activation, scale, offset, gamma, split)
     if extra & Extra.SQUARES:
         total = total + 2 * t * g["t2"] + p * p * g["tp2"]
     if extra & Extra.HARD:
         decided = _decision(_deciding(x, p, activation, scale, offset), activation)
         hit, miss = g["hard_tp"] - g["hard_fp"], g["hard_fn"] - g["hard_tn"]
         total = total + torch.where(decided, hit, miss)
-    return total
+    total = keep[0] * total
+    if extra & Extra.LOG_LOSS:
+        positive, negative = log_losses(x, activation, scale, offset)
+        total = total + keep[1] * (g["log_loss_pos"] * positive - g["log_loss_neg"] * negative)
+    return total + g["support"] if extra & Extra.SUPPORT else total
 
 
-def _slopes(
+def _focal_by_target(
     x: Tensor,
     t: Tensor,
     g: dict[str, Tensor],
     activation: str,
     scale: float,
     offset: float,
+    gamma: float,
+    split: bool,
+) -> Tensor:
+    """The part of dL/dt that comes from the focal sums."""
+    p, q, _ = probability(x, activation, scale, offset)
+    positive, negative = log_losses(x, activation, scale, offset)
+    one, other = focal_bases(p, q, t, activation, split)
+    total = g["focal_pos"] * positive * power(one, gamma)
+    total = total - g["focal_neg"] * negative * power(other, gamma)
+    if split or activation == "softmax":
+        return total
+    lost = g["focal_pos"] * _times(t, positive) + g["focal_neg"] * _times(1 - t, negative)
+    return total + gamma * (q - p) * power(one, gamma - 1) * lost
+
+
+def _slopes(
+    x: Tensor,
+    target: Target,
+    g: dict[str, Tensor],
+    activation: str,
+    scale: float,
+    offset: float,
     extra: int,
     gamma: float,
+    split: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1."""
     p, q, _ = probability(x, activation, scale, offset)
+    t = target.smoothed
     u = _beside(g, t, 1 - t, _far(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & Extra.SQUARES:
         u = u + 2 * p * (g["p2"] + t * g["tp2"])
     h = k = torch.zeros_like(u)
     if extra & Extra.LOG_LOSS:
-        h, k = g["log_loss_pos"] * t, g["log_loss_neg"] * (1 - t)
+        h, k = g["log_loss_pos"] * target.log, g["log_loss_neg"] * (1 - target.log)
     if extra & Extra.FOCAL:
         positive, negative = log_losses(x, activation, scale, offset)
-        more = gamma * p * _times(t, positive) * power(q, gamma - 1)
-        h = h + g["focal"] * (t * power(q, gamma) + more)
-        more = gamma * q * _times(1 - t, negative) * power(p, gamma - 1)
-        k = k + g["focal"] * ((1 - t) * power(p, gamma) + more)
+        one, other = focal_bases(p, q, t, activation, split)
+        joint = not split and activation != "softmax"
+        # the slopes of the bases by p
+        by_one, by_other = (1 - 2 * t, 1 - 2 * t) if joint else (-1, 1)
+        lost = g["focal_pos"] * _times(t, positive) * power(one, gamma - 1) * by_one
+        h = h + g["focal_pos"] * (t * power(one, gamma))
+        if activation == "softmax":  # as part of h nothing cancels next to p = 1
+            return u, h - gamma * p * lost, k
+        lost = lost + g["focal_neg"] * _times(1 - t, negative) * power(other, gamma - 1) * by_other
+        u = u + gamma * lost
+        k = k + g["focal_neg"] * ((1 - t) * power(other, gamma))
     return u, h, k
 
 
 def _by_logit(
-    x: Tensor, t: Tensor, w: Tensor | None, g: dict[str, Tensor], activation: str, scale: float,
-    offset: float, extra: int, gamma: float,
+    x: Tensor, target: Target, w: Tensor | None, g: dict[str, Tensor], activation: str,
+    scale: float, offset: float, extra: int, gamma: float, split: bool,
 ) -> Tensor:  # fmt: skip
     """dL/dx of a softmax."""
     p, q, _ = probability(x, activation, scale, offset)
-    u, h, _ = _slopes(x, t, g, activation, scale, offset, extra, gamma)
+    u, h, _ = _slopes(x, target, g, activation, scale, offset, extra, gamma, split)
     if w is not None:
         u, h = w * u, w * h
     # the u of the largest class is subtracted, so that nothing cancels next to p = 1

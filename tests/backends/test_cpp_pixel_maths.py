@@ -109,28 +109,42 @@ def elements(dtype: type, sigmoid: bool) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(dtype), t.astype(dtype)
 
 
-def expected_shares(x: np.ndarray, t: np.ndarray, gamma: float, sigmoid: bool) -> np.ndarray:
+SMOOTHINGS = pytest.mark.parametrize("smoothing", [(1, 0, 1, 0), (0.9, 0.05, 0.75, 0.25)])
+FORMS = pytest.mark.parametrize("split", [False, True])
+
+
+def expected_shares(
+    x: np.ndarray, given: np.ndarray, gamma: float, sigmoid: bool, split: bool, smoothing: Any
+) -> np.ndarray:
     """The sums by their definitions, in the order of ``reference.rows``."""
     p, q = (1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))) if sigmoid else (x, 1 - x)
-    u, missed, alarm = 1 - t, -t * np.log(p), -(1 - t) * np.log(q)
+    on, off, log_on, log_off = smoothing
+    t, log_t = given * (on - off) + off, given * (log_on - log_off) + log_off
+    u, missed, alarm = 1 - t, -np.log(p), -np.log(q)
+    one, other = (q, p) if split else (t * q + u * p,) * 2
     hit = p > 0.5
     found = {
         "tp": t * p, "fp": u * p, "fn": t * q, "tn": u * q,
-        "log_loss_pos": missed, "log_loss_neg": alarm,
+        "log_loss_pos": log_t * missed, "log_loss_neg": (1 - log_t) * alarm,
         "p2": p * p, "t2": t * t, "tp2": t * p * p, "distance": np.abs(p - t),
-        "focal": missed * q**gamma + alarm * p**gamma,
+        "focal_pos": t * missed * one**gamma, "focal_neg": u * alarm * other**gamma,
         "hard_tp": t * hit, "hard_fp": u * hit, "hard_fn": t * ~hit, "hard_tn": u * ~hit,
+        "support": given,
     }  # fmt: skip
     return np.stack([found[name] for name in reference.rows(EVERY)])
 
 
 @DTYPES
 @GAMMAS
+@FORMS
+@SMOOTHINGS
 @pytest.mark.parametrize("sigmoid", [True, False])
-def test_shares(maths: Any, dtype: type, gamma: float, sigmoid: bool) -> None:
+def test_shares(
+    maths: Any, dtype: type, gamma: float, sigmoid: bool, smoothing: Any, split: bool
+) -> None:
     x, t = elements(dtype, sigmoid)
-    expected = expected_shares(wider(x), wider(t), gamma, sigmoid)
-    found = maths.shares(x, t, gamma, sigmoid)
+    expected = expected_shares(wider(x), wider(t), gamma, sigmoid, split, smoothing)
+    found = maths.shares(x, t, gamma, sigmoid, split, smoothing)
     scale = np.maximum(np.abs(expected), 1e-3)
     assert (np.abs(found - expected) / scale).max() < 500 * BOUND[dtype]
     assert np.median(np.abs(found - expected) / scale) < BOUND[dtype]
@@ -138,17 +152,19 @@ def test_shares(maths: Any, dtype: type, gamma: float, sigmoid: bool) -> None:
 
 @GAMMAS
 @pytest.mark.parametrize("sigmoid", [True, False])
+@FORMS
+@SMOOTHINGS
 @pytest.mark.parametrize("wrt", WRT)
 def test_gradients_are_the_derivatives_of_the_shares(
-    maths: Any, wrt: str, gamma: float, sigmoid: bool
+    maths: Any, wrt: str, gamma: float, sigmoid: bool, smoothing: Any, split: bool
 ) -> None:
     x, t = elements(np.float64, sigmoid)
     by = np.random.default_rng(1).normal(size=len(reference.rows(EVERY)))
-    by[-4:] = 0 if wrt == "input" else by[-4:]  # hard counts have no slope
-    found = maths.pixel_gradient(WRT.index(wrt), x, t, gamma, list(by), sigmoid)
+    by[-5:] = 0 if wrt == "input" else by[-5:]  # hard counts and the support have no slope
+    found = maths.pixel_gradient(WRT.index(wrt), x, t, gamma, list(by), sigmoid, split, smoothing)
 
     def total(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        return by @ expected_shares(x, t, gamma, sigmoid).astype(np.longdouble)
+        return by @ expected_shares(x, t, gamma, sigmoid, split, smoothing).astype(np.longdouble)
 
     wide_x, wide_t, step = x.astype(np.longdouble), t.astype(np.longdouble), np.longdouble(1e-6)
     if wrt == "weight":

@@ -21,8 +21,8 @@ from customloss.reference import Extra
 
 pytestmark = needs_a_compiler
 
-EVERY = int(Extra.LOG_LOSS | Extra.SQUARES | Extra.DISTANCE | Extra.FOCAL | Extra.HARD)
-EXTRAS = (0, 1, 2, 4, 8, 16, 13, EVERY)
+EVERY = int(sum(Extra))
+EXTRAS = (0, 1, 2, 4, 8, 16, 32, 33, 13, EVERY)
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -39,6 +39,8 @@ class How(NamedTuple):
     label_smoothing: float = 0.0
     extra: int = 0
     focal_gamma: float = 2.0
+    focal_split: bool = False
+    log_smoothing: float | None = None
     out_of_range: str = "ignore"
     nan_targets: str = "propagate"
 
@@ -149,16 +151,18 @@ def near(actual: Tensor, expected: Tensor, size: Tensor | float, arithmetic: tor
 def gradient_size(given: Operands, how: How, by_sums: Tensor, wrt: str) -> Tensor:
     """The size of the terms whose sum is an element of a gradient."""
     input, target, weight = given
-    x, t, w, holes = reference.operands(
-        input, target, weight, how.activation, how.ignore_index, how.label_smoothing
-    )
+    x, smoothed, w, holes = reference.operands(
+        input, target, weight, how.activation, how.ignore_index, how.label_smoothing,
+        how.log_smoothing,
+    )  # fmt: skip
+    t = torch.maximum(smoothed.smoothed, smoothed.log)
     p, q, _ = reference.probability(x, how.activation, how.scale, how.offset)
     most = by_sums.abs().sum(0).max()
     logs = how.extra & (Extra.LOG_LOSS | Extra.FOCAL)
     if wrt == "input":
         size = 6 * p * q if how.activation != "none" else 4.0 + 0 * p
         if logs:
-            others = t.sum(1, keepdim=True) - t if how.activation == "softmax" else 1 - t
+            others = t.sum(1, keepdim=True) - t if how.activation == "softmax" else 1.0
             more = (1 + how.focal_gamma) * (p * others + q * t)
             size = size + (more if how.activation != "none" else (1 + how.focal_gamma) / (p * q))
         size = abs(how.scale) * size
@@ -264,15 +268,17 @@ def test_weights_and_layouts(layout: str, weight: str | None, emulation: build.E
 def test_every_sum(
     activation: str, target: torch.dtype | str, extra: int, emulation: build.Emulation
 ) -> None:
-    for dtype, weight, smoothing, gamma in (
-        (torch.float32, None, 0.0, 2.0),
-        (torch.float64, "element", 0.1, 1.5),
-        (torch.bfloat16, "elements", 0.1, 2.0),
+    for dtype, weight, smoothing, gamma, split, logs in (
+        (torch.float32, None, 0.0, 2.0, False, None),
+        (torch.float32, None, 0.0, 2.0, True, 0.2),
+        (torch.float64, "element", 0.1, 1.5, False, 0.0),
+        (torch.bfloat16, "elements", 0.1, 2.0, True, None),
     ):
         given = operands((2, 5, 3, 7), dtype=dtype, target=target, weight=weight,
                          probabilities=activation == "none")  # fmt: skip
         scale = 1.0 if activation == "none" else 1.25
-        how = How(activation, scale, 0.0, weight is None, True, None, smoothing, extra, gamma)
+        how = How(activation, scale, 0.0, weight is None, True, None, smoothing, extra, gamma,
+                  split, logs)  # fmt: skip
         check(emulation, given, how)
 
 

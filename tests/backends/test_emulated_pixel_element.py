@@ -53,7 +53,8 @@ def test_shapes_targets_and_weights(
         weight = WEIGHTS[(index + extra // 2) % len(WEIGHTS)]
         ignored = None if target == "bool" else (None, 255, 0)[index % 3]
         how = How(activation, 1.25 if activation == "sigmoid" else 1.0, 0.0, index % 4 == 1,
-                  index % 5 != 2, ignored, (0.0, 0.1)[index % 2], extra, 1.5)  # fmt: skip
+                  index % 5 != 2, ignored, (0.0, 0.1)[index % 2], extra, 1.5, index % 6 == 5,
+                  (None, 0.2, 0.0)[index % 3])  # fmt: skip
         layout = ("contiguous", "shifted", "last")[index % 3] if len(shape) > 2 else "contiguous"
         made = given(shape, dtype, target, weight, layout=layout, ignore_index=ignored,
                      probabilities=activation == "none")  # fmt: skip

@@ -165,7 +165,8 @@ def test_kept_classes_have_no_weights(how: How, message: str, library: build.Emu
 
 def test_a_pointwise_loss_needs_its_sums(library: build.Emulation) -> None:  # noqa: F811
     sums = How().sums((2, 3))
-    for pointwise in (Pointwise(1.0, 1.0), Pointwise(1.0, 0.0, 1.0), Pointwise(1.0, focal=1.0)):
+    for pointwise in (Pointwise(1.0, 1.0), Pointwise(1.0, 0.0, 1.0), Pointwise(1.0, focal_pos=1.0),
+                      Pointwise(1.0, focal_neg=1.0), Pointwise(1.0, support=1.0)):  # fmt: skip
         how = (*How().arguments()[: -len(pointwise)], *pointwise)
         with pytest.raises(RuntimeError, match="needs"):
             library.sums_score(sums, None, *how)
@@ -245,7 +246,7 @@ def test_what_all_four_have_in_common_is_not_seen(
     t = torch.rand(shape)
     if kind == "classes":
         t = torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
-    how = (activation, 1.0, 0.0, False, True, None, 0.0, extra, 2.0, 0, 0)
+    how = (activation, 1.0, 0.0, False, True, None, 0.0, extra, 2.0, False, None, 0, 0)
     sums = emulation.confusion(x, t, None, *how)
     coefficients = torch.randint(-(2**20), 2**20, sums.shape).double() / 2**20
     for wrt in (INPUT,) if kind == "classes" else (INPUT, TARGET):

@@ -252,7 +252,7 @@ def test_sums_scores(compiled: Compiled, shape: tuple[int, int], extra: int) -> 
     compiled.parked = 16
     sums = torch.empty(len(rows(extra)), *shape, dtype=torch.float64)
     log, focal = float(extra & Extra.LOG_LOSS), float(extra & Extra.FOCAL)
-    pointwise = Pointwise(0.5, log, log, focal, 1.0, 1.0)
+    pointwise = Pointwise(0.5, log, log, focal, focal, 1.0, 1.0)
     for weight in (None, torch.empty(2, shape[1], dtype=torch.float64)):
         group_sums = GroupSums(sums, weight, extra, shape[0] > 1, False)
         for link, (average, reduction) in enumerate(((0, 0), (1, 1), (1, 2), (0, 2))):

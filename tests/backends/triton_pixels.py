@@ -70,6 +70,8 @@ class Pixels:
     smoothing: float = 0.0
     extra: int = 0
     gamma: float = 2.0
+    split: bool = False
+    log_smoothing: float | None = None
     layout: str = "contiguous"
     target_layout: str | None = None
     spoilt: bool = False  # puts NaN wherever elements do not count
@@ -82,7 +84,7 @@ class Pixels:
         return Elements(
             self.activation, self.scale, self.offset, self.per_sample, self.per_class,
             None if self.ignore is None else (self.ignore,), self.smoothing, self.extra,
-            self.gamma, IGNORE,
+            self.gamma, self.split, self.log_smoothing, IGNORE,
         )  # fmt: skip
 
     def build(self, dtype: torch.dtype = torch.float32) -> Data:
@@ -283,7 +285,9 @@ def test_extra_sums(extra: int) -> None:
     base = Pixels(f"extra-{int(extra)}", (2, 5, 23), extra=int(extra))
     check(base)
     check(replace(base, shape=(2, 41, 7), smoothing=0.2))
+    check(replace(base, log_smoothing=0.3, split=True))
     check(replace(base, activation=SIGMOID, target=None))
+    check(replace(base, activation=SIGMOID, target=None, split=True, log_smoothing=0.1))
     check(replace(base, activation=NONE, target=torch.bool, dense=True))
 
 
@@ -292,6 +296,7 @@ def test_focal_exponents(gamma: float) -> None:
     case = Pixels("focal", (3, 4, 9), target=None, extra=int(Extra.FOCAL), gamma=gamma)
     for activation in (SOFTMAX, SIGMOID, NONE):
         check(replace(case, activation=activation))
+        check(replace(case, activation=activation, split=True, smoothing=0.1))
 
 
 @covering
@@ -411,7 +416,7 @@ def test_empty() -> None:
         data = Data(torch.zeros(shape), target, None)
         elements = Elements(SOFTMAX, 1.0, 0.0, False, True, extra=EVERY)
         sums = kernels.confusion(data, elements)
-        assert torch.equal(sums, torch.zeros(15, 1, 4, dtype=torch.float64))
+        assert torch.equal(sums, torch.zeros(17, 1, 4, dtype=torch.float64))
         gradient = kernels.confusion_backward(Incoming(None, sums), data, Wrt(INPUT), elements)
         assert gradient.shape == shape
 
@@ -457,7 +462,7 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
             torch.testing.assert_close(sums, expected, rtol=4e-6, atol=1e-6)
         else:
             assert bool(sums[:4].isnan().any(0).all()) and bool(expected[:4].isnan().all())
-        incoming = Incoming(None, torch.rand(15, 1, classes, dtype=torch.float64))
+        incoming = Incoming(None, torch.rand(17, 1, classes, dtype=torch.float64))
         own = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         other = plain.confusion_backward(incoming, wide, Wrt(INPUT), elements)
         torch.testing.assert_close(own.double(), other, rtol=4e-6, atol=1e-5, equal_nan=True)
@@ -481,7 +486,7 @@ def test_a_nan_of_the_coefficients_stays_out_of_what_does_not_count() -> None:
         input = torch.randn(1, classes, 6)
         target = torch.tensor([[[0, 255, 1, 255, 2, 2]]])
         elements = Elements(SOFTMAX, 1.0, 0.0, False, True, ignore_index=(255,), extra=EVERY)
-        coefficients = torch.full((15, 1, classes), NAN, dtype=torch.float64)
+        coefficients = torch.full((17, 1, classes), NAN, dtype=torch.float64)
         incoming, data = Incoming(None, coefficients), Data(input, target, None)
         gradient = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         assert bool((gradient[..., [1, 3]] == 0).all()) and bool(gradient[..., 0].isnan().all())

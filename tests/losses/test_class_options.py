@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import FEW_OPTIONS
 from parts import assert_equal
 from selection import covering
 from sklearn import metrics
@@ -199,7 +200,7 @@ def test_sequences_dtypes_and_gradients_of_the_weights() -> None:
         )
 
 
-@pytest.mark.parametrize("name", [n for n in customloss.loss_names() if n != "custom_f1"])
+@pytest.mark.parametrize("name", [n for n in customloss.loss_names() if n not in FEW_OPTIONS])
 def test_every_loss_takes_them(name: str) -> None:
     x, y, _ = batch(requires_grad=True)
     options: dict[str, Any] = {"include_background": False}

@@ -158,9 +158,12 @@ def test_saturated_logits_keep_their_gradient() -> None:
 def test_focal_textbook(gamma: float) -> None:
     x, t, w = labels(5, 3, 4)
     p = x.sigmoid()
-    each = -t * (1 - p) ** gamma * F.logsigmoid(x) - (1 - t) * p**gamma * F.logsigmoid(-x)
-    own = pure(x, t, w, focal_weight=1.0, focal_gamma=gamma)
-    same_with_gradient(own, (w * each).sum() / w.sum(), x)
+    for split in (False, True):
+        missed = t * (1 - p) + (1 - t) * p
+        one, other = (1 - p, p) if split else (missed, missed)
+        each = -t * one**gamma * F.logsigmoid(x) - (1 - t) * other**gamma * F.logsigmoid(-x)
+        own = pure(x, t, w, focal_weight=1.0, focal_gamma=gamma, focal_split=split)
+        same_with_gradient(own, (w * each).sum() / w.sum(), x)
     hard = (t > 0.5).to(F64)
     q = torch.where(hard > 0, p, 1 - p)  # as torchvision and Lin et al. write it
     bce = F.binary_cross_entropy_with_logits(x, hard, reduction="none")
@@ -417,7 +420,7 @@ def test_streaming() -> None:
     stream = customloss.StreamingLoss(criterion, decay=0.5)
     torch.testing.assert_close(stream(x, y, w), criterion(x, y, w))
     first = torch.ops.customloss.confusion_sums(
-        x, y, w, activation="softmax", label_smoothing=0.1, log_loss=True
+        x, y, w, activation="softmax", label_smoothing=0.1, log_loss=True, support=True
     )
     torch.testing.assert_close(stream.average, first.detach() / 2)
     assert torch.autograd.grad(stream(x, y, w), x)[0].isfinite().all()
@@ -465,9 +468,19 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "positives of words": ({"pos_weight": "2"}, TypeError, "pos_weight: .*'2'"),
     "an option of none": ({"gama": 2.0}, TypeError, "gama: no option of compound_loss"),
     "beyond float64": ({"score_weight": 10**400}, ValueError, "score_weight: .*beyond float64"),
-    "positives of a focal loss": (
-        {"cross_entropy_weight": 0.0, "focal_weight": 1.0, "pos_weight": [1.0, 2.0, 3.0, 4.0]},
-        ValueError, "pos_weight: expected None without a cross-entropy",
+    "alpha of a softmax": (
+        {"focal_weight": 1.0, "focal_alpha": 0.25, "activation": "softmax"}, ValueError,
+        "focal_alpha: expected None with activation='softmax'",
+    ),
+    "alpha above 1": ({"focal_alpha": 1.5}, ValueError, "focal_alpha: .*<= 1, got 1.5"),
+    "a form": ({"focal_split": "yes"}, TypeError, "focal_split: expected True or False"),
+    "all is smoothed": ({"ce_label_smoothing": 1.0}, ValueError, "ce_label_smoothing: .*< 1"),
+    "a reduction": ({"pointwise_reduction": "none"}, ValueError, "pointwise_reduction: .*'none'"),
+    "a group": ({"pointwise_group": 3}, ValueError, "pointwise_group: expected 'score'"),
+    "a class": ({"pointwise_classes": [9]}, ValueError, "pointwise_classes: .*from 0 to 3, got 9"),
+    "weights": (
+        {"pointwise_class_weight": [1.0]}, ValueError,
+        "pointwise_class_weight: expected one number for each of the 4 classes",
     ),
 }  # fmt: skip
 

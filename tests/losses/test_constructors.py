@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import FEW_OPTIONS
 
 import customloss
 from customloss.losses.base import LOSSES
@@ -25,7 +26,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "custom_f1"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in FEW_OPTIONS])
 def test_options_of_all(name: str, what: str) -> None:
     options, error, message = WRONG[what]
     with pytest.raises(error, match=f"^{message}"):

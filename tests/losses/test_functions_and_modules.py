@@ -12,7 +12,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from cases import OPTIONS, Case
+from cases import FEW_OPTIONS, OPTIONS, Case
 from judge import differentiated
 from selection import covering, one_of_each
 from torch import Tensor
@@ -29,8 +29,7 @@ F64 = torch.float64
 ANY_DATA: dict[str, Any] = {"check_target": False}
 tversky = torch.ops.customloss.tversky
 NAMES = tuple(LOSSES)
-# custom_f1 takes probabilities and has few options
-PLAIN = tuple(name for name in NAMES if name != "custom_f1")
+PLAIN = tuple(name for name in NAMES if name not in FEW_OPTIONS)
 # These have a pointwise part, so they have no loss per class; two of them are of a softmax.
 COMPOUND = ("dice_ce", "dice_bce", "dice_focal", "tversky_ce")
 SINGLE = tuple(name for name in PLAIN if name not in COMPOUND)
@@ -314,16 +313,20 @@ def test_extended_sums() -> None:
     every = dict.fromkeys(scores.SUMS, True)
     sums = customloss.confusion_sums(x, t, w, focal_gamma=1.5, **every)
     assert isinstance(sums, customloss.ExtendedSums)
-    hard = (p > 0.5).to(F64)
+    hard, missed = (p > 0.5).to(F64), t * (1 - p) + (1 - t) * p
     expected = {
         "tp": t * p, "fp": (1 - t) * p, "fn": t * (1 - p), "tn": (1 - t) * (1 - p),
         "log_loss_pos": -t * p.log(), "log_loss_neg": -(1 - t) * (1 - p).log(), "p2": p * p,
         "t2": t * t, "tp2": t * p * p, "distance": (p - t).abs(),
-        "focal": -t * (1 - p) ** 1.5 * p.log() - (1 - t) * p**1.5 * (1 - p).log(),
+        "focal_pos": -t * missed**1.5 * p.log(),
+        "focal_neg": -(1 - t) * missed**1.5 * (1 - p).log(),
+        "support": t,
     }  # fmt: skip
     assert set(expected) == set(sums._fields) - {"hard"}, "a sum has no formula here"
     for name, share in expected.items():
         torch.testing.assert_close(getattr(sums, name), (w * share).sum((0, 2)))
+    assert sums.focal is not None
+    torch.testing.assert_close(sums.focal, sums.focal_pos + sums.focal_neg)
     shares = (t * hard, (1 - t) * hard, t * (1 - hard), (1 - t) * (1 - hard))
     for own, share in zip(sums.hard, shares, strict=True):
         torch.testing.assert_close(own, (w * share).sum((0, 2)))
@@ -398,7 +401,7 @@ def leaves_of(case: Case) -> tuple[Tensor, ...]:
 CHECKED = [
     (name, option)
     for option in ("default", "weighted", "samplewise_groups", "penalize")
-    for name in (*PLAIN, "custom_f1")
+    for name in NAMES
     # these families share all but a few operations, so they get one option each
     if family(name) not in ("compound", "extra_sums")
     or option == ("weighted" if name in COMPOUND else "default")
@@ -431,7 +434,7 @@ def test_gradgradcheck(name: str) -> None:
     assert gradgradcheck(customloss.loss(name, **ANY_DATA), (x, t, w), nondet_tol=0.0)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "custom_f1"])
 def test_vmap(name: str) -> None:
     loss = customloss.loss(name, **ANY_DATA)
     x, t = torch.randn(3, 5, 4, dtype=F64), torch.rand(3, 5, 4) < 0.5

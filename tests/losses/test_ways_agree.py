@@ -316,7 +316,7 @@ def test_no_first_call_spoils_what_is_kept(name: str) -> None:
         leaf = x.clone().requires_grad_()
         expected = step(leaf, y)
         (by_x,) = torch.autograd.grad(expected, leaf)
-    classes._scored.forget()
+    classes._chosen.forget()
     classes.numbers.forget()
     FIRST[name](x, y)
     model = nn.Conv1d(K, K, 1)
@@ -329,13 +329,13 @@ def test_no_first_call_spoils_what_is_kept(name: str) -> None:
         loss.backward()
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(leaf.grad, by_x)
-    table = classes._scored(x, ((1, K),), K, F64)
+    table = classes._chosen(x, (((1, K),), None), K, F64)
     assert table.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
     numbers = classes.numbers(x, tuple(LIST), F64)
     assert numbers.tolist() == LIST
     for kept in (table, numbers):
         assert type(kept) is Tensor and not kept.is_inference() and not kept.requires_grad
-    assert classes._scored(x, ((1, K),), K, F64) is table
+    assert classes._chosen(x, (((1, K),), None), K, F64) is table
 
 
 def test_transforms_of_a_model() -> None:

@@ -108,6 +108,7 @@ TYPES: dict[Any, str] = {
     torch.Tensor | None: "std::optional<Tensor>",
     bool: "bool",
     float: "double",
+    float | None: "std::optional<double>",
     tuple[int, ...] | None: "std::optional<std::vector<int64_t>>",
     int: "unsigned|Activation|Link|Absent|Average|Reduction|OutOfRange|NanTargets|customloss::Wrt",
 }
@@ -141,7 +142,7 @@ def test_typed_options_are_those_of_the_tables(
     assert set(typed.__annotations__) - more == set(table) - beside
 
 
-ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0, 0, 0"
+ALL = "x, x, None, 0, 1.0, 0.0, False, False, None, 0.0, 0, 2.0, False, None, 0, 0"
 
 
 @pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the compiled library")

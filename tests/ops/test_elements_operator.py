@@ -20,7 +20,9 @@ from customloss._spec.words import REDUCTIONS
 
 ops = torch.ops.customloss
 PRIMITIVES = ("confusion", "confusion_score", "confusion_backward")
-REST = (None, 0.0, 0, 2.0, 0, 0)  # ignore_index, label_smoothing, extra, focal_gamma
+# ignore_index, label_smoothing, extra, focal_gamma, focal_split, log_smoothing, out_of_range,
+# nan_targets
+REST = (None, 0.0, 0, 2.0, False, None, 0, 0)
 
 
 @covering
@@ -178,7 +180,7 @@ import torch, customloss
 x, t = torch.randn(400, 3), torch.rand(400, 3) < 0.4
 g = torch.ones(4, 1, 3, dtype=torch.float64)
 n, none = torch.zeros(400, 1, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.int64)
-rest = (None, 0.0, 0, 2.0, 0, 0)
+rest = (None, 0.0, 0, 2.0, False, None, 0, 0)
 for given in {REFUSED[primitive]}:
     print(given, flush=True)  # the last one is at fault
     for _ in range(20):

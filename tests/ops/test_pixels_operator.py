@@ -51,7 +51,7 @@ def test_opcheck_primitives(name: str) -> None:
     activation = ACTIVATIONS.index(options.get("activation", "sigmoid"))
     more = (options.get("ignore_index"), options.get("label_smoothing", 0.0))
     for extra in (0, 31):
-        elements = (activation, 1.0, 0.0, False, True, *more, extra, 2.0, 1, 0)
+        elements = (activation, 1.0, 0.0, False, True, *more, extra, 2.0, False, None, 1, 0)
         torch.library.opcheck(ops.confusion.default, (x, t, w, *elements))
         sums = ops.confusion(x, t, w, *elements)
         for wrt, operand in enumerate((x, t, w)):
@@ -59,7 +59,7 @@ def test_opcheck_primitives(name: str) -> None:
                 arguments = (None, torch.rand_like(sums), x, t, w, wrt, *elements)
                 torch.library.opcheck(ops.confusion_backward.default, arguments)
     scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-    elements = (activation, 1.0, 0.0, False, True, *more, 0, 2.0, 1, 0)
+    elements = (activation, 1.0, 0.0, False, True, *more, 0, 2.0, False, None, 1, 0)
     torch.library.opcheck(ops.confusion_score.default, (x, t, w, *elements, *scoring))
 
 
@@ -181,7 +181,7 @@ def test_derivatives_of_the_further_sums() -> None:
 
     def total(x: Tensor) -> Tensor:
         sums = confusion_sums(x, t, **SOFTMAX, **EXTRAS["every"])
-        return (sums * torch.arange(1.0, 16, dtype=F64)[:, None, None]).sum()
+        return (sums * torch.arange(1.0, 18, dtype=F64)[:, None, None]).sum()
 
     leaf = x.clone().requires_grad_()
     (first,) = torch.autograd.grad(total(leaf), leaf, create_graph=True)

@@ -15,9 +15,9 @@ from customloss._backends import choice, libraries, plain
 pytestmark = pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the compiled library")
 
 ops = torch.ops.customloss
-ELEMENTS = (2, 1.0, 0.0, False, True, None, 0.0, 0, 2.0, 0, 0)
+ELEMENTS = (2, 1.0, 0.0, False, True, None, 0.0, 0, 2.0, False, None, 0, 0)
 SCORING = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
-POINTWISE = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+POINTWISE = (1.0, *(0.0,) * 7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.uint64], ids=str)
@@ -56,7 +56,7 @@ def test_numbers_of_no_activation_operand_or_sum(number: int) -> None:
         ops.confusion(x, t, None, number, *ELEMENTS[1:])
     with pytest.raises(RuntimeError, match=f"customloss: unknown option {number}"):
         ops.confusion_backward(None, sums, x, t, None, number, *ELEMENTS)
-    extra = 32 if number == 3 else number
+    extra = 64 if number == 3 else number
     with pytest.raises(RuntimeError, match=r"customloss: unknown (option|sums)"):
         ops.confusion(x, t, None, *ELEMENTS[:7], extra, *ELEMENTS[8:])
 

@@ -136,6 +136,10 @@ def weight_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return ()
 
 
+# custom_f1 takes probabilities; losses that have no score have no options of one
+FEW_OPTIONS = ("custom_f1", "cross_entropy", "bce", "focal")
+
+
 @dataclass(frozen=True)
 class Case:
     """A recipe for a sample, and why it is worth having."""

@@ -117,6 +117,8 @@ def elements_of(sample: Sample) -> tuple[Any, ...]:
         options.get("label_smoothing", 0.0),
         int(extra),
         options.get("focal_gamma", 2.0),
+        options.get("focal_split", False),
+        options.get("log_smoothing"),
         options.get("out_of_range", "raise"),
         options.get("nan_targets", "propagate"),
     )
@@ -214,8 +216,11 @@ def _of_one_sign(size: Tensor, wrt: str, extra: int) -> list[Tensor]:
 
 def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Tensor:
     """A logit moves every class of its pixel: p_k q_k times the largest slope, and log-losses."""
-    activation, scale, offset, _, _, ignored, smoothing, extra, gamma, *allowed = elements
-    x, t, w, holes = reference.operands(*operands, activation, ignored, smoothing, *allowed)
+    activation, scale, offset, _, _, ignored, smoothing, extra, gamma, _, log, *allowed = elements
+    x, target, w, holes = reference.operands(
+        *operands, activation, ignored, smoothing, log, *allowed
+    )
+    t = target.smoothed
     g = size.reshape(*size.shape, *(1 for _ in x.shape[2:]))
     g = dict(zip(reference.rows(extra), g.unbind(0)))
     p, q, _ = reference.probability(x, activation, scale, offset)
@@ -223,9 +228,9 @@ def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Te
     slope = torch.stack([g[name] for name in ("tp", "fp", "fn", "tn")]).amax(0) + zero
     slope = slope + 2 * p * (g.get("p2", zero) + t * g.get("tp2", zero)) + g.get("distance", zero)
     log = -torch.nn.functional.log_softmax(scale * (x - offset), 1)
-    h = t * g.get("log_loss_pos", zero)
+    h = target.log * g.get("log_loss_pos", zero)
     more = reference.power(q, gamma) + gamma * p * log * reference.power(q, gamma - 1)
-    h = h + t * g.get("focal", zero) * torch.where(t > 0, more, zero)
+    h = h + t * g.get("focal_pos", zero) * torch.where(t > 0, more, zero)
     weight = torch.ones_like(p) if w is None else w.abs()
     slope, h = (weight * slope).amax(1, keepdim=True), weight * h
     total = 2 * p * q * slope + p * h.sum(1, keepdim=True) + q * h

@@ -193,7 +193,12 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "log_loss-hard": {"log_loss": True, "hard": True},
     "log_loss-focal": {"log_loss": True, "focal": True},
     "distance-focal": {"distance": True, "focal": True, "focal_gamma": 1.5},
+    "log_loss-support": {"log_loss": True, "support": True, "log_smoothing": 0.15},
+    "focal-split": {"focal": True, "focal_gamma": 1.5, "focal_split": True},
     "every": {**dict.fromkeys(scores.SUMS, True), "focal_gamma": 0.5},
+    "every-split": {
+        **dict.fromkeys(scores.SUMS, True), "focal_split": True, "log_smoothing": 0.2,
+    },
 }  # fmt: skip
 
 # A few of everything, for checks that cost seconds each.

@@ -23,15 +23,17 @@ F64 = torch.float64
 BESIDE: dict[str, tuple[int, Pointwise]] = {
     "alone": (0, Pointwise()),
     "scaled": (0, Pointwise(0.3)),
-    "unread": (31, Pointwise(2.0)),
-    "binary": (1, Pointwise(1.0, 0.7, 1.3, 0.0, 1.0, 1.0)),
-    "softmax": (1, Pointwise(0.3, 1.0, 0.0, 0.0, 1.1, -0.05)),
-    "negatives": (1, Pointwise(1.0, 0.0, 2.0, 0.0, 0.0, 1.0)),
-    "focal": (8, Pointwise(1.0, 0.0, 0.0, 0.5, 1.0, 1.0)),
-    "both": (9, Pointwise(0.3, 1.0, 0.5, 0.25, 1.0, 1.0)),
-    "every": (31, Pointwise(1.0, 1.0, 1.0, 2.0, 1.0, 0.5)),
-    "no score": (9, Pointwise(0.0, 1.0, 0.5, 0.25, 1.0, 1.0)),
-    "uncounted": (1, Pointwise(1.0, 1.0, 1.0, 0.0, 0.0, 0.0)),
+    "unread": (63, Pointwise(2.0)),
+    "binary": (1, Pointwise(1.0, 0.7, 1.3, 0.0, 0.0, 1.0, 1.0)),
+    "softmax": (1, Pointwise(0.3, 1.0, 0.0, 0.0, 0.0, 1.1, -0.05)),
+    "negatives": (1, Pointwise(1.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0)),
+    "focal": (8, Pointwise(1.0, 0.0, 0.0, 0.5, 0.375, 1.0, 1.0)),
+    "both": (9, Pointwise(0.3, 1.0, 0.5, 0.25, 0.1875, 1.0, 1.0)),
+    "every": (63, Pointwise(1.0, 1.0, 1.0, 2.0, 1.5, 1.0, 0.5)),
+    "no score": (9, Pointwise(0.0, 1.0, 0.5, 0.25, 0.1875, 1.0, 1.0)),
+    "support": (33, Pointwise(0.5, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)),
+    "every and support": (63, Pointwise(1.0, 1.0, 1.0, 2.0, 1.5, 1.0, 0.5, 0.25)),
+    "undivided": (1, Pointwise(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)),
 }
 WITHOUT = ("alone", "scaled", "unread")
 RATIOS = {"dice": (2.0, 1.0, 1.0, 0.0), "f2": (5.0, 1.0, 4.0, 0.0), "tversky": (1.0, 0.3, 0.7, 0.5)}
@@ -198,15 +200,19 @@ def _pointwise(case: Case, sums: np.ndarray, w: np.ndarray) -> np.ndarray:
     lost, counted = 0.0, 0.0
     for name, factor in (
         ("log_loss_pos", factors.log_pos), ("log_loss_neg", factors.log_neg),
-        ("focal", factors.focal),
+        ("focal_pos", factors.focal_pos), ("focal_neg", factors.focal_neg),
     ):  # fmt: skip
         if factor != 0:
             lost = lost + factor * w * sums[names.index(name)]
     counted = w * factors.positives * (sums[0] + sums[2])
     counted = counted + w * factors.negatives * (sums[1] + sums[3])
+    if factors.support != 0:
+        counted = counted + w * factors.support * sums[names.index("support")]
     each = case.per_sample and REDUCTIONS[case.scoring.reduction] == "none"
     axes = 1 if each else (0, 1)
     lost, counted = np.sum(lost, axes), np.sum(counted, axes)
+    if not any(factors[5:]):
+        return lost
     empty = counted.real == 0
     return np.where(empty, 0.0, lost / np.where(empty, 1.0, counted))
 
@@ -218,7 +224,7 @@ def loss_by_formula(case: Case, sums: np.ndarray) -> np.ndarray:
     loss = np.zeros(())
     if factors.score_weight != 0:
         loss = factors.score_weight * _score(case, sums, v)
-    if any(factors[1:4]):
+    if any(factors[1:5]):
         loss = loss + _pointwise(case, sums, w)
     return loss
 

@@ -34,7 +34,7 @@ def gradients(x: Tensor, t: Tensor, w: Tensor | None, options: dict) -> tuple[Te
     loss = soft_f1(x, t, w, **options)
     (by_loss,) = torch.autograd.grad(loss.sum(), x)
     sums = confusion_sums(x, t, w, **options, **EVERY)
-    (by_sums,) = torch.autograd.grad((sums * torch.arange(1.0, 16)[:, None, None]).sum(), x)
+    (by_sums,) = torch.autograd.grad((sums * torch.arange(1.0, 18)[:, None, None]).sum(), x)
     few = confusion_sums(x.detach(), t, w, **options, **EXTRAS["log_loss-hard"])
     return loss.detach(), by_loss, sums.detach(), by_sums, few
 

@@ -149,16 +149,23 @@ Array<T> outcome_all(const Array<T>& x, T scale, T offset, bool sigmoid) {
   return result;
 }
 
-// -> [kMostRows, n]
 template <class T>
-Array<T> shares_all(const Array<T>& x, const Array<T>& t, T gamma, bool sigmoid) {
+Smoothing<T> smoothing_of(const std::array<T, 4>& from) {
+  return {from[0], from[1], from[2], from[3]};
+}
+
+// smoothing: on, off, log_on, log_off -> [kMostRows, n]
+template <class T>
+Array<T> shares_all(const Array<T>& x, const Array<T>& t, T gamma, bool sigmoid, bool split,
+                    const std::array<T, 4>& smoothing) {
   const py::ssize_t n = x.size();
   Array<T> result({py::ssize_t{kMostRows}, n});
   with_sigmoid(sigmoid, [&](auto activation) {
     for (py::ssize_t i = 0; i < n; ++i) {
       T own[kMostRows];
       const auto found = outcome<activation(), kEveryExtra>(x.data()[i], T(1), T(0));
-      shares<activation(), kEveryExtra>(found, t.data()[i], gamma, own);
+      shares<activation(), kEveryExtra>(found, soft_target(smoothing_of(smoothing), t.data()[i]),
+                                        {gamma, split}, own);
       for (int row = 0; row < kMostRows; ++row) result.mutable_data()[row * n + i] = own[row];
     }
   });
@@ -168,7 +175,8 @@ Array<T> shares_all(const Array<T>& x, const Array<T>& t, T gamma, bool sigmoid)
 // by: the loss's derivatives by every sum
 template <class T>
 Array<T> pixel_gradient_all(int64_t wrt, const Array<T>& x, const Array<T>& t, T gamma,
-                            const std::array<double, kMostRows>& by, bool sigmoid) {
+                            const std::array<double, kMostRows>& by, bool sigmoid, bool split,
+                            const std::array<T, 4>& smoothing) {
   const py::ssize_t n = x.size();
   Array<T> result(n);
   T g[kMostRows];
@@ -181,15 +189,19 @@ Array<T> pixel_gradient_all(int64_t wrt, const Array<T>& x, const Array<T>& t, T
   with_sigmoid(sigmoid, [&](auto activation) {
     constexpr Activation kA = activation();
     for (py::ssize_t i = 0; i < n; ++i) {
-      const T own = t.data()[i];
+      const Smoothing<T> smoothed = smoothing_of(smoothing);
+      const Target<T> own = soft_target(smoothed, t.data()[i]);
+      const Focal<T> focal{gamma, split};
       const auto found = outcome<kA, kEveryExtra>(x.data()[i], T(1), T(0));
       T& to = result.mutable_data()[i];
       switch (static_cast<Wrt>(wrt)) {
         case Wrt::kInput:
-          to = input_gradient<kA>(found, slopes<kA, kEveryExtra>(found, own, gamma, g), T(1));
+          to = input_gradient<kA>(found, slopes<kA, kEveryExtra>(found, own, focal, g), T(1));
           break;
-        case Wrt::kTarget: to = target_gradient<kA, kEveryExtra>(found, own, gamma, g); break;
-        default: to = weight_gradient<kA, kEveryExtra>(found, own, gamma, g);
+        case Wrt::kTarget:
+          to = target_gradient<kA, kEveryExtra>(found, own, smoothed, focal, g);
+          break;
+        default: to = weight_gradient<kA, kEveryExtra>(found, own, focal, g);
       }
     }
   });
@@ -214,9 +226,11 @@ void bind_pixel(py::module_& m) {
   m.def("outcome", &outcome_all<T>, py::arg("x").noconvert(), py::arg("scale") = 1.0,
         py::arg("offset") = 0.0, py::arg("sigmoid") = true);
   m.def("shares", &shares_all<T>, py::arg("x").noconvert(), py::arg("t").noconvert(),
-        py::arg("gamma") = 2.0, py::arg("sigmoid") = true);
+        py::arg("gamma") = 2.0, py::arg("sigmoid") = true, py::arg("split") = false,
+        py::arg("smoothing") = std::array<T, 4>{1, 0, 1, 0});
   m.def("pixel_gradient", &pixel_gradient_all<T>, py::arg("wrt"), py::arg("x").noconvert(),
-        py::arg("t").noconvert(), py::arg("gamma"), py::arg("by"), py::arg("sigmoid") = true);
+        py::arg("t").noconvert(), py::arg("gamma"), py::arg("by"), py::arg("sigmoid") = true,
+        py::arg("split") = false, py::arg("smoothing") = std::array<T, 4>{1, 0, 1, 0});
 }
 
 template <class T>
@@ -276,18 +290,21 @@ std::pair<std::vector<double>, Array<double>> average(const ScoreArguments& scor
   return {loss, grads};
 }
 
-// factors: score_weight, log_pos, log_neg, focal, positives, negatives
+// factors: score_weight, log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support
 // sums: [rows of `extra`, samples, classes], class_weight: [2, classes] -> losses, gradient
 std::pair<std::vector<double>, Array<double>> compound(
     const ScoreArguments& score, int64_t over_classes, int64_t over_rest, unsigned extra,
-    const std::array<double, 6>& factors, const Array<double>& sums,
+    const std::array<double, 8>& factors, const Array<double>& sums,
     const std::optional<Array<double>>& class_weight) {
   const int64_t samples = sums.shape(1), classes = sums.shape(2);
   const Scoring scoring = scoring_of(score, over_classes, over_rest);
-  const auto& [score_weight, log_pos, log_neg, focal, positives, negatives] = factors;
-  const Pointwise pointwise{{score_weight, log_pos, log_neg, focal, positives, negatives},
-                            row_of(extra, kLogLoss),
-                            row_of(extra, kFocal)};
+  const auto& [score_weight, log_pos, log_neg, focal_pos, focal_neg, positives, negatives,
+               support] = factors;
+  const Pointwise pointwise{
+      {score_weight, log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support},
+      row_of(extra, kLogLoss),
+      row_of(extra, kFocal),
+      row_of(extra, kSupport)};
   Array<double> grads({sums.shape(0), sums.shape(1), sums.shape(2)});
   std::fill_n(grads.mutable_data(), grads.size(), kUnwritten);
   std::vector<double> loss = losses_of(scoring, samples, classes);

@@ -21,11 +21,13 @@ LOGS, FOCAL, EVERY = int(Extra.LOG_LOSS), int(Extra.FOCAL), (1 << len(Extra)) - 
 POINTWISE = {
     "alone": (0, Pointwise()),
     "scaled": (int(Extra.SQUARES), Pointwise(0.3)),
-    "cross-entropy": (LOGS, Pointwise(0.7, 1.0, 0.0, 0.0, 1.0)),
-    "binary": (EVERY, Pointwise(1.0, 2.5, 0.5, 0.0, 1.0, 1.0)),
-    "focal": (FOCAL, Pointwise(1.0, 0.0, 0.0, 0.25, 0.5, 0.5)),
-    "both": (LOGS | FOCAL, Pointwise(-2.0, 0.5, 0.0, 3.0, 1.0)),
-    "no-score": (EVERY, Pointwise(0.0, 0.0, 1.0, 0.0, 0.0, 1.0)),
+    "cross-entropy": (LOGS, Pointwise(0.7, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+    "binary": (EVERY, Pointwise(1.0, 2.5, 0.5, 0.0, 0.0, 1.0, 1.0)),
+    "focal": (FOCAL, Pointwise(1.0, 0.0, 0.0, 0.25, 0.1875, 0.5, 0.5)),
+    "both": (LOGS | FOCAL, Pointwise(-2.0, 0.5, 0.0, 3.0, 2.25, 1.0, 0.0)),
+    "support": (LOGS | int(Extra.SUPPORT), Pointwise(0.7, 1.0, support=1.5)),
+    "undivided": (FOCAL, Pointwise(0.7, focal_neg=0.5)),
+    "no-score": (EVERY, Pointwise(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)),
 }
 CLASS_WEIGHTS = ("none", "some", "first", "nothing")
 
@@ -78,7 +80,7 @@ class How(NamedTuple):
 
 def every(weights: str, pointwise: str) -> Iterator[How]:
     """All combinations of the words."""
-    single = weights != "none" or POINTWISE[pointwise][1][1:4] != (0.0, 0.0, 0.0)
+    single = weights != "none" or POINTWISE[pointwise][1][1:5] != (0.0,) * 4
     averages = [word for word in AVERAGES if not (single and word == "none")]
     for words in product(LINKS, ABSENT, averages, REDUCTIONS, (False, True)):
         yield How(*words, pointwise, weights)
