@@ -165,6 +165,13 @@ CUSTOMLOSS_HD T floored(T probability) {
   return probability < kFloor ? kFloor : probability;
 }
 
+// The derivative of factor * log(floored(probability)): 0 below the floor, where it is constant.
+template <class T>
+CUSTOMLOSS_HD T log_slope(T factor, T probability) {
+  const Flag<T> below(probability < kProbabilityFloor<T>);
+  return select(below, T(0), factor / probability);
+}
+
 // One element: p, q = 1 - p, their negative logarithms where asked for, and the decision.
 template <class T>
 struct Outcome {
@@ -268,7 +275,8 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, T t, T gamma, T (&to)[rows_of(kEx
   shares<kActivation, kExtra>(o, t, T(1) - t, gamma, to);
 }
 
-// dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.
+// dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.  Of probabilities, the focal
+// terms that come from p^gamma and q^gamma are part of u.
 template <class T>
 struct Slopes {
   T u, h, k;
@@ -328,22 +336,23 @@ CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, T t, T gamma, const T (&g)[r
   if constexpr ((kExtra & kFocal) != 0) {
     const T by = g[row_of(kExtra, kFocal)];
     // p (-log p) and q (-log q) go to 0 where the logarithm grows without bound.
-    const T missed = times(t * o.p, o.positive);
+    [[maybe_unused]] const T missed = times(t * o.p, o.positive);
     const T power = miss_power<kActivation>(o, gamma);
     result.h += by * (t * power);
     if constexpr (kActivation == Activation::kSigmoid) {
       result.qh = by * (gamma * missed * power);
+    } else if constexpr (kActivation == Activation::kNone) {
+      result.u -= by * (gamma * times(t, o.positive) * (power / floored(o.q)));
     } else {
       result.h += by * (gamma * missed * (power / floored(o.q)));
     }
     if constexpr (!kSoftmax) {
-      const T alarm = times(u * o.q, o.negative);
       const T other = hit_power<kActivation>(o, gamma);
       result.k += by * (u * other);
       if constexpr (kActivation == Activation::kSigmoid) {
-        result.pk = by * (gamma * alarm * other);
+        result.pk = by * (gamma * times(u * o.q, o.negative) * other);
       } else {
-        result.k += by * (gamma * alarm * (other / floored(o.p)));
+        result.u += by * (gamma * times(u, o.negative) * (other / floored(o.p)));
       }
     }
   }
@@ -355,7 +364,7 @@ template <Activation kActivation, unsigned kExtra = kEveryExtra, class T>
 CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale) {
   constexpr bool kLogs = (kExtra & (kLogLoss | kFocal)) != 0;
   if constexpr (kActivation == Activation::kNone) {
-    return kLogs ? s.u - s.h / floored(o.p) + s.k / floored(o.q) : s.u;
+    return kLogs ? s.u - log_slope(s.h, o.p) + log_slope(s.k, o.q) : s.u;
   } else {
     T dx = (o.p * o.q) * s.u;
     if constexpr (kLogs) dx += o.p * s.k - o.q * s.h;

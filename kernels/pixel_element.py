@@ -227,8 +227,18 @@ def _side(above, below, p, q, t):
 
 
 @triton.jit
+def _log_slope(factor, p):
+    """The derivative of factor * log(floored p): 0 below the floor, where it is constant."""
+    below = p < _FLOOR
+    return tl.where(below, 0.0, factor / tl.where(below, 1.0, p))
+
+
+@triton.jit
 def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
-    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` comes from pixel_tile.by_sums."""
+    """dL/dp, -dL/d(log p) and -dL/d(log q) at weight 1; `g` comes from pixel_tile.by_sums.
+
+    Of probabilities, the focal terms that come from p^gamma and q^gamma are part of the first.
+    """
     S: tl.constexpr = row_of(EXTRA, SQUARES)
     F: tl.constexpr = row_of(EXTRA, FOCAL)
     by_p = tl.where(t, g[0], g[1]) if BINARY & HOW else t * g[0] + (1.0 - t) * g[1]
@@ -252,11 +262,21 @@ def slopes(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr, HOW: tl.c
     if FOCAL & EXTRA:
         by = power(q, gamma, HOW)
         last = tl.where(q > 0.0, by / tl.where(q > 0.0, q, 1.0), 0.0)
-        h += g[F] * (t * by + gamma * p * _times(t, positive) * last)
+        focused = gamma * _times(t, positive) * last
+        if PROBABILITIES & HOW:
+            h += g[F] * (t * by)
+            by_p -= g[F] * focused
+        else:
+            h += g[F] * (t * by + p * focused)
         if not (SOFTMAX & HOW):
             by = power(p, gamma, HOW)
             last = tl.where(p > 0.0, by / tl.where(p > 0.0, p, 1.0), 0.0)
-            k += g[F] * (u * by + gamma * q * _times(u, negative) * last)
+            focused = gamma * _times(u, negative) * last
+            if PROBABILITIES & HOW:
+                k += g[F] * (u * by)
+                by_p += g[F] * focused
+            else:
+                k += g[F] * (u * by + q * focused)
     return by_p, h, k
 
 
@@ -266,7 +286,7 @@ def input_gradient(p, q, by_p, h, k, scale, EXTRA: tl.constexpr, HOW: tl.constex
     if PROBABILITIES & HOW:
         g = by_p
         if LOGS & EXTRA:
-            g += k / tl.where(q < _FLOOR, _FLOOR, q) - h / tl.where(p < _FLOOR, _FLOOR, p)
+            g += _log_slope(k, q) - _log_slope(h, p)
     else:
         g = (p * q) * by_p
         if LOGS & EXTRA:

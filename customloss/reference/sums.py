@@ -56,6 +56,32 @@ def accumulator(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
+# from this size on torch may cut a sum among its threads
+_LONG = 32768
+
+
+def added(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum over the last dim, with the same bits for any number of threads.
+
+    Torch cuts a long sum among its threads if a single number is left of it, and does not if there
+    are two.
+    """
+    single = values.shape[-1] == values.numel()
+    if torch.compiler.is_compiling() or not single or values.numel() < _LONG:
+        return values.sum(-1, dtype=dtype)
+    half = values.numel() // 2
+    first, second = values.flatten()[: 2 * half].view(2, half).sum(-1, dtype=dtype).unbind(0)
+    rest = values[..., 2 * half :].sum(-1, dtype=dtype)  # the last one, if the number is odd
+    return rest + (first + second)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the last dim; see :func:`added`."""
+    if torch.compiler.is_compiling() or values.numel() < _LONG:
+        return values.mean(-1)
+    return added(values) / values.shape[-1]
+
+
 def sums_dtype(device: torch.device) -> torch.dtype:
     """Sums are float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -345,7 +371,7 @@ def confusion_backward(
         if activation == "sigmoid":
             total = slope * u - scale * (q * h - p * k)
         else:
-            total = u - h / p.clamp_min(LOG_FLOOR) + k / q.clamp_min(LOG_FLOOR)
+            total = u - _log_slope(h, p) + _log_slope(k, q)
         like = input
     total = _filled(total, holes)
     return (total if w is None else w * total).to(like.dtype)
@@ -403,6 +429,13 @@ def _by_target(
     return total
 
 
+def _log_slope(factor: Tensor, p: Tensor) -> Tensor:
+    """The derivative of ``factor * log(max(p, floor))``: 0 below the floor, as of ``clamp_min``."""
+    below = p < LOG_FLOOR
+    slope = factor / torch.where(below, torch.ones_like(p), p)
+    return torch.where(below, torch.zeros_like(slope), slope)
+
+
 def _slopes(
     x: Tensor,
     t: Tensor,
@@ -413,7 +446,8 @@ def _slopes(
     extra: int,
     gamma: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1."""
+    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1. Of probabilities, the focal
+    terms that come from p^γ and q^γ are part of u."""
     p, q, _ = probability(x, activation, scale, offset)
     u = _beside(g, t, 1 - t, _far(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & Extra.SQUARES:
@@ -423,10 +457,14 @@ def _slopes(
         h, k = g["log_loss_pos"] * t, g["log_loss_neg"] * (1 - t)
     if extra & Extra.FOCAL:
         positive, negative = log_losses(x, activation, scale, offset)
-        more = gamma * p * _times(t, positive) * power(q, gamma - 1)
-        h = h + g["focal"] * (t * power(q, gamma) + more)
-        more = gamma * q * _times(1 - t, negative) * power(p, gamma - 1)
-        k = k + g["focal"] * ((1 - t) * power(p, gamma) + more)
+        h = h + g["focal"] * (t * power(q, gamma))
+        k = k + g["focal"] * ((1 - t) * power(p, gamma))
+        by_q = gamma * _times(t, positive) * power(q, gamma - 1)
+        by_p = gamma * _times(1 - t, negative) * power(p, gamma - 1)
+        if activation == "none":
+            u = u + g["focal"] * (by_p - by_q)
+        else:
+            h, k = h + g["focal"] * (p * by_q), k + g["focal"] * (q * by_p)
     return u, h, k
 
 
