@@ -23,6 +23,7 @@ def custom_f1_loss(
     weight: Tensor | None = None,
     *,
     beta: float = 1.0,
+    ignore_index: int | None = None,
     check_target: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
@@ -30,7 +31,8 @@ def custom_f1_loss(
     checks.number("beta", beta, at_least=0, at_most=1)
     return confusion_loss(
         partial(_custom_f1, recall_weight=beta), input, target, weight, activation="none",
-        average="micro", link="log", check_target=check_target, process_group=process_group,
+        average="micro", link="log", ignore_index=ignore_index, check_target=check_target,
+        process_group=process_group,
     )  # fmt: skip
 
 
@@ -59,7 +61,8 @@ class CustomF1Loss(Loss, name="custom_f1"):
 
     Args:
         beta: the weight of recall, in [0, 1].
-        check_target, process_group: see :func:`customloss.soft_f1_loss`.
+        ignore_index, check_target, process_group: see :func:`customloss.soft_f1_loss`. The call
+            takes a ``weight`` of the elements too, as that of every loss.
 
     Example::
 
@@ -73,7 +76,13 @@ class CustomF1Loss(Loss, name="custom_f1"):
         self,
         beta: float = 1.0,
         *,
+        ignore_index: int | None = None,
         check_target: bool = False,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(beta=beta, check_target=check_target, process_group=process_group)
+        super().__init__(
+            beta=beta,
+            ignore_index=ignore_index,
+            check_target=check_target,
+            process_group=process_group,
+        )
