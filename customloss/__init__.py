@@ -20,6 +20,7 @@ from customloss.losses.composed import (
     LogCoshDiceLoss,
     LogPrecisionRecallLoss,
     MCCLoss,
+    MulticlassMCCLoss,
     balanced_accuracy_loss,
     confusion_loss,
     exp_log_dice_loss,
@@ -29,6 +30,7 @@ from customloss.losses.composed import (
     log_cosh_dice_loss,
     log_precision_recall_loss,
     mcc_loss,
+    multiclass_mcc_loss,
 )
 from customloss.losses.compound import (
     CompoundLoss,
@@ -98,6 +100,7 @@ __all__ = [
     "LogPrecisionRecallLoss",
     "Loss",
     "MCCLoss",
+    "MulticlassMCCLoss",
     "SemimetricDiceLoss",
     "SemimetricJaccardLoss",
     "SemimetricTverskyLoss",
@@ -136,6 +139,7 @@ __all__ = [
     "loss",
     "loss_names",
     "mcc_loss",
+    "multiclass_mcc_loss",
     "reference",
     "register_score",
     "scores",

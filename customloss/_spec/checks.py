@@ -59,6 +59,8 @@ def sums_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
 
 
+# options that are a number or None; any other that may be None is an integer
+NUMBERS_OR_NONE = frozenset(("smooth_denominator",))
 _KINDS = {str: "a string", float: "a number", bool: "True or False"}
 
 
@@ -70,6 +72,10 @@ def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) 
     for name, value in options.items():
         if name not in defaults:
             raise TypeError(f"{name}: no such option; there are {', '.join(sorted(defaults))}")
+        if name in NUMBERS_OR_NONE:
+            if value is not None and type(value) not in (int, float):
+                raise TypeError(f"{name}: expected a number or None, got {value!r}")
+            continue
         if defaults[name] is None:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise TypeError(f"{name}: expected an integer or None, got {value!r}")

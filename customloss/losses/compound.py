@@ -16,6 +16,7 @@ from customloss.losses.base import Loss, takes
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.request import Request, once
+from customloss.scores import Smooth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,7 +50,10 @@ def compound_loss(
     The first is ``F.cross_entropy`` with its ``weight``, ``ignore_index`` and ``label_smoothing``.
     The second, with π = ``pos_weight``, is ``F.binary_cross_entropy_with_logits``, except where
     there is a ``weight``: torch still divides by the number of elements. Focal puts (1-p)^γ before
-    the first logarithm and p^γ before the second, as torchvision's does, without its α.
+    the first logarithm and p^γ before the second, as torchvision's does, without its α. With
+    ``activation="none"`` the logarithms are those of max(p, 1e-30) and max(1-p, 1e-30). Below the
+    floor they are constant: a probability of exactly 0 where t = 1 gets no gradient from them, so
+    pass logits where you have them.
 
     Args:
         score: see :func:`confusion_loss`, as for all arguments that are not listed here.
@@ -104,7 +108,7 @@ def _compound(
     pos_weight: PosWeight = None,
     *,
     called: tuple[str, ...] = ("score_weight", "cross_entropy_weight", "focal_weight"),
-    **parameters: float,
+    **parameters: Any,
 ) -> Tensor:
     """See :func:`compound_loss`; ``called`` is what the caller's arguments for the weights are, and
     ``parameters`` are those of a score of ``scores.py``."""
@@ -157,7 +161,7 @@ def _words(
 
 
 @once
-def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: float) -> Formula:
+def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: Any) -> Formula:
     return formula_of(at(score, **parameters), words, extra)
 
 
@@ -250,7 +254,7 @@ def dice_ce_loss(
     *,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "softmax",
     **options: Unpack[Linking],
 ) -> Tensor:
@@ -284,7 +288,7 @@ class DiceCELoss(Loss, name="dice_ce"):
         *,
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "softmax",
         **options: Unpack[Linking],
     ) -> None:
@@ -304,7 +308,7 @@ def dice_bce_loss(
     dice_weight: float = 1.0,
     bce_weight: float = 1.0,
     pos_weight: PosWeight = None,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "sigmoid",
     **options: Unpack[Linking],
 ) -> Tensor:
@@ -339,7 +343,7 @@ class DiceBCELoss(Loss, name="dice_bce"):
         dice_weight: float = 1.0,
         bce_weight: float = 1.0,
         pos_weight: PosWeight = None,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "sigmoid",
         **options: Unpack[Linking],
     ) -> None:
@@ -359,7 +363,7 @@ def dice_focal_loss(
     dice_weight: float = 1.0,
     focal_weight: float = 1.0,
     focal_gamma: float = 2.0,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "sigmoid",
     **options: Unpack[Linking],
 ) -> Tensor:
@@ -389,7 +393,7 @@ class DiceFocalLoss(Loss, name="dice_focal"):
         dice_weight: float = 1.0,
         focal_weight: float = 1.0,
         focal_gamma: float = 2.0,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "sigmoid",
         **options: Unpack[Linking],
     ) -> None:
@@ -410,7 +414,7 @@ def tversky_ce_loss(
     ce_weight: float = 1.0,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "softmax",
     **options: Unpack[Linking],
 ) -> Tensor:
@@ -439,7 +443,7 @@ class TverskyCELoss(Loss, name="tversky_ce"):
         ce_weight: float = 1.0,
         fp_weight: float = 0.5,
         fn_weight: float = 0.5,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "softmax",
         **options: Unpack[Linking],
     ) -> None:
