@@ -74,7 +74,8 @@ def group_loss(
     if LINK == _LOG:
         low = similarity < log_floor
         rest = miss / tl.where(low, 1.0, hit)
-        value = tl.where(empty, 0.0, tl.where(low, -tl.log(log_floor), _log1p(rest)))
+        constant = -tl.log(tl.where(low, log_floor, similarity))
+        value = tl.where(empty, 0.0, tl.where(low, constant, _log1p(rest)))
         g_tp = tl.where(low, 0.0, -rest * tp_weight / whole)
         g_fp = tl.where(low, 0.0, fp_weight / whole)
         g_fn = tl.where(low, 0.0, fn_weight / whole)
