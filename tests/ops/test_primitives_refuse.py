@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the co
 
 ops = torch.ops.customloss
 ELEMENTS = (2, 1.0, 0.0, False, True, None, 0.0, 0, 2.0)
-SCORING = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+SCORING = (2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
 POINTWISE = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 

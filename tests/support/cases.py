@@ -364,6 +364,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def of_function(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of an operator as a function or module takes them: with a pair for ``smooth``."""
+    given = dict(options)
+    if "smooth_denominator" in given:
+        given["smooth"] = (given.get("smooth", 0.0), given.pop("smooth_denominator"))
+    return given
+
+
 def with_options(case: Case, name: str) -> Case:
     return replace(case, name=f"{case.name}-{name}", options=OPTIONS[name])
 
