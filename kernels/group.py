@@ -73,9 +73,9 @@ def group_loss(
     g_tn = tp * 0.0
     if LINK == _LOG:
         low = similarity < log_floor
-        rest = miss / tl.where(low, 1.0, hit)
-        constant = -tl.log(tl.where(low, log_floor, similarity))
-        value = tl.where(empty, 0.0, tl.where(low, constant, _log1p(rest)))
+        # -log(floor) is log1p((1 - floor) / floor): a second logarithm would spill registers
+        rest = tl.where(low, 1.0 - log_floor, miss) / tl.where(low, log_floor, hit)
+        value = tl.where(empty, 0.0, _log1p(rest))
         g_tp = tl.where(low, 0.0, -rest * tp_weight / whole)
         g_fp = tl.where(low, 0.0, fp_weight / whole)
         g_fn = tl.where(low, 0.0, fn_weight / whole)
