@@ -218,6 +218,13 @@ CUSTOMLOSS_HD T floored(T probability) {
   return probability < kFloor ? kFloor : probability;
 }
 
+// The derivative of factor * log(floored(probability)): 0 below the floor, where it is constant.
+template <class T>
+CUSTOMLOSS_HD T log_slope(T factor, T probability) {
+  const Flag<T> below(probability < kProbabilityFloor<T>);
+  return select(below, T(0), factor / probability);
+}
+
 // One element: p, q = 1 - p, their negative logarithms where asked for, and the decision.
 template <class T>
 struct Outcome {
@@ -363,7 +370,8 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
   if constexpr ((kExtra & kSupport) != 0) to[row_of(kExtra, kSupport)] = y.given;
 }
 
-// dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.
+// dL/dp, -dL/d(log p) and -dL/d(log q) of an element, at weight 1.  Of probabilities, the focal
+// terms that come from p^gamma and q^gamma are part of u.
 template <class T>
 struct Slopes {
   T u, h, k;
@@ -453,7 +461,7 @@ template <Activation kActivation, unsigned kExtra = kEveryExtra, class T>
 CUSTOMLOSS_HD T input_gradient(const Outcome<T>& o, const Slopes<T>& s, T scale) {
   constexpr bool kLogs = (kExtra & (kLogLoss | kFocal)) != 0;
   if constexpr (kActivation == Activation::kNone) {
-    return kLogs ? s.u - s.h / floored(o.p) + s.k / floored(o.q) : s.u;
+    return kLogs ? s.u - log_slope(s.h, o.p) + log_slope(s.k, o.q) : s.u;
   } else {
     T dx = (o.p * o.q) * s.u;
     if constexpr (kLogs) dx += o.p * s.k - o.q * s.h;

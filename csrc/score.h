@@ -3,9 +3,10 @@
 // kernels of cuda/finish.cuh and cuda/score.cuh loop over the groups.  Everything is float64, as
 // there are only a few numbers.
 //
-//   similarity  S = (A tp + s) / (A tp + s + B fp + C fn)
-//   complement  1 - S = (B fp + C fn) / (A tp + s + B fp + C fn)     no cancellation near 0
-//   log         -log S = log1p((B fp + C fn) / (A tp + s))
+//   similarity  S = (A tp + s) / (A tp + B fp + C fn + d)
+//   complement  1 - S = M / (A tp + B fp + C fn + d), M = B fp + C fn + (d - s): no cancellation
+//               near 0
+//   log         -log max(S, floor); -log S = log1p(M / (A tp + s))
 //   focal       (1 - S)^gamma
 //   negative    -S
 //   pointwise   (a LP + b LN + c FP + d FN) / (u (tp + fn) + v (fp + tn) + s S), each a sum over
@@ -38,7 +39,9 @@ enum class Average : int64_t { kMean = 0, kWeighted = 1, kNone = 2, kLast = kNon
 enum class Reduction : int64_t { kMean = 0, kSum = 1, kNone = 2, kLast = kNone };
 
 struct Score {
-  double tp_weight, fp_weight, fn_weight, smooth, gamma;
+  double tp_weight, fp_weight, fn_weight;
+  double smooth, smooth_denominator;  // s and d; s <= d, except for the links that are linear in S
+  double gamma, log_floor;
   Link link;
   Absent absent;
 };
@@ -87,35 +90,38 @@ struct Lost {
 
 namespace {
 
-// Floor of A tp + s under a logarithm.  Even when no positive has any probability left, the loss
-// stays below 70 + log(fp + fn) and the gradients stay inside the range of float32.
-constexpr double kLogFloor = 1e-30;
 constexpr double kMaxDouble = 0x1.fffffffffffffp+1023;  // the largest finite number
 
 // The linked similarity and its gradient.  0 / 0 (an empty group that is predicted empty)
 // counts as a similarity of 1 with gradient 0.
 CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
-  const double hit = score.tp_weight * sums.tp + score.smooth;
-  const double miss = score.fp_weight * sums.fp + score.fn_weight * sums.fn;
-  const double whole = hit + miss;
+  const double true_hit = score.tp_weight * sums.tp;
+  const double wrong = score.fp_weight * sums.fp + score.fn_weight * sums.fn;
+  const double hit = true_hit + score.smooth;
+  const double miss = wrong + (score.smooth_denominator - score.smooth);
+  const double whole = true_hit + wrong + score.smooth_denominator;
   GroupLoss loss{0.0, {0.0, 0.0, 0.0, 0.0}, sums.tp + sums.fn, true};
   if (whole == 0.0) {
     loss.value = score.link == Link::kNegative ? -1.0 : 0.0;
     return loss;
   }
+  // In the gradients, shares of the whole are multiplied first: weights may be as large as 1e200.
+  const double similarity = hit / whole;
   if (score.link == Link::kLog) {
-    const bool low = hit < kLogFloor;
-    const double floored = low ? kLogFloor : hit;
-    loss.value = log1p(miss / floored);
-    loss.grad.tp = low ? 0.0 : -score.tp_weight * (miss / hit) / whole;
-    loss.grad.fp = score.fp_weight / (floored + miss);
-    loss.grad.fn = score.fn_weight / (floored + miss);
+    if (similarity < score.log_floor) {  // constant from here on
+      loss.value = -log(score.log_floor);
+      return loss;
+    }
+    loss.value = log1p(miss / hit);
+    loss.grad.tp = -(miss / hit) * score.tp_weight / whole;
+    loss.grad.fp = score.fp_weight / whole;
+    loss.grad.fn = score.fn_weight / whole;
     return loss;
   }
   const double complement = miss / whole;
   double slope = 1.0;
   loss.value = complement;
-  if (score.link == Link::kNegative) loss.value = -(hit / whole);
+  if (score.link == Link::kNegative) loss.value = -similarity;
   if (score.link == Link::kFocal) {
     loss.value = pow(complement, score.gamma);
     // A perfect group gets slope 0 (1 if gamma is 1): for gamma < 1 the formula is infinite there.
@@ -123,9 +129,9 @@ CUSTOMLOSS_HD GroupLoss similarity_loss(const Score& score, const Sums& sums) {
                 ? score.gamma * pow(complement, score.gamma - 1.0)
                 : (score.gamma == 1.0 ? 1.0 : 0.0);
   }
-  loss.grad.tp = -slope * score.tp_weight * complement / whole;
-  loss.grad.fp = slope * score.fp_weight * (hit / whole) / whole;
-  loss.grad.fn = slope * score.fn_weight * (hit / whole) / whole;
+  loss.grad.tp = -(slope * complement) * score.tp_weight / whole;
+  loss.grad.fp = slope * (similarity * score.fp_weight / whole);
+  loss.grad.fn = slope * (similarity * score.fn_weight / whole);
   return loss;
 }
 

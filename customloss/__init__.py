@@ -20,6 +20,7 @@ from customloss.losses.composed import (
     LogCoshDiceLoss,
     LogPrecisionRecallLoss,
     MCCLoss,
+    MulticlassMCCLoss,
     balanced_accuracy_loss,
     confusion_loss,
     exp_log_dice_loss,
@@ -29,6 +30,7 @@ from customloss.losses.composed import (
     log_cosh_dice_loss,
     log_precision_recall_loss,
     mcc_loss,
+    multiclass_mcc_loss,
 )
 from customloss.losses.compound import CompoundLoss, compound_loss
 from customloss.losses.compound_presets import (
@@ -109,6 +111,7 @@ __all__ = [
     "LogPrecisionRecallLoss",
     "Loss",
     "MCCLoss",
+    "MulticlassMCCLoss",
     "SemimetricDiceLoss",
     "SemimetricJaccardLoss",
     "SemimetricTverskyLoss",
@@ -150,6 +153,7 @@ __all__ = [
     "loss",
     "loss_names",
     "mcc_loss",
+    "multiclass_mcc_loss",
     "reference",
     "register_score",
     "scores",

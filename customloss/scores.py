@@ -8,7 +8,8 @@ float64, so ``1 - score`` keeps its digits. A score that needs further sums decl
 This module imports nothing of the package.
 
 Where numerator and denominator are both 0, nothing was missed: the ratio is 1, its gradient 0.
-``smooth`` is added to both of them, in units of elements.
+``smooth`` is added to both of them, in units of elements; a pair is what is added to the numerator
+and to the denominator. In formulas they are s and d.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-# -log(similarity) is evaluated with a similarity no smaller than this
+# -log(similarity) is evaluated with a similarity no smaller than this, unless the caller says so
 LOG_FLOOR = 1e-30
+
+# what is added to both sides of a ratio, or to its numerator and its denominator
+Smooth = float | tuple[float, float]
 
 # how a similarity becomes a loss, and whether that takes a gamma
 LINKS = {
@@ -34,6 +38,10 @@ LINKS = {
     "log_cosh": False,
     "log_power": True,
 }
+# those that take the logarithm of a similarity, with a floor
+LOG_LINKS = ("log", "log_power")
+# those that are defined for a similarity above 1 too
+LINEAR_LINKS = ("complement", "negative")
 
 # the sums that a score can ask for beside tp, fp, fn and tn, and the arguments it then gets
 SUMS = {
@@ -109,10 +117,11 @@ _COEFFICIENTS: dict[Callable[..., Any], _Coefficients] = {}
 
 
 def coefficients(of: Callable[..., tuple[float, float, float]]) -> Callable[[_S], _S]:
-    """Declares that a score is the ratio ``(A tp + s) / (A tp + s + B fp + C fn)``.
+    """Declares that a score is the ratio ``(A tp + s) / (A tp + B fp + C fn + d)``.
 
-    ``of`` takes the score's parameters except ``smooth``, which is s; it returns A, B and C. Losses
-    of such a score take one fused operator: it knows the loss and its gradient in closed form.
+    ``of`` takes the score's parameters except ``smooth``, which is s and d; it returns A, B and C.
+    Losses of such a score take one fused operator: it knows the loss and its gradient in closed
+    form.
     """
 
     def decorate(score: _S) -> _S:
@@ -122,15 +131,41 @@ def coefficients(of: Callable[..., tuple[float, float, float]]) -> Callable[[_S]
     return decorate
 
 
+def in_range(name: str, value: float) -> None:
+    """Raises an error unless a parameter is 0, or of a size at which it is safe to multiply by it.
+
+    A, B and C of a ratio may be as large as 1e200 and as small as 1e-200: then no product with a
+    sum is infinite, and none is 0 where the sum is not.
+    """
+    most = 1e100 if name == "beta" else 1e200  # beta is squared
+    if value and not 1 / most <= abs(value) <= most:
+        raise ValueError(
+            f"{name}: expected 0, or a number from {1 / most} to {most} (products with the sums "
+            f"would leave the range of float64), got {value}"
+        )
+
+
+def sides(smooth: Any) -> tuple[float, float]:
+    """What ``smooth`` adds to the numerator and to the denominator of a ratio."""
+    if not isinstance(smooth, (tuple, list)):
+        return smooth, smooth
+    if len(smooth) != 2:
+        raise ValueError(
+            "smooth: expected a number, or a pair (added to the numerator, added to the "
+            f"denominator), got {smooth!r}"
+        )
+    top, bottom = smooth
+    return top, bottom
+
+
 def coefficients_of(
-    score: Callable[..., Any], **parameters: float
-) -> tuple[float, float, float, float]:
-    """``A, B, C, s`` of a score that declared :func:`coefficients`, at these parameters."""
+    score: Callable[..., Any], **parameters: Any
+) -> tuple[float, float, float, float, float]:
+    """``A, B, C, s, d`` of a score that declared :func:`coefficients`, at these parameters."""
     of, defaults = _COEFFICIENTS[score]
     values = {**defaults, **parameters}
     smooth = values.pop("smooth")
-    tp_weight, fp_weight, fn_weight = of(**values)
-    return tp_weight, fp_weight, fn_weight, smooth
+    return *of(**values), *sides(smooth)
 
 
 def ratio(hit: Tensor, whole: Tensor) -> Tensor:
@@ -149,17 +184,23 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return torch.where(zero, torch.zeros_like(base), safe**exponent)
 
 
-def linked(similarity: Tensor, link: str = "complement", gamma: float = 1.0) -> Tensor:
+def linked(
+    similarity: Tensor,
+    link: str = "complement",
+    gamma: float = 1.0,
+    log_floor: float = LOG_FLOOR,
+) -> Tensor:
     """The loss that ``link`` makes of a similarity s: 0 at s = 1, except for ``"negative"``.
 
-    ``"complement"`` 1 - s; ``"log"`` -log s, with s floored at 1e-30; ``"focal"`` (1 - s)^gamma;
-    ``"negative"`` -s; ``"log_cosh"`` log cosh(1 - s), Jadon 2020; ``"log_power"`` (-log s)^gamma,
-    Wong 2018. Gradients are finite everywhere, and 0 at s = 1 for the powers.
+    ``"complement"`` 1 - s; ``"log"`` -log s; ``"focal"`` (1 - s)^gamma; ``"negative"`` -s;
+    ``"log_cosh"`` log cosh(1 - s), Jadon 2020; ``"log_power"`` (-log s)^gamma, Wong 2018. A
+    logarithm is that of max(s, ``log_floor``): below the floor the loss is constant. Gradients are
+    finite everywhere, and 0 at s = 1 for the powers.
     """
     if link == "negative":
         return -similarity
-    if link in ("log", "log_power"):
-        loss = -torch.log(similarity.clamp_min(LOG_FLOOR))
+    if link in LOG_LINKS:
+        loss = -torch.log(similarity.clamp_min(log_floor))
         return loss if link == "log" else power(loss, gamma)
     loss = 1 - similarity
     if link == "focal":
@@ -174,7 +215,13 @@ def linked(similarity: Tensor, link: str = "complement", gamma: float = 1.0) -> 
 # ---- ratios of tp, fp and fn -------------------------------------------------------------------
 
 
-@coefficients(lambda fp_weight, fn_weight: (1.0, fp_weight, fn_weight))
+def _of_weights(fp_weight: float, fn_weight: float) -> tuple[float, float, float]:
+    in_range("fp_weight", fp_weight)
+    in_range("fn_weight", fn_weight)
+    return 1.0, fp_weight, fn_weight
+
+
+@coefficients(_of_weights)
 def tversky(
     tp: Tensor,
     fp: Tensor,
@@ -183,71 +230,78 @@ def tversky(
     *,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
-    """``(tp + s) / (tp + α fp + β fn + s)``, α = fp_weight, β = fn_weight. Salehi 2017."""
-    return ratio(tp + smooth, tp + smooth + fp_weight * fp + fn_weight * fn)
+    """``(tp + s) / (tp + α fp + β fn + d)``, α = fp_weight, β = fn_weight. Salehi 2017."""
+    top, bottom = sides(smooth)
+    return ratio(tp + top, tp + fp_weight * fp + fn_weight * fn + bottom)
 
 
 @coefficients(lambda: (1.0, 1.0, 1.0))
-def jaccard(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
-    """``(tp + s) / (tp + fp + fn + s)``: intersection over union. Jaccard 1901."""
+def jaccard(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: Smooth = 0.0) -> Tensor:
+    """``(tp + s) / (tp + fp + fn + d)``: intersection over union. Jaccard 1901."""
     return tversky(tp, fp, fn, tn, fp_weight=1.0, fn_weight=1.0, smooth=smooth)
 
 
 def _of_beta(beta: float) -> tuple[float, float, float]:
+    in_range("beta", beta)
     squared = beta * beta
-    if squared == math.inf:
-        raise ValueError(f"beta: expected a number whose square is finite, got {beta}")
     return 1.0 + squared, 1.0, squared
 
 
 @coefficients(_of_beta)
 def fbeta(
-    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, beta: float = 1.0, smooth: float = 0.0
+    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, beta: float = 1.0, smooth: Smooth = 0.0
 ) -> Tensor:
-    """``((1+β²) tp + s) / ((1+β²) tp + fp + β² fn + s)``; β > 1 favours recall. Jansche 2005."""
-    hit = (1 + beta**2) * tp + smooth
-    return ratio(hit, hit + fp + beta**2 * fn)
+    """``((1+β²) tp + s) / ((1+β²) tp + fp + β² fn + d)``; β > 1 favours recall. Jansche 2005."""
+    top, bottom = sides(smooth)
+    hit = (1 + beta**2) * tp
+    return ratio(hit + top, hit + fp + beta**2 * fn + bottom)
 
 
 @coefficients(lambda: (2.0, 1.0, 1.0))
-def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
-    """``(2 tp + s) / (2 tp + fp + fn + s)``, which is F1; no squares as in Milletari 2016."""
+def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: Smooth = 0.0) -> Tensor:
+    """``(2 tp + s) / (2 tp + fp + fn + d)``, which is F1; no squares as in Milletari 2016."""
     return fbeta(tp, fp, fn, tn, smooth=smooth)
 
 
 @coefficients(lambda: (1.0, 1.0, 0.0))
-def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
-    """``(tp + s) / (tp + fp + s)``."""
-    return ratio(tp + smooth, tp + fp + smooth)
+def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: Smooth = 0.0) -> Tensor:
+    """``(tp + s) / (tp + fp + d)``."""
+    top, bottom = sides(smooth)
+    return ratio(tp + top, tp + fp + bottom)
 
 
 @coefficients(lambda: (1.0, 0.0, 1.0))
-def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
-    """``(tp + s) / (tp + fn + s)``, the true positive rate."""
-    return ratio(tp + smooth, tp + fn + smooth)
+def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: Smooth = 0.0) -> Tensor:
+    """``(tp + s) / (tp + fn + d)``, the true positive rate."""
+    top, bottom = sides(smooth)
+    return ratio(tp + top, tp + fn + bottom)
 
 
-def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: float = 0.0) -> Tensor:
-    """``(tn + s) / (tn + fp + s)``, the true negative rate: the recall of the negatives."""
+def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, smooth: Smooth = 0.0) -> Tensor:
+    """``(tn + s) / (tn + fp + d)``, the true negative rate: the recall of the negatives."""
     return recall(tn, fn, fp, tp, smooth=smooth)
 
 
-def as_ratio(score: Callable[..., Any]) -> tuple[float, float, float, float] | None:
-    """``A, B, C, s`` of a score that declared :func:`coefficients`, or of a ``functools.partial``
-    of one; None for any other score, and for parameters that are not plain numbers."""
+def as_ratio(score: Callable[..., Any]) -> tuple[float, ...] | None:
+    """``A, B, C, s, d`` of a score that declared :func:`coefficients`, or of a
+    ``functools.partial`` of one; None for any other score, and for parameters that are not plain
+    numbers."""
     given: dict[str, Any] = {}
     while isinstance(score, partial) and not score.args:
         given, score = {**score.keywords, **given}, score.func
     known = isinstance(score, FunctionType) and score in _COEFFICIENTS
-    if not known or not all(type(value) in (int, float) for value in given.values()):
+    if not known:
         return None
     try:
-        tp_weight, fp_weight, fn_weight, smooth = map(float, coefficients_of(score, **given))
+        values = {**given, "smooth": sides(given.get("smooth", 0.0))}
+        numbers = [*values.pop("smooth"), *values.values()]
+        if not all(type(value) in (int, float) for value in numbers):
+            return None
+        return tuple(map(float, coefficients_of(score, **given)))
     except TypeError:  # not a parameter of this score, which will say so itself when it is called
         return None
-    return tp_weight, fp_weight, fn_weight, smooth
 
 
 # ---- ratios of other sums ------------------------------------------------------------------------
@@ -263,10 +317,11 @@ def squared_dice(
     p2: Tensor,
     t2: Tensor,
     tp2: Tensor,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
-    """``(2 tp + s) / (Σp² + Σt² + s)``: V-Net's Dice, 1 at p = t also if soft. Milletari 2016."""
-    return ratio(2 * tp + smooth, p2 + t2 + smooth)
+    """``(2 tp + s) / (Σp² + Σt² + d)``: V-Net's Dice, 1 at p = t also if soft. Milletari 2016."""
+    top, bottom = sides(smooth)
+    return ratio(2 * tp + top, p2 + t2 + bottom)
 
 
 def _with_value(of: Tensor, value: Tensor) -> Tensor:
@@ -284,7 +339,7 @@ def semimetric_tversky(
     distance: Tensor,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
     """Tversky of ``tp' = (P + T - A) / 2``, ``fp' = P - tp'``, ``fn' = T - tp'``: 1 at p = t also
     for soft labels, and :func:`tversky` for hard ones. P = Σp, T = Σt, A = Σ |p - t|. Wang 2023.
@@ -294,20 +349,21 @@ def semimetric_tversky(
     # tp' >= tp and |fp' - fn'| <= A: what rounding adds beyond is cut off. The gradient is that of
     # the formula: with hard targets, where both are equal, a cut would follow the rounding's sign.
     more = fp + fn - distance
-    hit = tp + 0.5 * _with_value(more, more.detach().clamp_min(0)) + smooth
+    hit = tp + 0.5 * _with_value(more, more.detach().clamp_min(0))
     miss = 0.5 * (fp_weight + fn_weight) * distance  # fp' + fn' = A, without cancellation
     if fp_weight != fn_weight:
         skew, most = fp - fn, distance.detach()
         skew = _with_value(skew, torch.minimum(torch.maximum(skew.detach(), -most), most))
         miss = miss + 0.5 * (fp_weight - fn_weight) * skew
-    return ratio(hit, hit + miss)
+    top, bottom = sides(smooth)
+    return ratio(hit + top, hit + miss + bottom)
 
 
 @uses("distance")
 def semimetric_jaccard(
-    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: float = 0.0
+    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: Smooth = 0.0
 ) -> Tensor:
-    """``(P + T - A + 2s) / (P + T + A + 2s)``: the Jaccard metric, for soft labels. Wang 2023."""
+    """``(P + T - A + 2s) / (P + T + A + 2d)``: the Jaccard metric, for soft labels. Wang 2023."""
     return semimetric_tversky(
         tp, fp, fn, tn, distance=distance, fp_weight=1.0, fn_weight=1.0, smooth=smooth
     )
@@ -315,10 +371,12 @@ def semimetric_jaccard(
 
 @uses("distance")
 def semimetric_dice(
-    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: float = 0.0
+    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: Smooth = 0.0
 ) -> Tensor:
-    """``(P + T - A + s) / (P + T + s)``: the Dice semimetric, for soft labels. Wang 2023."""
-    return semimetric_tversky(tp, fp, fn, tn, distance=distance, smooth=smooth / 2)
+    """``(P + T - A + s) / (P + T + d)``: the Dice semimetric, for soft labels. Wang 2023."""
+    top, bottom = sides(smooth)
+    half = (top / 2, bottom / 2)
+    return semimetric_tversky(tp, fp, fn, tn, distance=distance, smooth=half)
 
 
 # ---- means of ratios -----------------------------------------------------------------------------
@@ -331,7 +389,7 @@ def fowlkes_mallows(
     tn: Tensor,
     *,
     recall_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
     """``precision^(1-w) recall^w``, w = recall_weight. w = 1/2: Fowlkes & Mallows 1983."""
     w = recall_weight
@@ -363,6 +421,12 @@ def mcc(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
 # ---- over the classes of a sample ----------------------------------------------------------------
 
 
+def _over_classes(*values: Tensor) -> tuple[Tensor, ...]:
+    """The sums over the classes, ``[samples, 1]``; together, since a long sum of which a single
+    number is left would depend on the number of threads."""
+    return torch.stack(values).sum(-1, keepdim=True).unbind(0)
+
+
 def generalized_dice(
     tp: Tensor,
     fp: Tensor,
@@ -370,9 +434,9 @@ def generalized_dice(
     tn: Tensor,
     *,
     weighting: str = "square",
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
-    """``(2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + s)`` over the classes: ``[samples, 1]``.
+    """``(2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + d)`` over the classes: ``[samples, 1]``.
 
     w is 1 / T² (``"square"``), 1 / T (``"simple"``) or 1 (``"uniform"``) of a class with
     T = tp + fn, without gradient; a class without positives gets the largest weight of the others,
@@ -386,5 +450,26 @@ def generalized_dice(
     w = torch.where(present, support, torch.ones_like(support)) ** -powers[weighting]
     most = torch.where(present, w, torch.zeros_like(w)).amax(-1, keepdim=True)
     w = torch.where(present, w, torch.where(most == 0, torch.ones_like(most), most))
-    hit = 2 * (w * tp).sum(-1, keepdim=True) + smooth
-    return ratio(hit, hit + (w * (fp + fn)).sum(-1, keepdim=True))
+    hit, miss = _over_classes(2 * w * tp, w * (fp + fn))
+    top, bottom = sides(smooth)
+    return ratio(hit + top, hit + miss + bottom)
+
+
+def multiclass_mcc(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+    """R_K, Matthews' correlation of several classes, in [-1, 1]: ``[samples, 1]``.
+
+    With P = tp + fp and T = tp + fn of each class, s the elements of a class and Σ over classes::
+
+        R_K = (s Σ tp - Σ P T) / sqrt((s² - Σ P²) (s² - Σ T²))
+            = Σ (tp tn - fp fn) / sqrt(Σ P (fn + tn)  Σ T (fp + tn))
+
+    in the second form, whose sums cancel nothing. It is 0 where the root is 0, as scikit-learn has
+    it. Gorodkin 2004.
+    """
+    covariance, predicted, actual = _over_classes(
+        tp * tn - fp * fn, (tp + fp) * (fn + tn), (tp + fn) * (fp + tn)
+    )
+    product = predicted * actual
+    undefined = product == 0
+    root = torch.where(undefined, torch.ones_like(product), product).sqrt()
+    return torch.where(undefined, torch.zeros_like(root), covariance / root)

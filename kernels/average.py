@@ -70,13 +70,14 @@ def sums_of(
 @triton.jit
 def weighed_loss(
     tp, fp, fn, tn, inside, column, class_weight,
-    tp_weight, fp_weight, fn_weight, smooth, gamma,
+    tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma, log_floor,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr,
 ):  # fmt: skip
     """Like group_loss, with class weights: a group whose class has weight 0 does not count."""
     value, g_tp, g_fp, g_fn, g_tn, counted, weight = group_loss(
-        tp, fp, fn, tn, tp_weight, fp_weight, fn_weight, smooth, gamma, LINK, ABSENT, AVERAGE
-    )
+        tp, fp, fn, tn, tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma,
+        log_floor, LINK, ABSENT, AVERAGE,
+    )  # fmt: skip
     v = class_weights(class_weight, column, inside)
     if class_weight is not None:
         counted = counted & (v != 0.0)

@@ -80,24 +80,30 @@ def _power(base, exponent):
 
 @triton.jit
 def group_loss(
-    tp, fp, fn, tn, tp_weight, fp_weight, fn_weight, smooth, gamma,
+    tp, fp, fn, tn,
+    tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma, log_floor,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr,
 ):  # fmt: skip
     """The loss of a group, its gradient by the four sums, whether it counts, and its weight."""
-    hit = tp_weight * tp + smooth
-    miss = fp_weight * fp + fn_weight * fn
-    empty = (hit + miss) == 0.0
-    whole = tl.where(empty, 1.0, hit + miss)
+    true_hit = tp_weight * tp
+    wrong = fp_weight * fp + fn_weight * fn
+    hit = true_hit + smooth
+    miss = wrong + (smooth_denominator - smooth)
+    whole = true_hit + wrong + smooth_denominator
+    empty = whole == 0.0
+    whole = tl.where(empty, 1.0, whole)
+    similarity = hit / whole
     g_tn = tp * 0.0
     if LINK == _LOG:
-        low = hit < 1e-30
-        floored = tl.where(low, 1e-30, hit)
-        value = _log1p(miss / floored)
-        g_tp = tl.where(low, 0.0, -tp_weight * (miss / floored) / whole)
-        g_fp = fp_weight / (floored + miss)
-        g_fn = fn_weight / (floored + miss)
+        low = similarity < log_floor
+        # -log(floor) is log1p((1 - floor) / floor): a second logarithm would spill registers
+        rest = tl.where(low, 1.0 - log_floor, miss) / tl.where(low, log_floor, hit)
+        value = tl.where(empty, 0.0, _log1p(rest))
+        g_tp = tl.where(low, 0.0, -rest * tp_weight / whole)
+        g_fp = tl.where(low, 0.0, fp_weight / whole)
+        g_fn = tl.where(low, 0.0, fn_weight / whole)
     else:
-        complement, similarity = miss / whole, hit / whole
+        complement = miss / whole
         value = complement
         slope = tl.full(complement.shape, 1.0, tl.float64)
         if LINK == _NEGATIVE:
@@ -107,9 +113,9 @@ def group_loss(
             value = tl.where(plain, complement, _power(complement, gamma))
             # a perfect group gets slope 0; gamma < 1 would make its slope infinite
             slope = tl.where(plain, 1.0, gamma * _power(complement, gamma - 1.0))
-        g_tp = -slope * tp_weight * complement / whole
-        g_fp = slope * fp_weight * similarity / whole
-        g_fn = slope * fn_weight * similarity / whole
+        g_tp = -(slope * complement) * tp_weight / whole
+        g_fp = slope * (similarity * fp_weight / whole)
+        g_fn = slope * (similarity * fn_weight / whole)
     g_tp = tl.where(empty, 0.0, g_tp)
     g_fp = tl.where(empty, 0.0, g_fp)
     g_fn = tl.where(empty, 0.0, g_fn)

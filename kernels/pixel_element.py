@@ -292,6 +292,13 @@ def _side(above, below, p, q, t):
 
 
 @triton.jit
+def _log_slope(factor, p):
+    """The derivative of factor * log(floored p): 0 below the floor, where it is constant."""
+    below = p < _FLOOR
+    return tl.where(below, 0.0, factor / tl.where(below, 1.0, p))
+
+
+@triton.jit
 def slopes(p, q, positive, negative, target, gamma, g, EXTRA: tl.constexpr, HOW: tl.constexpr):
     """dL/dp, -dL/d(log p), -dL/d(log q), and dL/dx by the focal bases of a sigmoid, at weight 1;
     `g` comes from pixel_tile.by_sums."""
@@ -345,7 +352,7 @@ def input_gradient(p, q, by_p, h, k, by_bases, scale, EXTRA: tl.constexpr, HOW: 
     if PROBABILITIES & HOW:
         g = by_p
         if LOGS & EXTRA:
-            g += k / tl.where(q < _FLOOR, _FLOOR, q) - h / tl.where(p < _FLOOR, _FLOOR, p)
+            g += _log_slope(k, q) - _log_slope(h, p)
     else:
         g = (p * q) * by_p
         if LOGS & EXTRA:

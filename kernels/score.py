@@ -52,9 +52,9 @@ OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 def score_kernel(
     partials, plane, chunks, groups, rows, width, coefficients, loss, class_weight,
     tp_weight: tl.float64, fp_weight: tl.float64, fn_weight: tl.float64, smooth: tl.float64,
-    gamma: tl.float64, score_weight: tl.float64, log_pos: tl.float64, log_neg: tl.float64,
-    focal_pos: tl.float64, focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64,
-    support: tl.float64,
+    smooth_denominator: tl.float64, gamma: tl.float64, log_floor: tl.float64,
+    score_weight: tl.float64, log_pos: tl.float64, log_neg: tl.float64, focal_pos: tl.float64,
+    focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64, support: tl.float64,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr, REDUCTION: tl.constexpr,
     TN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
@@ -77,7 +77,8 @@ def score_kernel(
     )
     value, g_tp, g_fp, g_fn, g_tn, counted, weight, v = weighed_loss(
         tp, fp, fn, tn, inside, column, class_weight,
-        tp_weight, fp_weight, fn_weight, smooth, gamma, LINK, ABSENT, AVERAGE,
+        tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma, log_floor,
+        LINK, ABSENT, AVERAGE,
     )  # fmt: skip
     total = of_rows(weight, R, W)
     mean = ratio(of_rows(tl.where(weight == 0.0, 0.0, weight * value), R, W), total)
@@ -112,7 +113,8 @@ def score_kernel(
 def entry_kernel(
     partials, plane, chunks, groups, rows, width, sums, entries, width_blocks, class_weight,
     tp_weight: tl.float64, fp_weight: tl.float64, fn_weight: tl.float64, smooth: tl.float64,
-    gamma: tl.float64, log_pos: tl.float64, log_neg: tl.float64, focal_pos: tl.float64,
+    smooth_denominator: tl.float64, gamma: tl.float64, log_floor: tl.float64,
+    log_pos: tl.float64, log_neg: tl.float64, focal_pos: tl.float64,
     focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64, support: tl.float64,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr,
     TN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
@@ -137,7 +139,8 @@ def entry_kernel(
         store_sums(sums, groups, group, inside, tp, fp, fn, tn)
     value, _, _, _, _, _, weight, _ = weighed_loss(
         tp, fp, fn, tn, inside, column, class_weight,
-        tp_weight, fp_weight, fn_weight, smooth, gamma, LINK, ABSENT, AVERAGE,
+        tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma, log_floor,
+        LINK, ABSENT, AVERAGE,
     )  # fmt: skip
     total = of_rows(weight, R, W)
     first = of_rows(tl.where(weight == 0.0, 0.0, weight * value), R, W)
@@ -206,9 +209,9 @@ def _all_entries(
 def finish_kernel(
     sums, entries, groups, rows, width, width_blocks, coefficients, loss, class_weight,
     tp_weight: tl.float64, fp_weight: tl.float64, fn_weight: tl.float64, smooth: tl.float64,
-    gamma: tl.float64, score_weight: tl.float64, log_pos: tl.float64, log_neg: tl.float64,
-    focal_pos: tl.float64, focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64,
-    support: tl.float64,
+    smooth_denominator: tl.float64, gamma: tl.float64, log_floor: tl.float64,
+    score_weight: tl.float64, log_pos: tl.float64, log_neg: tl.float64, focal_pos: tl.float64,
+    focal_neg: tl.float64, positives: tl.float64, negatives: tl.float64, support: tl.float64,
     LINK: tl.constexpr, ABSENT: tl.constexpr, AVERAGE: tl.constexpr, REDUCTION: tl.constexpr,
     R: tl.constexpr, W: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     SUMMED: tl.constexpr, POINTWISE: tl.constexpr, EXTRA: tl.constexpr,
@@ -228,7 +231,8 @@ def finish_kernel(
     tp, fp, fn, tn = load_sums(sums, groups, group, inside)
     value, g_tp, g_fp, g_fn, g_tn, counted, weight, v = weighed_loss(
         tp, fp, fn, tn, inside, column, class_weight,
-        tp_weight, fp_weight, fn_weight, smooth, gamma, LINK, ABSENT, AVERAGE,
+        tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma, log_floor,
+        LINK, ABSENT, AVERAGE,
     )  # fmt: skip
     part = tl.arange(0, COLS)
     entry = entries + row_block * width_blocks + part
@@ -291,7 +295,10 @@ def loss_shape(scoring: Scoring, samples: int | None, classes: int | None) -> li
 
 def _similarity(scoring: Scoring) -> tuple[float, ...]:
     """The numbers of a score, in the order of the kernels; its words are compiled into these."""
-    return scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth, scoring.gamma
+    return (
+        scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth,
+        scoring.smooth_denominator, scoring.gamma, scoring.log_floor,
+    )  # fmt: skip
 
 
 def _factors(pointwise: Pointwise) -> tuple[float, ...]:

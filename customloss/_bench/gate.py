@@ -66,7 +66,7 @@ def expected(case: Case, inputs: Inputs) -> Expected:
     )
     assert isinstance(sums, Tensor)
     sums.requires_grad_()
-    loss = reference.similarity_loss(sums, 2.0, 1.0, 1.0, 0.0, "complement", 1.0).mean()
+    loss = reference.similarity_loss(sums, 2.0, 1.0, 1.0, 0.0, 0.0, "complement", 1.0).mean()
     if case.beside:
         focal = float(case.beside == "focal")
         # a softmax has no second log-loss and is divided by pixels, a sigmoid by elements

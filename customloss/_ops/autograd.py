@@ -19,7 +19,7 @@ from customloss._ops.modes import transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import sums as reference
-from customloss.reference.sums import sums_dtype
+from customloss.reference.sums import added, sums_dtype
 
 
 class Compound(NamedTuple):
@@ -72,8 +72,11 @@ def _summed_to(shape: torch.Size, gradient: Tensor) -> Tensor:
     ahead = gradient.dim() - len(shape)
     dims = [*range(ahead), *(ahead + dim for dim, size in enumerate(shape) if size == 1)]
     dims = [dim for dim in dims if gradient.shape[dim] != 1]
-    if dims:
-        gradient = gradient.sum(dims, keepdim=True, dtype=sums_dtype(gradient.device))
+    dtype = sums_dtype(gradient.device)
+    if dims and len(dims) == gradient.dim():
+        gradient = added(gradient.flatten(), dtype)
+    elif dims:
+        gradient = gradient.sum(dims, keepdim=True, dtype=dtype)
     return gradient.reshape(shape)
 
 

@@ -74,7 +74,7 @@ def ratio_operator(
     def groups(sums: Tensor) -> totals.Groups:
         loss = losses.similarity_loss(
             sums, scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth,
-            words.link, words.gamma,
+            scoring.smooth_denominator, words.link, words.gamma, words.log_floor,
         )  # fmt: skip
         loss, counted = losses.with_absent(loss, sums, words.absent)
         return totals.Groups(loss, sums, counted, None)

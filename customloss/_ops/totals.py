@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from customloss.reference import losses
+from customloss.reference.sums import added, mean
 
 
 class Groups(NamedTuple):
@@ -36,20 +37,20 @@ class Groups(NamedTuple):
         if weight is not None:
             loss = _weighted_mean(loss, weight)
         elif reduction != "mean" and average != "none":
-            loss = loss.mean(-1)
+            loss = mean(loss)
         if reduction == "mean":
-            return loss.mean()
+            return mean(loss.flatten())
         if reduction == "sum":
-            return loss.sum()
+            return added(loss.flatten())
         return loss if samplewise else loss[0]
 
 
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """The mean over the last dim, 0 where all weights are 0. A loss of weight 0 does not count,
     even if it is NaN."""
-    total = weight.sum()
+    total = added(weight)
     share = weight / total.masked_fill(total == 0, 1)
-    return (share * loss.masked_fill((weight == 0) & ~loss.isfinite(), 0)).sum(-1)
+    return added(share * loss.masked_fill((weight == 0) & ~loss.isfinite(), 0))
 
 
 # from sums [rows, samples, classes] to the losses of the groups

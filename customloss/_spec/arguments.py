@@ -47,8 +47,10 @@ class Scoring(NamedTuple):
     tp_weight: float
     fp_weight: float
     fn_weight: float
-    smooth: float
+    smooth: float  # added to the numerator
+    smooth_denominator: float
     gamma: float
+    log_floor: float
     link: int
     absent: int
     average: int

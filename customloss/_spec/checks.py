@@ -85,8 +85,8 @@ def sums_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
 
 
-# the options that are a number or None; others whose default is None are integers
-OPTIONAL_NUMBERS = frozenset(("log_smoothing",))
+# options that are a number or None; any other that may be None is ignore_index
+NUMBERS_OR_NONE = frozenset(("smooth_denominator", "log_smoothing"))
 _KINDS = {str: "a string", float: "a number", bool: "True or False"}
 
 
@@ -101,9 +101,9 @@ def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) 
         if name == "ignore_index":
             ignored(value)
             continue
-        if name in OPTIONAL_NUMBERS:
-            if value is not None:
-                number(name, value)  # type: ignore[arg-type]
+        if name in NUMBERS_OR_NONE:
+            if value is not None and type(value) not in (int, float):
+                raise TypeError(f"{name}: expected a number or None, got {value!r}")
             continue
         kind = type(defaults[name])
         fits = isinstance(value, (int, float) if kind is float else kind)

@@ -20,9 +20,10 @@ _FOREIGN = (
     (("do_bg",), "include_background", "include_background"),
     (("ddp",), "process_group", "process_group"),
     (("reduce", "size_average"), "reduction", "reduction"),
+    (("smooth_nr", "smooth_dr"), "smooth", "smooth=(smooth_nr, smooth_dr)"),
     (
-        ("smooth_nr", "smooth_dr", "eps", "epsilon"),
-        "smooth", "smooth is added to both sides of the fraction",
+        ("eps", "epsilon"),
+        "smooth", "smooth, for both sides of the fraction, or smooth=(0, eps) for the denominator",
     ),
     (("alpha",), "fp_weight", "fp_weight and fn_weight"),
     (("alpha",), "", "tversky_loss has fp_weight"),

@@ -43,12 +43,13 @@ EXTRA: dict[str, Any] = {
 SUMS: dict[str, Any] = {**ELEMENTS, **EXTRA}
 # and how they become a loss
 LOSS: dict[str, Any] = {
-    **ELEMENTS, "reduction": "mean", "smooth": 0.0, "absent": "score", "link": "complement",
-    "gamma": 1.0,
+    **ELEMENTS, "reduction": "mean", "smooth": 0.0, "smooth_denominator": None,
+    "absent": "score", "link": "complement", "gamma": 1.0, "log_floor": scores.LOG_FLOOR,
 }  # fmt: skip
 # the operators do not know these: they act on the sums of the classes
 CLASSES: dict[str, Any] = {"class_weight": None, "classes": None, "include_background": True}
 FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_group": None}
+del FUNCTION["smooth_denominator"]  # functions take a pair of numbers for smooth
 # the pointwise loss beside a score
 POINTWISE: dict[str, Any] = {
     "pos_weight": None, "ce_label_smoothing": None, "focal_gamma": 2.0, "focal_alpha": None,
@@ -99,6 +100,7 @@ class Options(Grouping, total=False):
 
     link: str
     gamma: float
+    log_floor: float
 
 
 class Linking(Scaling, total=False):
@@ -106,6 +108,7 @@ class Linking(Scaling, total=False):
 
     link: str
     gamma: float
+    log_floor: float
 
 
 class Pointwise(TypedDict, total=False):
@@ -185,12 +188,13 @@ class Reading(TypedDict, total=False):
 
 
 class Ratio(NamedTuple):
-    """The similarity ``(A tp + s) / (A tp + s + B fp + C fn)``: the first fields of ``Scoring``."""
+    """The similarity ``(A tp + s) / (A tp + B fp + C fn + d)``: the first fields of ``Scoring``."""
 
     tp_weight: float
     fp_weight: float
     fn_weight: float
     smooth: float
+    smooth_denominator: float
 
 
 class ScoringWords(NamedTuple):
@@ -198,6 +202,7 @@ class ScoringWords(NamedTuple):
 
     link: str
     gamma: float
+    log_floor: float
     absent: str
     average: str
     reduction: str
@@ -207,6 +212,7 @@ class ScoringWords(NamedTuple):
         return Scoring(
             *ratio,
             gamma=self.gamma,
+            log_floor=self.log_floor,
             link=LINKS.index(self.link),
             absent=ABSENT.index(self.absent),
             average=AVERAGES.index(self.average),
@@ -217,8 +223,8 @@ class ScoringWords(NamedTuple):
 def words_of(scoring: Scoring) -> ScoringWords:
     """The inverse of ``ScoringWords.scoring``."""
     return ScoringWords(
-        LINKS[scoring.link], scoring.gamma, ABSENT[scoring.absent], AVERAGES[scoring.average],
-        REDUCTIONS[scoring.reduction],
+        LINKS[scoring.link], scoring.gamma, scoring.log_floor, ABSENT[scoring.absent],
+        AVERAGES[scoring.average], REDUCTIONS[scoring.reduction],
     )  # fmt: skip
 
 
@@ -246,17 +252,36 @@ def schema(defaults: Mapping[str, Any]) -> str:
 
     def kind(name: str, value: Any) -> str:
         if value is None:  # ignore_index takes an int or several
-            return "float?" if name in checks.OPTIONAL_NUMBERS else "int[1]?"
+            return "float?" if name in checks.NUMBERS_OR_NONE else "int[1]?"
         return type(value).__name__
 
     return ", ".join(f"{kind(name, value)} {name}={value!r}" for name, value in defaults.items())
 
 
-def bounded(**numbers: float) -> None:
+def bounded(**parameters: Any) -> None:
     """The parameters of scores are within their bounds; all are >= 0."""
-    for name, value in numbers.items():
-        most = 1 if name == "recall_weight" else None
-        checks.number(name, value, at_least=0, at_most=most)
+    for name, value in parameters.items():
+        numbers = scores.sides(value) if name == "smooth" else (value,)
+        for number in numbers:
+            checks.number(name, number, at_least=0, at_most=1 if name == "recall_weight" else None)
+            if name != "recall_weight":
+                scores.in_range(name, number)
+        if name == "smooth" and numbers[0] and not numbers[-1]:
+            raise ValueError(
+                "smooth: expected a denominator above 0 where the numerator is above 0 (the "
+                f"similarity of an empty group would be infinite), got {numbers}"
+            )
+
+
+def smooth_fits(smooth: scores.Smooth, link: str) -> None:
+    """A similarity above 1, which more in the numerator than in the denominator can make, has only
+    links that are linear."""
+    top, bottom = scores.sides(smooth)
+    if top > bottom and link not in scores.LINEAR_LINKS:
+        raise ValueError(
+            f"smooth: expected no more in the numerator than in the denominator with link={link!r} "
+            f"(it takes a similarity of at most 1), got {(top, bottom)}"
+        )
 
 
 def extra_bits(asked: Mapping[str, Any]) -> int:
@@ -319,7 +344,13 @@ def _elements(
 
 
 def _words(
-    links: Mapping[str, bool], link: str, gamma: float, absent: str, average: str, reduction: str
+    links: Mapping[str, bool],
+    link: str,
+    gamma: float,
+    log_floor: float,
+    absent: str,
+    average: str,
+    reduction: str,
 ) -> ScoringWords:
     """The words, checked; ``links`` are those allowed, and whether each takes a gamma."""
     checks.number("gamma", gamma, above=0)
@@ -332,7 +363,15 @@ def _words(
             f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r} (the exponent "
             "of a focal loss beside a score is focal_gamma)"
         )
-    return ScoringWords(link, gamma, absent, "macro" if average == "micro" else average, reduction)
+    checks.number("log_floor", log_floor, at_least=1e-100, below=1)
+    if link not in scores.LOG_LINKS and log_floor != scores.LOG_FLOOR:
+        takers = " or ".join(repr(name) for name in scores.LOG_LINKS if name in links)
+        raise ValueError(
+            f"log_floor: expected {scores.LOG_FLOOR} unless link={takers}, got {log_floor} with "
+            f"link={link!r}"
+        )
+    average = "macro" if average == "micro" else average
+    return ScoringWords(link, gamma, log_floor, absent, average, reduction)
 
 
 def _pick(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,9 +394,12 @@ def for_ratio(operator: str, rank: int, **options: Any) -> tuple[Elements, Ratio
     """The options of an operator of ``OPERATORS``."""
     given = {**PARAMETERS[operator], **LOSS, **options}
     at = _pick((*PARAMETERS[operator], "smooth"), given)
+    if given["smooth_denominator"] is not None:
+        at["smooth"] = (given["smooth"], given["smooth_denominator"])
     bounded(**at)
     elements = _elements(rank, **_pick(ELEMENTS, given))
     words = _words(_pick(LINKS, scores.LINKS), **_pick(ScoringWords._fields, given))
+    smooth_fits(at["smooth"], words.link)
     return elements, Ratio(*scores.coefficients_of(OPERATORS[operator], **at)), words
 
 

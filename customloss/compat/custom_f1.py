@@ -3,6 +3,7 @@ weight of recall β."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def custom_f1_loss(
     weight: Tensor | None = None,
     *,
     beta: float = 1.0,
+    ignore_index: int | Sequence[int] | None = None,
     check_target: bool = False,
     process_group: ProcessGroup | str | None = None,
 ) -> Tensor:
@@ -31,7 +33,8 @@ def custom_f1_loss(
     checks.number("beta", beta, at_least=0, at_most=1)
     return confusion_loss(
         partial(_custom_f1, recall_weight=beta), input, target, weight, activation="none",
-        average="micro", link="log", check_target=check_target, process_group=process_group,
+        average="micro", link="log", ignore_index=ignore_index, check_target=check_target,
+        process_group=process_group,
     )  # fmt: skip
 
 
@@ -60,7 +63,8 @@ class CustomF1Loss(Loss, name="custom_f1"):
 
     Args:
         beta: the weight of recall, in [0, 1].
-        check_target, process_group: see :func:`customloss.soft_f1_loss`.
+        ignore_index, check_target, process_group: see :func:`customloss.soft_f1_loss`. The call
+            takes a ``weight`` of the elements too, as that of every loss.
 
     Example::
 
@@ -74,7 +78,13 @@ class CustomF1Loss(Loss, name="custom_f1"):
         self,
         beta: float = 1.0,
         *,
+        ignore_index: int | Sequence[int] | None = None,
         check_target: CheckTarget = "once",
         process_group: ProcessGroup | str | None = None,
     ) -> None:
-        super().__init__(beta=beta, check_target=check_target, process_group=process_group)
+        super().__init__(
+            beta=beta,
+            ignore_index=ignore_index,
+            check_target=check_target,
+            process_group=process_group,
+        )

@@ -40,11 +40,15 @@ _PEERS = {
 
 
 # the types of most options, of which none is a number of numpy
-_PLAIN = frozenset((type(None), bool, int, float, str, tuple, list, Tensor))
+_PLAIN = frozenset((type(None), bool, int, float, str, Tensor))
 
 
 def _number(value: Any) -> Any:
-    """A number of numpy as a number of Python, anything else as it is."""
+    """A number of numpy as a number of Python, alone or in a tuple or list; anything else as it
+    is."""
+    if isinstance(value, (tuple, list)):
+        numbers = map(_number, value)
+        return tuple(numbers) if isinstance(value, tuple) else list(numbers)
     is_scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
     return value.item() if is_scalar else value
 

@@ -12,11 +12,12 @@ from customloss import scores
 from customloss._spec import checks
 from customloss._spec import options as spec
 from customloss._spec.arguments import Data
-from customloss._spec.options import Grouping, Options
+from customloss._spec.options import Grouping, Linking, Options
 from customloss.losses import request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.formula import Score, at, formula_of, score_name
 from customloss.losses.named_scores import score_of
+from customloss.scores import Smooth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -106,7 +107,7 @@ def log_cosh_dice_loss(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Grouping],
 ) -> Tensor:
     """``log cosh(1 - Dice)`` of every group. Arguments: :func:`dice_loss`.
@@ -122,7 +123,7 @@ class LogCoshDiceLoss(Loss, name="log_cosh_dice"):
 
     function = staticmethod(log_cosh_dice_loss)
 
-    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Grouping]) -> None:
+    def __init__(self, *, smooth: Smooth = 0.0, **options: Unpack[Grouping]) -> None:
         super().__init__(smooth=smooth, **options)
 
 
@@ -133,12 +134,14 @@ def exp_log_dice_loss(
     weight: Tensor | None = None,
     *,
     exponent: float = 0.3,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
+    log_floor: float = scores.LOG_FLOOR,
     **options: Unpack[Grouping],
 ) -> Tensor:
     """``(-log Dice)^exponent`` of every group: the Dice term of the exponential logarithmic loss.
 
-    At a perfect score the gradient is 0 (an exponent below 1 would make it infinite). Arguments:
+    At a perfect score the gradient is 0 (an exponent below 1 would make it infinite). Dice is
+    raised to ``log_floor`` before its logarithm is taken; see :func:`soft_f1_loss`. Arguments:
     :func:`dice_loss`.
 
     Source: Wong et al., "3D segmentation with exponential logarithmic loss for highly unbalanced
@@ -146,7 +149,10 @@ def exp_log_dice_loss(
     """
     checks.number("exponent", exponent, above=0)
     score = at(scores.dice, smooth=smooth)
-    return confusion_loss(score, input, target, weight, link="log_power", gamma=exponent, **options)
+    return confusion_loss(
+        score, input, target, weight, link="log_power", gamma=exponent, log_floor=log_floor,
+        **options,
+    )  # fmt: skip
 
 
 class ExpLogDiceLoss(Loss, name="exp_log_dice"):
@@ -155,9 +161,14 @@ class ExpLogDiceLoss(Loss, name="exp_log_dice"):
     function = staticmethod(exp_log_dice_loss)
 
     def __init__(
-        self, *, exponent: float = 0.3, smooth: float = 0.0, **options: Unpack[Grouping]
+        self,
+        *,
+        exponent: float = 0.3,
+        smooth: Smooth = 0.0,
+        log_floor: float = scores.LOG_FLOOR,
+        **options: Unpack[Grouping],
     ) -> None:
-        super().__init__(exponent=exponent, smooth=smooth, **options)
+        super().__init__(exponent=exponent, smooth=smooth, log_floor=log_floor, **options)
 
 
 @takes(Options)
@@ -167,7 +178,7 @@ def fowlkes_mallows_loss(
     weight: Tensor | None = None,
     *,
     recall_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - precision^(1-w) recall^w``, w = recall_weight in [0, 1]: a weighted geometric mean.
@@ -189,7 +200,7 @@ class FowlkesMallowsLoss(Loss, name="fowlkes_mallows"):
     function = staticmethod(fowlkes_mallows_loss)
 
     def __init__(
-        self, *, recall_weight: float = 0.5, smooth: float = 0.0, **options: Unpack[Options]
+        self, *, recall_weight: float = 0.5, smooth: Smooth = 0.0, **options: Unpack[Options]
     ) -> None:
         super().__init__(recall_weight=recall_weight, smooth=smooth, **options)
 
@@ -201,7 +212,8 @@ def log_precision_recall_loss(
     weight: Tensor | None = None,
     *,
     recall_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
+    log_floor: float = scores.LOG_FLOOR,
     **options: Unpack[Grouping],
 ) -> Tensor:
     """``-(1-w) log precision - w log recall``, w = recall_weight in [0, 1].
@@ -210,11 +222,12 @@ def log_precision_recall_loss(
     but only true positives". In between a network that has learnt nothing is driven towards
     "everything" at a constant speed w, and above w = 0.7 "everything" often beats what can be
     learnt: add binary cross-entropy (half its weight suffices), or use
-    ``soft_f1_loss(link="log")``, which bounds this loss from above. Arguments:
-    :func:`fowlkes_mallows_loss`.
+    ``soft_f1_loss(link="log")``, which bounds this loss from above. The similarity of
+    :func:`fowlkes_mallows_loss` is raised to ``log_floor`` before its logarithm is taken; see
+    :func:`soft_f1_loss`. Arguments: :func:`fowlkes_mallows_loss`.
     """
     score = at(scores.fowlkes_mallows, recall_weight=recall_weight, smooth=smooth)
-    return confusion_loss(score, input, target, weight, link="log", **options)
+    return confusion_loss(score, input, target, weight, link="log", log_floor=log_floor, **options)
 
 
 class LogPrecisionRecallLoss(Loss, name="log_precision_recall"):
@@ -224,9 +237,14 @@ class LogPrecisionRecallLoss(Loss, name="log_precision_recall"):
     function = staticmethod(log_precision_recall_loss)
 
     def __init__(
-        self, *, recall_weight: float = 0.5, smooth: float = 0.0, **options: Unpack[Grouping]
+        self,
+        *,
+        recall_weight: float = 0.5,
+        smooth: Smooth = 0.0,
+        log_floor: float = scores.LOG_FLOOR,
+        **options: Unpack[Grouping],
     ) -> None:
-        super().__init__(recall_weight=recall_weight, smooth=smooth, **options)
+        super().__init__(recall_weight=recall_weight, smooth=smooth, log_floor=log_floor, **options)
 
 
 @takes(Options)
@@ -236,7 +254,7 @@ def generalized_dice_loss(
     weight: Tensor | None = None,
     *,
     weighting: str = "square",
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (2 Σ w tp + s) / (Σ w (2 tp + fp + fn) + s)``, with Σ over the classes.
@@ -260,7 +278,7 @@ class GeneralizedDiceLoss(Loss, name="generalized_dice"):
     function = staticmethod(generalized_dice_loss)
 
     def __init__(
-        self, *, weighting: str = "square", smooth: float = 0.0, **options: Unpack[Options]
+        self, *, weighting: str = "square", smooth: Smooth = 0.0, **options: Unpack[Options]
     ) -> None:
         super().__init__(weighting=weighting, smooth=smooth, **options)
 
@@ -325,3 +343,56 @@ class MCCLoss(_WithoutParameters, name="mcc"):
     """``1 - MCC``, Matthews' correlation; see :func:`customloss.mcc_loss`."""
 
     function = staticmethod(mcc_loss)
+
+
+@takes(Linking)
+def multiclass_mcc_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    activation: str = "softmax",
+    **options: Unpack[Linking],
+) -> Tensor:
+    """``1 - R_K``, Matthews' correlation of several classes, in [0, 2]; of a SOFTMAX by default.
+
+    With P = tp + fp and T = tp + fn of each class, s the number of pixels and Σ over the classes::
+
+        R_K = (s Σ tp - Σ P T) / sqrt((s² - Σ P²) (s² - Σ T²))
+
+    evaluated as Σ (tp tn - fp fn) / sqrt(Σ P (s - P)  Σ T (s - T)), in which nothing cancels. At
+    hard predictions it is ``sklearn.metrics.matthews_corrcoef``, and of two classes that of
+    :func:`mcc_loss`. Where the root is 0, because only one class is predicted or present, R_K is 0:
+    then the loss is 1 with gradient 0, as scikit-learn has it.
+
+    All classes make one score, so ``average="macro"``, ``"weighted"`` and ``"none"`` leave nothing
+    to average, and a ``class_weight`` is refused. (``"micro"`` adds the classes up before, which is
+    :func:`mcc_loss` with that average.) Of ``classes`` or ``include_background=False`` the sums are
+    over the classes that are scored; of a sigmoid they are over binary problems. ``absent`` means
+    that no class has a positive. Other arguments and errors are those of :func:`soft_f1_loss`.
+
+    Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation
+    coefficient", Computational Biology and Chemistry 2004.
+    """
+    given: dict[str, Any] = {"activation": activation, **options}
+    return confusion_loss(scores.multiclass_mcc, input, target, weight, **given)
+
+
+class MulticlassMCCLoss(Loss, name="multiclass_mcc"):
+    r"""``1 - R_K``, Matthews' correlation of several classes; see
+    :func:`customloss.multiclass_mcc_loss`.
+
+    .. math:: L = 1 - \frac{\sum_k tp_k tn_k - fp_k fn_k}
+        {\sqrt{\sum_k (tp_k + fp_k)(fn_k + tn_k) \sum_k (tp_k + fn_k)(fp_k + tn_k)}}
+
+    Example::
+
+        criterion = customloss.MulticlassMCCLoss()
+        criterion(logits, class_numbers).backward()  # [N, C, H, W] and [N, H, W]
+    """
+
+    function = staticmethod(multiclass_mcc_loss)
+
+    def __init__(self, *, activation: str = "softmax", **options: Unpack[Linking]) -> None:
+        more: dict[str, Any] = {"activation": activation}
+        super().__init__(**more, **options)

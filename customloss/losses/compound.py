@@ -52,7 +52,10 @@ def compound_loss(
     The first is ``F.cross_entropy`` with its ``weight``, ``ignore_index`` and ``label_smoothing``.
     The second, with π = ``pos_weight``, is ``F.binary_cross_entropy_with_logits``, except where
     there is a ``weight``: torch still divides by the number of elements. The last is torchvision's
-    ``sigmoid_focal_loss``; without an α both factors are 1.
+    ``sigmoid_focal_loss``; without an α both factors are 1. With ``activation="none"`` the
+    logarithms are those of max(p, 1e-30) and max(1-p, 1e-30). Below the floor they are constant: a
+    probability of exactly 0 where t = 1 gets no gradient from them, so pass logits where you have
+    them.
 
     Args:
         score: see :func:`confusion_loss`, as for all arguments that are not listed here. It may be
@@ -144,7 +147,7 @@ def compound(
     *,
     called: tuple[str, ...] = ("score_weight", "cross_entropy_weight", "focal_weight"),
     reduction_called: str = "pointwise_reduction",
-    **parameters: float,
+    **parameters: Any,
 ) -> Tensor:
     """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
     weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
@@ -248,7 +251,7 @@ def binary(other: str, activation: str) -> str:
 
 
 @once
-def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: float) -> Formula:
+def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: Any) -> Formula:
     return formula_of(at(score, **parameters), words, extra)
 
 

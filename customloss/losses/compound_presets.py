@@ -10,6 +10,7 @@ from customloss import scores
 from customloss._spec.options import WithBinaryCrossEntropy, WithCrossEntropy, WithFocal
 from customloss.losses.base import Loss, takes
 from customloss.losses.compound import binary, compound
+from customloss.scores import Smooth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,7 +24,7 @@ def dice_ce_loss(
     *,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "softmax",
     **options: Unpack[WithCrossEntropy],
 ) -> Tensor:
@@ -57,7 +58,7 @@ class DiceCELoss(Loss, name="dice_ce"):
         *,
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "softmax",
         **options: Unpack[WithCrossEntropy],
     ) -> None:
@@ -76,7 +77,7 @@ def dice_bce_loss(
     *,
     dice_weight: float = 1.0,
     bce_weight: float = 1.0,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "sigmoid",
     **options: Unpack[WithBinaryCrossEntropy],
 ) -> Tensor:
@@ -105,7 +106,7 @@ class DiceBCELoss(Loss, name="dice_bce"):
         *,
         dice_weight: float = 1.0,
         bce_weight: float = 1.0,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "sigmoid",
         **options: Unpack[WithBinaryCrossEntropy],
     ) -> None:
@@ -124,7 +125,7 @@ def dice_focal_loss(
     *,
     dice_weight: float = 1.0,
     focal_weight: float = 1.0,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "sigmoid",
     **options: Unpack[WithFocal],
 ) -> Tensor:
@@ -153,7 +154,7 @@ class DiceFocalLoss(Loss, name="dice_focal"):
         *,
         dice_weight: float = 1.0,
         focal_weight: float = 1.0,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "sigmoid",
         **options: Unpack[WithFocal],
     ) -> None:
@@ -174,7 +175,7 @@ def tversky_ce_loss(
     ce_weight: float = 1.0,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     activation: str = "softmax",
     **options: Unpack[WithCrossEntropy],
 ) -> Tensor:
@@ -203,7 +204,7 @@ class TverskyCELoss(Loss, name="tversky_ce"):
         ce_weight: float = 1.0,
         fp_weight: float = 0.5,
         fn_weight: float = 0.5,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         activation: str = "softmax",
         **options: Unpack[WithCrossEntropy],
     ) -> None:

@@ -18,6 +18,7 @@ from customloss.losses import request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.composed import confusion_loss
 from customloss.losses.formula import Formula, at
+from customloss.scores import Smooth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,7 +33,7 @@ def squared_dice_loss(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (2 Σ p t + s) / (Σ p² + Σ t² + s)``: the Dice loss of V-Net.
@@ -55,7 +56,7 @@ class SquaredDiceLoss(Loss, name="squared_dice"):
 
     function = staticmethod(squared_dice_loss)
 
-    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+    def __init__(self, *, smooth: Smooth = 0.0, **options: Unpack[Options]) -> None:
         super().__init__(smooth=smooth, **options)
 
 
@@ -68,7 +69,7 @@ def semimetric_dice_loss(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (P + T - A + s) / (P + T + s) = A / (P + T + s)``: the Dice semimetric loss.
@@ -92,7 +93,7 @@ class SemimetricDiceLoss(Loss, name="semimetric_dice"):
 
     function = staticmethod(semimetric_dice_loss)
 
-    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+    def __init__(self, *, smooth: Smooth = 0.0, **options: Unpack[Options]) -> None:
         super().__init__(smooth=smooth, **options)
 
 
@@ -102,7 +103,7 @@ def semimetric_jaccard_loss(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (P + T - A + 2s) / (P + T + A + 2s)``: the Jaccard metric loss.
@@ -126,7 +127,7 @@ class SemimetricJaccardLoss(Loss, name="semimetric_jaccard"):
 
     function = staticmethod(semimetric_jaccard_loss)
 
-    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+    def __init__(self, *, smooth: Smooth = 0.0, **options: Unpack[Options]) -> None:
         super().__init__(smooth=smooth, **options)
 
 
@@ -138,7 +139,7 @@ def semimetric_tversky_loss(
     *,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (tp' + s) / (tp' + fp_weight fp' + fn_weight fn' + s)``: Tversky for soft labels.
@@ -168,7 +169,7 @@ class SemimetricTverskyLoss(Loss, name="semimetric_tversky"):
         *,
         fp_weight: float = 0.5,
         fn_weight: float = 0.5,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth, **options)

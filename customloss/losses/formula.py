@@ -31,9 +31,12 @@ class Formula(NamedTuple):
 
 def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Formula:
     """The formula of a score of the user's or of ``scores.py``, which may be a ratio."""
+    parameters = _parameters(score)
+    if "smooth" in parameters:
+        options.smooth_fits(parameters["smooth"], words.link)
     ratio = options.ratio_of(score)
     made = ratio if ratio is not None else _linked(score, words, extra)
-    return Formula(score_name(score), made, must_agree=(words, _parameters(score)), **more)
+    return Formula(score_name(score), made, must_agree=(words, parameters), **more)
 
 
 def _parameters(score: Score) -> dict[str, Any]:
@@ -52,7 +55,8 @@ def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
 
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         further = {name: rows[names.index(name)] for name in wanted}
-        return scores.linked(_similarity(score, rows[:4], further), words.link, words.gamma)
+        similarity = _similarity(score, rows[:4], further)
+        return scores.linked(similarity, words.link, words.gamma, words.log_floor)
 
     return loss_of_rows
 
@@ -78,7 +82,7 @@ def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]
     )
 
 
-def at(score: Score, **parameters: float) -> Score:
+def at(score: Score, **parameters: Any) -> Score:
     """A score at these parameters, which have to be within their bounds."""
     options.bounded(**parameters)
     return partial(score, **parameters)

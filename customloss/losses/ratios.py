@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from customloss import scores
 from customloss._spec import checks
+from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Averaging, Grouping, Options
 from customloss.losses import request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.formula import Formula
+from customloss.scores import Smooth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -24,6 +27,10 @@ def ratio_loss(
     """The loss that ``torch.ops.customloss.<operator>`` computes, also with the options that the
     operator lacks: a process group, and those of classes."""
     target = request.readable(input, target)
+    smooth = options["smooth"]
+    if isinstance(smooth, (tuple, list)):
+        spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
+        options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
     group, classes = request.prepared(input, target, weight, options)
     if group is None and classes is None:
         try:
@@ -44,18 +51,19 @@ def soft_f1_loss(
     weight: Tensor | None = None,
     *,
     beta: float = 1.0,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """The soft-F1 (Fβ) loss of logits, in one pass forward and one backward.
 
     With the soft confusion sums of a group (see :func:`confusion_sums`)::
 
-        loss = 1 - ((1 + β²) tp + s) / ((1 + β²) tp + fp + β² fn + s)
-             =     (fp + β² fn)      / ((1 + β²) tp + fp + β² fn + s)
+        loss = 1 - ((1 + β²) tp + s)      / ((1 + β²) tp + fp + β² fn + d)
+             =     (fp + β² fn + (d - s)) / ((1 + β²) tp + fp + β² fn + d)
 
-    evaluated in the second form, which loses no digits near a perfect score. A group that holds
-    nothing and is predicted empty (0 / 0) has loss 0 and gradient 0.
+    evaluated in the second form, which loses no digits near a perfect score; d = s, unless
+    ``smooth`` is a pair. A group that holds nothing and is predicted empty (0 / 0) has loss 0 and
+    gradient 0.
 
     Args:
         input: logits (or probabilities, ``activation="none"``), ``[N]``, ``[N, C]`` or
@@ -65,8 +73,10 @@ def soft_f1_loss(
             floats ``[N, 1, *spatial]``, as MONAI keeps labels, are copied to integers.
         weight: per-element weight or mask, broadcastable to ``input``, or one number per sample and
             place, ``[N, *spatial]``. Weight 0 removes an element, even a NaN.
-        beta: the β of Fβ, >= 0; above 1 it favours recall.
-        smooth: s, in units of elements, >= 0.
+        beta: the β of Fβ, >= 0; above 1 it favours recall. It is 0, or from 1e-100 to 1e100.
+        smooth: s, in units of elements, >= 0; or a pair ``(s, d)``, for the numerator and for the
+            denominator. s > d is for the links that are linear, ``"complement"`` and
+            ``"negative"``. Each is 0, or from 1e-200 to 1e200.
         activation: ``"sigmoid"``, ``"softmax"`` over dim 1, or ``"none"``.
         average: ``"macro"`` (a group per class, then the mean), ``"micro"`` (one group),
             ``"weighted"`` (macro weighted by support tp + fn) or ``"none"`` (classes are kept).
@@ -85,6 +95,8 @@ def soft_f1_loss(
         link: ``"complement"`` 1 - F, ``"log"`` -log F, ``"focal"`` (1 - F)^gamma or
             ``"negative"`` -F.
         gamma: the exponent of ``link="focal"``, > 0; the slope at a perfect score is 0.
+        log_floor: F is raised to it before its logarithm is taken, so below it the loss is constant
+            and the gradient 0. At least 1e-100, below 1.
         logit_scale, logit_offset: p = sigmoid(logit_scale * (input - logit_offset)).
         ignore_index: targets of this value do not count, and their gradient is 0. An int, or a
             sequence of at most 8.
@@ -136,7 +148,7 @@ class SoftF1Loss(Loss, name="soft_f1"):
     function = staticmethod(soft_f1_loss)
 
     def __init__(
-        self, *, beta: float = 1.0, smooth: float = 0.0, **options: Unpack[Options]
+        self, *, beta: float = 1.0, smooth: Smooth = 0.0, **options: Unpack[Options]
     ) -> None:
         super().__init__(beta=beta, smooth=smooth, **options)
 
@@ -147,7 +159,7 @@ def dice_loss(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (2 tp + s) / (2 tp + fp + fn + s)``: the soft Dice loss, which is soft-F1.
@@ -168,7 +180,7 @@ class DiceLoss(Loss, name="dice"):
 
     function = staticmethod(dice_loss)
 
-    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+    def __init__(self, *, smooth: Smooth = 0.0, **options: Unpack[Options]) -> None:
         super().__init__(smooth=smooth, **options)
 
 
@@ -180,7 +192,7 @@ def tversky_loss(
     *,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (tp + s) / (tp + fp_weight fp + fn_weight fn + s)``: the Tversky loss.
@@ -211,7 +223,7 @@ class TverskyLoss(Loss, name="tversky"):
         *,
         fp_weight: float = 0.5,
         fn_weight: float = 0.5,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(fp_weight=fp_weight, fn_weight=fn_weight, smooth=smooth, **options)
@@ -223,7 +235,7 @@ def jaccard_loss(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Options],
 ) -> Tensor:
     """``1 - (tp + s) / (tp + fp + fn + s)``: the soft Jaccard (IoU) loss.
@@ -247,7 +259,7 @@ class JaccardLoss(Loss, name="jaccard"):
 
     function = staticmethod(jaccard_loss)
 
-    def __init__(self, *, smooth: float = 0.0, **options: Unpack[Options]) -> None:
+    def __init__(self, *, smooth: Smooth = 0.0, **options: Unpack[Options]) -> None:
         super().__init__(smooth=smooth, **options)
 
 
@@ -260,7 +272,7 @@ def focal_tversky_loss(
     fp_weight: float = 0.3,
     fn_weight: float = 0.7,
     exponent: float = 0.75,
-    smooth: float = 0.0,
+    smooth: Smooth = 0.0,
     **options: Unpack[Grouping],
 ) -> Tensor:
     """``(1 - Tversky)^exponent`` of every group, before they are averaged.
@@ -293,7 +305,7 @@ class FocalTverskyLoss(Loss, name="focal_tversky"):
         fp_weight: float = 0.3,
         fn_weight: float = 0.7,
         exponent: float = 0.75,
-        smooth: float = 0.0,
+        smooth: Smooth = 0.0,
         **options: Unpack[Grouping],
     ) -> None:
         super().__init__(

@@ -198,7 +198,7 @@ def once(check: _F) -> _F:
     return cast(_F, checked)
 
 
-_SCORED = {name: value for name, value in options.LOSS.items() if name != "smooth"}
+_SCORED = {name: value for name, value in options.LOSS.items() if not name.startswith("smooth")}
 
 
 @once

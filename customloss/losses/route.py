@@ -260,11 +260,12 @@ def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) 
 
 
 def _ratio_loss(request: Request, ratio: Ratio, rows: Any) -> Tensor:
-    link, gamma = request.words.link, request.words.gamma
+    link, gamma, log_floor = request.words.link, request.words.gamma, request.words.log_floor
     if link in LINKS:
-        return reference.similarity_loss(rows, *ratio, link, gamma)
+        return reference.similarity_loss(rows, *ratio, link, gamma, log_floor)
     if link == "log_power":  # 1 - complement would lose a similarity below 1e-16
-        return scores.power(reference.similarity_loss(rows, *ratio, "log", 1.0), gamma)
+        log = reference.similarity_loss(rows, *ratio, "log", 1.0, log_floor)
+        return scores.power(log, gamma)
     complement = reference.similarity_loss(rows, *ratio, "complement", 1.0)
     return scores.linked(1 - complement, link, gamma)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from customloss.reference.sums import LOG_FLOOR, confusion, rows
+from customloss.reference.sums import LOG_FLOOR, added, confusion, rows
 
 
 def similarity_loss(
@@ -16,21 +17,29 @@ def similarity_loss(
     fp_weight: float,
     fn_weight: float,
     smooth: float,
+    smooth_denominator: float,
     link: str,
     gamma: float,
+    log_floor: float = LOG_FLOOR,
 ) -> Tensor:
-    """The linked similarity ``S = (A tp + s) / (A tp + s + B fp + C fn)`` of every group.
+    """The linked similarity ``S = (A tp + s) / (A tp + B fp + C fn + d)`` of every group.
 
-    Written with the misses ``B fp + C fn`` so that nothing cancels near a perfect score.
-    An empty group that is predicted empty (0 / 0) has similarity 1 and gradient 0.
+    Written with the misses ``B fp + C fn + (d - s)`` so that nothing cancels near a perfect score.
+    An empty group that is predicted empty (0 / 0) has similarity 1 and gradient 0. The logarithm is
+    that of max(S, ``log_floor``).
     """
     tp, fp, fn = sums[:3]
-    hit = tp_weight * tp + smooth
-    miss = fp_weight * fp + fn_weight * fn
-    empty = (hit + miss) == 0
-    whole = torch.where(empty, torch.ones_like(hit), hit + miss)
+    true_hit = tp_weight * tp
+    wrong = fp_weight * fp + fn_weight * fn
+    hit = true_hit + smooth
+    miss = wrong + (smooth_denominator - smooth)
+    whole = true_hit + wrong + smooth_denominator
+    empty = whole == 0
+    whole = torch.where(empty, torch.ones_like(whole), whole)
     if link == "log":
-        loss = torch.log1p(miss / hit.clamp_min(LOG_FLOOR))
+        low = hit / whole < log_floor
+        loss = torch.log1p(miss / torch.where(low, torch.ones_like(hit), hit))
+        loss = torch.where(low, torch.full_like(loss, -math.log(log_floor)), loss)
         return torch.where(empty, torch.zeros_like(loss), loss)
     if link == "negative":
         return torch.where(empty, -torch.ones_like(hit), -hit / whole)
@@ -59,10 +68,10 @@ def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor
 
 def _mean(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted mean over the last dim, and whether any weight counts; it is 0 if none does."""
-    total = weight.sum(-1)
+    total = added(weight)
     # a group of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
     hidden = (weight == 0) & ~torch.isfinite(loss)
-    numerator = torch.where(hidden, torch.zeros_like(loss), weight * loss).sum(-1)
+    numerator = added(torch.where(hidden, torch.zeros_like(loss), weight * loss))
     safe = torch.where(total == 0, torch.ones_like(total), total)
     return torch.where(total == 0, torch.zeros_like(numerator), numerator / safe), total != 0
 
@@ -98,7 +107,7 @@ def average_groups(
     if reduction == "none":
         return loss if samplewise else loss.squeeze(-left)
     loss, counted = loss.flatten(-left), counted.flatten(-left)
-    return _mean(loss, counted.to(loss.dtype))[0] if reduction == "mean" else loss.sum(-1)
+    return _mean(loss, counted.to(loss.dtype))[0] if reduction == "mean" else added(loss)
 
 
 def pointwise_loss(
@@ -148,8 +157,9 @@ def pointwise_loss(
         hidden = (class_weight == 0) & ~torch.isfinite(lost + counted)
         lost = lost.masked_fill(hidden, 0) * class_weight
         counted = counted.masked_fill(hidden, 0) * class_weight
-    over = (-1,) if keep_samples else (-2, -1)
-    lost, counted = lost.sum(over), counted.sum(over)
+    if not keep_samples:
+        lost, counted = lost.flatten(-2), counted.flatten(-2)
+    lost, counted = added(lost), added(counted)
     if not divided:
         return lost
     # An infinite loss does not change with the denominator: its derivative would be infinite, and
@@ -164,7 +174,7 @@ def sums_loss(
     class_weight: Tensor | None,
     extra: int,
     samplewise: bool,
-    similarity: tuple[float, float, float, float, str, float],
+    similarity: tuple[float, float, float, float, float, str, float, float],
     averaging: tuple[str, str, str],
     score_weight: float,
     pointwise: tuple[float, ...],
@@ -210,9 +220,11 @@ def soft_f1(
     samplewise: bool = False,
     reduction: str = "mean",
     smooth: float = 0.0,
+    smooth_denominator: float | None = None,
     absent: str = "score",
     link: str = "complement",
     gamma: float = 1.0,
+    log_floor: float = LOG_FLOOR,
     logit_scale: float = 1.0,
     logit_offset: float = 0.0,
     ignore_index: int | Sequence[int] | None = None,
@@ -220,7 +232,7 @@ def soft_f1(
     out_of_range: str = "raise",
     nan_targets: str = "propagate",
 ) -> Tensor:
-    """The soft-Fβ loss ``1 - ((1+β²) tp + s) / ((1+β²) tp + β² fn + fp + s)``."""
+    """The soft-Fβ loss ``1 - ((1+β²) tp + s) / ((1+β²) tp + β² fn + fp + d)``, d = s if None."""
     per_class = average != "micro" and input.dim() > 1
     if target.dim() < input.dim():  # class numbers
         target = target.unsqueeze(1)
@@ -228,7 +240,9 @@ def soft_f1(
         input, target, weight, activation, logit_scale, logit_offset, samplewise, per_class,
         ignore_index, label_smoothing, out_of_range=out_of_range, nan_targets=nan_targets,
     )  # fmt: skip
-    loss = similarity_loss(sums, 1 + beta**2, 1.0, beta**2, smooth, link, gamma)
+    denominator = smooth if smooth_denominator is None else smooth_denominator
+    weights = (1 + beta**2, 1.0, beta**2)
+    loss = similarity_loss(sums, *weights, smooth, denominator, link, gamma, log_floor)
     loss, counted = with_absent(loss, sums, absent)
     loss = average_groups(loss, sums, counted, average, samplewise, reduction)
     # [N] inputs have no class dimension to keep

@@ -59,6 +59,32 @@ def accumulator(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
+# from this size on torch may cut a sum among its threads
+_LONG = 32768
+
+
+def added(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum over the last dim, with the same bits for any number of threads.
+
+    Torch cuts a long sum among its threads if a single number is left of it, and does not if there
+    are two.
+    """
+    single = values.shape[-1] == values.numel()
+    if torch.compiler.is_compiling() or not single or values.numel() < _LONG:
+        return values.sum(-1, dtype=dtype)
+    half = values.numel() // 2
+    first, second = values.flatten()[: 2 * half].view(2, half).sum(-1, dtype=dtype).unbind(0)
+    rest = values[..., 2 * half :].sum(-1, dtype=dtype)  # the last one, if the number is odd
+    return rest + (first + second)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the last dim; see :func:`added`."""
+    if torch.compiler.is_compiling() or values.numel() < _LONG:
+        return values.mean(-1)
+    return added(values) / values.shape[-1]
+
+
 def sums_dtype(device: torch.device) -> torch.dtype:
     """Sums are float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -412,7 +438,7 @@ def confusion_backward(
         if activation == "sigmoid":
             total = slope * u - scale * (q * h - p * k)
         else:
-            total = u - h / p.clamp_min(LOG_FLOOR) + k / q.clamp_min(LOG_FLOOR)
+            total = u - _log_slope(h, p) + _log_slope(k, q)
         like = input
     total = _filled(total, holes)
     return (total if w is None else w * total).to(like.dtype)
@@ -472,6 +498,13 @@ def _by_target(
     return total + g["support"] if extra & Extra.SUPPORT else total
 
 
+def _log_slope(factor: Tensor, p: Tensor) -> Tensor:
+    """The derivative of ``factor * log(max(p, floor))``: 0 below the floor, as of ``clamp_min``."""
+    below = p < LOG_FLOOR
+    slope = factor / torch.where(below, torch.ones_like(p), p)
+    return torch.where(below, torch.zeros_like(slope), slope)
+
+
 def _focal_by_target(
     x: Tensor,
     t: Tensor,
@@ -505,7 +538,8 @@ def _slopes(
     gamma: float,
     split: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1."""
+    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1. Of probabilities, the focal
+    terms that come from p^γ and q^γ are part of u."""
     p, q, _ = probability(x, activation, scale, offset)
     t = target.smoothed
     u = _beside(g, t, 1 - t, _far(p, q, t) if extra & Extra.DISTANCE else None)

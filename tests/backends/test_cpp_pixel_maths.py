@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from probabilities import coefficients, ends, slopes
 
 from customloss import reference
 from customloss._spec.words import WRT
@@ -186,6 +188,17 @@ def test_gradients_stay_finite_where_logarithms_do_not(maths: Any) -> None:
                 for wrt in (0, 2):
                     found = maths.pixel_gradient(wrt, np.array(x, dtype), t, gamma, ones, sigmoid)
                     assert np.isfinite(found).all(), (dtype, sigmoid, gamma, wrt, found)
+
+
+@GAMMAS
+def test_slopes_of_probabilities_at_their_ends(maths: Any, gamma: float) -> None:
+    """Below its floor a logarithm has no slope."""
+    by = coefficients(EVERY, 0.75, 0.5)[:, 0, 0].tolist()
+    for dtype, rtol in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
+        p, t = (each[:, 0].contiguous() for each in ends(dtype))
+        found = maths.pixel_gradient(0, p.numpy(), t.numpy(), gamma, by, False)
+        expected = slopes(p, t, 0.75, 0.5, gamma).numpy()
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-36)
 
 
 def test_the_rows_are_those_of_the_reference(maths: Any) -> None:

@@ -381,7 +381,7 @@ def test_a_nan_that_counts_is_told(emulation: build.Emulation) -> None:
 
 # ---- scores, determinism, indices, launches ------------------------------------------------------
 
-SCORING = (2.0, 1.0, 1.0, 1.0, 1.0, 0, 0)  # dice, smoothed
+SCORING = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1e-30, 0, 0)  # dice, smoothed
 
 
 @covering

@@ -8,8 +8,9 @@ import build
 import pytest
 import torch
 from emulated import library, needs_a_compiler  # noqa: F401
+from probabilities import coefficients, ends, slopes
 from selection import covering
-from test_emulated_pixel import How, Operands, check, emulation, operands  # noqa: F401
+from test_emulated_pixel import EVERY, How, Operands, check, emulation, operands  # noqa: F401
 
 pytestmark = needs_a_compiler
 
@@ -129,3 +130,21 @@ def test_long_sums_keep_their_digits(emulation: build.Emulation) -> None:  # noq
     p = torch.sigmoid(x[0, 0, :1].double())
     exact = x.numel() * torch.stack([p - p, p, p - p, 1 - p, p - p, -torch.log1p(-p)]).flatten()
     torch.testing.assert_close(sums, exact, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("extra", [LOG_LOSS, FOCAL, LOG_LOSS | FOCAL, EVERY])
+def test_slopes_of_probabilities_at_their_ends(
+    extra: int,
+    gamma: float,
+    emulation: build.Emulation,  # noqa: F811
+) -> None:
+    """Below its floor a logarithm has no slope: in the kernels of elements, and of pixels."""
+    for dtype in (torch.float32, torch.float64):
+        p, t = ends(dtype)
+        how = How("none", extra=extra, focal_gamma=gamma)
+        parts = (0.75 if extra & LOG_LOSS else 0.0, 0.5 if extra & FOCAL else 0.0)
+        by = coefficients(extra, *parts)
+        found = emulation.confusion_backward(None, by, p, t, None, 0, *how.arguments())
+        rtol = 1e-5 if dtype == torch.float32 else 1e-13
+        torch.testing.assert_close(found, slopes(p, t, *parts, gamma), rtol=rtol, atol=1e-36)

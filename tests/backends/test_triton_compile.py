@@ -171,7 +171,7 @@ def passes(
         REDUCTIONS.index(reduction),
     )  # fmt: skip
     kernels.confusion(data, elements)
-    scored = kernels.confusion_score(data, elements, Scoring(2.0, 1.0, 1.0, 0.0, 2.0, *words))
+    scored = kernels.confusion_score(data, elements, Scoring(*SOFT_F1[:5], 2.0, 1e-30, *words))
     kernels.confusion_backward(Incoming(*scored), data, Wrt(wrt), elements)
 
 
@@ -256,7 +256,7 @@ def test_sums_scores(compiled: Compiled, shape: tuple[int, int], extra: int) -> 
     for weight in (None, torch.empty(2, shape[1], dtype=torch.float64)):
         group_sums = GroupSums(sums, weight, extra, shape[0] > 1, False)
         for link, (average, reduction) in enumerate(((0, 0), (1, 1), (1, 2), (0, 2))):
-            scoring = Scoring(2.0, 1.0, 1.0, 0.0, 2.0, link, link % 3, average, reduction)
+            scoring = Scoring(*SOFT_F1[:5], 2.0, 1e-30, link, link % 3, average, reduction)
             score.sums_score(group_sums, scoring, pointwise)
     assert ("score_kernel" in compiled.kernels) == (shape[0] == 1)
 
@@ -265,7 +265,7 @@ def test_sums_scores(compiled: Compiled, shape: tuple[int, int], extra: int) -> 
 
 
 SOFTMAX_BY_CLASS = Elements(SOFTMAX, 1.0, 0.0, False, True)
-SOFT_F1 = Scoring(2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+SOFT_F1 = Scoring(2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
 
 
 def pixel_passes(

@@ -77,7 +77,7 @@ def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPat
     ops = choice.operators_of(torch.ops.customloss_triton_operators)
     data = Data(*Case("ops", (5, 4), target=None, weight="class").build().operands)
     elements = Elements(0, 1.0, 0.0, False, True)
-    scoring = Scoring(2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+    scoring = Scoring(2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
     loss, coefficients = ops.confusion_score(*data, *elements, *scoring)
     groups = (Incoming(loss, coefficients), data, Wrt(INPUT), elements)
     flat = [argument for group in groups for argument in group]

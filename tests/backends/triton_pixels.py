@@ -12,6 +12,7 @@ import torch
 import triton_package
 from cases import INPUT_DTYPES, lay_out, short
 from judge import assert_near
+from probabilities import coefficients, ends, slopes
 from selection import covering
 from torch import Tensor
 
@@ -366,7 +367,8 @@ def test_long_chunks(monkeypatch: pytest.MonkeyPatch, strides: str, cached: int)
 
 
 def scored(case: Pixels, primitives: Primitives) -> tuple[Tensor, Tensor]:
-    scoring = Scoring(2.0, 1.0, 1.0, 0.5, 2.0, 2, 2, 1, 2)  # focal, penalize, weighted, none
+    words = (2, 2, 1, 2)  # focal, penalize, weighted, none
+    scoring = Scoring(2.0, 1.0, 1.0, 0.5, 0.75, 2.0, 1e-30, *words)
     operands = case.build(torch.float64)
     return primitives.confusion_score(*operands, *case.elements, *scoring)
 
@@ -490,3 +492,16 @@ def test_a_nan_of_the_coefficients_stays_out_of_what_does_not_count() -> None:
         incoming, data = Incoming(None, coefficients), Data(input, target, None)
         gradient = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         assert bool((gradient[..., [1, 3]] == 0).all()) and bool(gradient[..., 0].isnan().all())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_slopes_of_probabilities_at_their_ends(gamma: float) -> None:
+    """Below its floor a logarithm has no slope."""
+    logs = int(Extra.LOG_LOSS | Extra.FOCAL)
+    for dtype, extra in ((torch.float32, logs), (torch.float64, logs), (torch.float64, EVERY)):
+        p, t = ends(dtype)
+        elements = Elements(NONE, 1.0, 0.0, False, True, extra=extra, focal_gamma=gamma)
+        incoming = Incoming(None, coefficients(extra, 0.75, 0.5))
+        found = kernels.confusion_backward(incoming, Data(p, t, None), Wrt(INPUT), elements)
+        rtol = 1e-5 if dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(found, slopes(p, t, 0.75, 0.5, gamma), rtol=rtol, atol=1e-30)

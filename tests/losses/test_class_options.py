@@ -204,7 +204,7 @@ def test_sequences_dtypes_and_gradients_of_the_weights() -> None:
 def test_every_loss_takes_them(name: str) -> None:
     x, y, _ = batch(requires_grad=True)
     options: dict[str, Any] = {"include_background": False}
-    if name != "generalized_dice":
+    if name not in ("generalized_dice", "multiclass_mcc"):  # one score of all classes
         options["class_weight"] = WEIGHTS + 0.1
     criterion = customloss.loss(name, **options)
     x_ = x.sigmoid() if name == "any" else x
@@ -217,11 +217,13 @@ def test_every_loss_takes_them(name: str) -> None:
 
 def test_a_score_that_pools_the_classes_has_no_weights_for_them() -> None:
     x, y, _ = batch()
-    with pytest.raises(ValueError, match=r"^class_weight: expected None for 'generalized_dice'"):
-        customloss.generalized_dice_loss(x, y, class_weight=WEIGHTS)
     t = one_hot(y)
-    own = customloss.generalized_dice_loss(x, y, classes=(1, 3))
-    torch.testing.assert_close(own, customloss.generalized_dice_loss(x[:, [1, 3]], t[:, [1, 3]]))
+    for name, options in (("generalized_dice", {}), ("multiclass_mcc", {"activation": "sigmoid"})):
+        with pytest.raises(ValueError, match=rf"^class_weight: expected None for '{name}'"):
+            customloss.loss(name, class_weight=WEIGHTS, **options)(x, y)
+        criterion = customloss.loss(name, **options)
+        own = customloss.loss(name, classes=(1, 3), **options)(x, y)
+        torch.testing.assert_close(own, criterion(x[:, [1, 3]], t[:, [1, 3]]))
 
 
 # ---- metrics of hard predictions -----------------------------------------------------------------

@@ -34,7 +34,9 @@ PLAIN = tuple(name for name in NAMES if name not in FEW_OPTIONS)
 COMPOUND = ("dice_ce", "dice_bce", "dice_focal", "tversky_ce")
 SINGLE = tuple(name for name in PLAIN if name not in COMPOUND)
 COMPOSED = ("log_cosh_dice", "exp_log_dice", "fowlkes_mallows", "log_precision_recall",
-            "generalized_dice", "balanced_accuracy", "g_mean", "mcc")  # fmt: skip
+            "generalized_dice", "balanced_accuracy", "g_mean", "mcc", "multiclass_mcc")  # fmt: skip
+# These make one score of all classes.
+POOLED = ("generalized_dice", "multiclass_mcc")
 # The options of cases.py that every loss has; beta and the link are not among them.
 SHARED = ("average", "samplewise", "reduction", "absent", "logit_scale", "logit_offset",
           "activation")  # fmt: skip
@@ -105,7 +107,7 @@ def test_options(name: str, option: str) -> None:
             sample = sample._replace(input=sample.input.sigmoid())
         loss, gradients = differentiated(customloss.loss(name, **options, **ANY_DATA), sample)
         judged = reference.soft_f1(*sample.operands, **options)
-        if name != "generalized_dice":
+        if name not in POOLED:
             assert loss.shape == judged.shape
         assert loss.dtype == F64
         assert loss.isfinite().all()
@@ -178,6 +180,25 @@ def test_custom_f1() -> None:
         customloss.CustomF1Loss(beta=2.0)(p, t)
 
 
+def test_custom_f1_counts_what_it_is_told_to() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.5, 0.3], [0.7, 0.2]], dtype=F64, requires_grad=True)
+    t = torch.tensor([[1, 0], [255, 1], [0, 255]])
+    w = torch.tensor([[1.0], [2.0], [3.0]], dtype=F64)
+    counts = (t != 255) * w
+    hits = (p * (t == 1), p * (t == 0), (1 - p) * (t == 1))
+    tp, fp, fn = ((counts * each).sum() for each in hits)
+    expected = -0.3 * (tp / (tp + fn)).log() - 0.7 * (tp / (tp + fp)).log()
+    (wanted,) = torch.autograd.grad(expected, p)
+    for loss in (
+        customloss.custom_f1_loss(p, t, w, beta=0.3, ignore_index=255),
+        customloss.CustomF1Loss(0.3, ignore_index=255)(p, t, w),
+    ):
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+        (gradient,) = torch.autograd.grad(loss, p)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=0)
+        assert gradient[1, 0] == gradient[2, 1] == 0
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -222,17 +243,20 @@ def test_the_fused_operator_is_the_composed_path(name: str, option: str) -> None
     own = {"beta": options.pop("beta", 1.0)}
     if name == "tversky":
         own = {"fp_weight": 0.3, "fn_weight": 1.2}
-    smooth = {"smooth": options.pop("smooth", 0.0)}
+    smooth = options.pop("smooth", 0.0)
+    sides = (smooth, options.pop("smooth_denominator", smooth))
     case = Case("x", (6, 4, 3), target=None, weight="full")
     sample = case.build(F64)._replace(options={})
     if "activation" in options:
         sample = sample._replace(input=sample.input.sigmoid())
 
     def fused(*operands: Tensor) -> Tensor:
-        return getattr(torch.ops.customloss, name)(*operands, **own, **smooth, **options)
+        return getattr(torch.ops.customloss, name)(
+            *operands, **own, smooth=sides[0], smooth_denominator=sides[1], **options
+        )
 
     def composed(*operands: Tensor) -> Tensor:
-        score = formula.at(RATIO_SCORES[name], **own, **smooth)
+        score = formula.at(RATIO_SCORES[name], **own, smooth=sides)
         return customloss.confusion_loss(score, *operands, **options)
 
     expected, wanted = differentiated(fused, sample)
@@ -265,7 +289,7 @@ def test_adding_nothing_changes_nothing(name: str) -> None:
 # ---- absent classes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in SINGLE if n != "generalized_dice"])
+@pytest.mark.parametrize("name", [n for n in SINGLE if n not in POOLED])
 def test_absent(name: str) -> None:
     x = Case("x", (8, 3)).build(F64).input
     x = x.sigmoid() if name == "any" else x

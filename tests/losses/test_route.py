@@ -15,7 +15,7 @@ from customloss.losses.formula import Formula
 from customloss.losses.request import Request
 from customloss.losses.route import Route, route
 
-DICE = Ratio(2.0, 1.0, 1.0, 0.0)
+DICE = Ratio(2.0, 1.0, 1.0, 0.0, 0.0)
 WEIGHTS = torch.ones(3)
 LEARNED = torch.ones(3, requires_grad=True)
 GROUP: Any = MagicMock(name="a process group")
@@ -55,7 +55,7 @@ def test_the_way_of_a_call(name: str) -> None:
     data = Data(torch.zeros(2, 3), torch.zeros(2, 3), None)
     elements = Elements(0, 1.0, 0.0, given.pop("per_sample", False), given.pop("per_class", True))
     words = ScoringWords(
-        given.pop("link", "complement"), 1.0, "score", given.pop("average", "macro"), "mean"
+        given.pop("link", "complement"), 1.0, 1e-30, "score", given.pop("average", "macro"), "mean"
     )
     group, classes = given.pop("group", None), given.pop("classes", None)
     request = Request(data, elements, words, {}, {}, group, classes)

@@ -298,19 +298,20 @@ def test_value_and_gradient_of_the_textbook(name: str) -> None:
         assert torch.autograd.gradcheck(partial(score, **parameters), leaves, check_forward_ad=True)
 
 
-@pytest.mark.parametrize("smooth", [0.0, 0.75])
+@pytest.mark.parametrize("smooth", [0.0, 0.75, (0.25, 1.5)])
 @pytest.mark.parametrize("score", scores._COEFFICIENTS, ids=lambda score: score.__name__)
-def test_declared_coefficients_are_those_of_the_score(score: Callable, smooth: float) -> None:
+def test_declared_coefficients_are_those_of_the_score(score: Callable, smooth: Any) -> None:
     """A score with coefficients exists twice: its function, and the ratio that the operators use.
 
     Parameters take odd values, so that a coefficient that forgets one is seen.
     """
     defaults = {name: value for name, value in score.__kwdefaults__.items() if name != "smooth"}
     given = {name: default + 0.375 * n for n, (name, default) in enumerate(defaults.items(), 1)}
-    tp_weight, fp_weight, fn_weight, added = scores.coefficients_of(score, **given, smooth=smooth)
+    found = scores.coefficients_of(score, **given, smooth=smooth)
+    tp_weight, fp_weight, fn_weight, top, bottom = found
     tp, fp, fn, tn = some_sums(3, 4)
-    over = tp_weight * tp + added
-    expected = over / (over + fp_weight * fp + fn_weight * fn)
+    whole = tp_weight * tp + fp_weight * fp + fn_weight * fn + bottom
+    expected = (tp_weight * tp + top) / whole
     torch.testing.assert_close(score(tp, fp, fn, tn, **given, smooth=smooth), expected)
     assert scores.as_ratio(partial(score, **given, smooth=smooth)) is not None
 
@@ -461,7 +462,8 @@ EDGES = {
 @pytest.mark.parametrize("name", [n for n in customloss.loss_names() if n != "cross_entropy"])
 def test_finite_at_the_edges(name: str, edge: str) -> None:
     values, target = EDGES[edge]
-    activation = {"activation": "sigmoid"} if name in ("dice_ce", "tversky_ce") else {}
+    softmax = customloss.losses.registry.LOSSES[name].defaults.get("activation") == "softmax"
+    activation = {"activation": "sigmoid"} if softmax else {}
     for dtype in (torch.float32, F64):
         x = torch.tensor(values, dtype=dtype, requires_grad=True)
         loss = customloss.loss(name, **activation, check_target=False)(

@@ -47,7 +47,8 @@ HINTS = {
     "DiceCELoss(lambda_ce=0.5)": "here it is ce_weight",
     "DiceLoss(weight=[1.0, 2.0])": "here it is class_weight",
     "DiceLoss(batch=True)": "samplewise, its opposite",
-    "DiceLoss(smooth_nr=1.0)": "smooth is added to both sides",
+    "DiceLoss(smooth_nr=1.0)": r"here it is smooth=\(smooth_nr, smooth_dr\)",
+    "DiceLoss(eps=1e-7)": r"smooth=\(0, eps\) for the denominator",
     "compound_loss(customloss.scores.dice, X, T, gama=2.0)": r"did you mean gamma\?",
 }
 

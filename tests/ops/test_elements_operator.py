@@ -50,7 +50,7 @@ def test_opcheck_primitives(name: str, dtype: torch.dtype) -> None:
     (case,) = (case for case in cases.FEW if case.name == name)
     operands = case.build(dtype).operands
     elements = (0, 1.0, 0.0, False, True, *REST)
-    scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+    scoring = (2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
     torch.library.opcheck(ops.confusion.default, (*operands, *elements))
     torch.library.opcheck(ops.confusion_score.default, (*operands, *elements, *scoring))
     loss, coefficients = ops.confusion_score(*operands, *elements, *scoring)

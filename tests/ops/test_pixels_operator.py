@@ -58,7 +58,7 @@ def test_opcheck_primitives(name: str) -> None:
             if operand.is_floating_point():
                 arguments = (None, torch.rand_like(sums), x, t, w, wrt, *elements)
                 torch.library.opcheck(ops.confusion_backward.default, arguments)
-    scoring = (2.0, 1.0, 1.0, 0.0, 1.0, 0, 0, 0, 0)
+    scoring = (2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
     elements = (activation, 1.0, 0.0, False, True, *more, 0, 2.0, False, None, 1, 0)
     torch.library.opcheck(ops.confusion_score.default, (x, t, w, *elements, *scoring))
 

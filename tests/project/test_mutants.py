@@ -31,7 +31,7 @@ KILLERS = (
     "values/test_degenerate.py", "values/test_reference.py",
     "ops/test_errors.py", "ops/test_functorch.py", "values/test_elements_numerics.py",
     "values/test_memory.py", "values/test_determinism.py", "backends/test_backend_choice.py",
-    "ops/test_sums_values.py", "losses/test_infinite_and_hidden.py",
+    "ops/test_sums_values.py", "values/test_log_floor.py", "losses/test_infinite_and_hidden.py",
     "losses/test_weights_on_every_route.py",
 )  # fmt: skip
 # Tests in these files that start processes or take long are left out.
@@ -80,11 +80,16 @@ MUTANTS = {
     # ---- csrc: the score
     "beta weighs fp": Mutant(
         "csrc/score.h",
-        "const double miss = score.fp_weight * sums.fp + score.fn_weight * sums.fn;",
-        "const double miss = score.fn_weight * sums.fp + score.fp_weight * sums.fn;",
+        "const double wrong = score.fp_weight * sums.fp + score.fn_weight * sums.fn;",
+        "const double wrong = score.fn_weight * sums.fp + score.fp_weight * sums.fn;",
     ),
     "smooth is forgotten": Mutant(
-        "csrc/score.h", "score.tp_weight * sums.tp + score.smooth", "score.tp_weight * sums.tp"
+        "csrc/score.h", "const double hit = true_hit + score.smooth;",
+        "const double hit = true_hit;",
+    ),
+    "the denominator has the smooth of the numerator": Mutant(
+        "csrc/score.h", "whole = true_hit + wrong + score.smooth_denominator;",
+        "whole = true_hit + wrong + score.smooth;",
     ),
     "0 / 0 is not caught": Mutant("csrc/score.h", "if (whole == 0.0) {", "if (whole < 0.0) {"),
     "skipped groups are counted": Mutant(
@@ -98,7 +103,11 @@ MUTANTS = {
         "const double negatives = sums.fp + sums.tn + 1.0;",
     ),
     "the log is not floored": Mutant(
-        "csrc/score.h", "const bool low = hit < kLogFloor;", "const bool low = false;"
+        "csrc/score.h", "if (similarity < score.log_floor) {", "if (false) {"
+    ),
+    "a floored probability has a slope": Mutant(
+        "csrc/pixel.h", "return select(below, T(0), factor / probability);",
+        "return factor / floored(probability);",
     ),
     "the mean over samples counts all of them": Mutant(
         "csrc/average.h", "counted += mean.weight != 0.0;", "counted += 1;"

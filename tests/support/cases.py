@@ -361,10 +361,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "samplewise_penalize": {"samplewise": True, "absent": "penalize", "average": "weighted"},
     "sum": {"reduction": "sum"},
     "smooth": {"smooth": 1.0},
+    "smooth_sides": {"smooth": 0.25, "smooth_denominator": 1.5},
     "skip": {"absent": "skip"},
     "penalize": {"absent": "penalize"},
     "log": {"link": "log"},
     "log_smooth": {"link": "log", "smooth": 0.5, "beta": 1.5},
+    "log_floor": {"link": "log", "log_floor": 0.4},
     "focal2": {"link": "focal", "gamma": 2.0},
     "focal_half": {"link": "focal", "gamma": 0.5},
     "negative": {"link": "negative"},
@@ -377,6 +379,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "logit_scale": 1.5, "logit_offset": 0.5,
     },
 }  # fmt: skip
+
+
+def of_function(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of an operator as a function or module takes them: with a pair for ``smooth``."""
+    given = dict(options)
+    if "smooth_denominator" in given:
+        given["smooth"] = (given.get("smooth", 0.0), given.pop("smooth_denominator"))
+    return given
 
 
 def with_options(case: Case, name: str) -> Case:

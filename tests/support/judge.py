@@ -143,10 +143,12 @@ def reference_gradients(sample: Sample, grad: Tensor | None = None) -> Judgement
     """
     options = {"average": "macro", "samplewise": False, "beta": 1.0, **sample.options}
     average, samplewise, squared = options["average"], options["samplewise"], options["beta"] ** 2
+    smooth = options.get("smooth", 0.0)
     sums = reference_sums(sample).requires_grad_()
     loss = reference.similarity_loss(
-        sums, 1 + squared, 1.0, squared, options.get("smooth", 0.0),
+        sums, 1 + squared, 1.0, squared, smooth, options.get("smooth_denominator", smooth),
         options.get("link", "complement"), options.get("gamma", 1.0),
+        options.get("log_floor", reference.LOG_FLOOR),
     )  # fmt: skip
     loss, counted = reference.with_absent(loss, sums, options.get("absent", "score"))
     loss = reference.average_groups(

@@ -36,7 +36,10 @@ BESIDE: dict[str, tuple[int, Pointwise]] = {
     "undivided": (1, Pointwise(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)),
 }
 WITHOUT = ("alone", "scaled", "unread")
-RATIOS = {"dice": (2.0, 1.0, 1.0, 0.0), "f2": (5.0, 1.0, 4.0, 0.0), "tversky": (1.0, 0.3, 0.7, 0.5)}
+RATIOS = {
+    "dice": (2.0, 1.0, 1.0, 0.0, 0.0), "f2": (5.0, 1.0, 4.0, 0.0, 0.0),
+    "tversky": (1.0, 0.3, 0.7, 0.5, 0.75),
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -63,12 +66,13 @@ def scoring(
     average: str = "macro",
     reduction: str = "mean",
     gamma: float | None = None,
+    log_floor: float = 1e-30,
 ) -> Scoring:
     if gamma is None:
         gamma = 1.5 if link == "focal" else 1.0
     return Scoring(
-        *RATIOS[ratio], gamma, LINKS.index(link), ABSENT.index(absent), AVERAGES.index(average),
-        REDUCTIONS.index(reduction),
+        *RATIOS[ratio], gamma, log_floor, LINKS.index(link), ABSENT.index(absent),
+        AVERAGES.index(average), REDUCTIONS.index(reduction),
     )  # fmt: skip
 
 
@@ -146,7 +150,7 @@ class _Group(NamedTuple):
 def _group(how: Scoring, tp: Any, fp: Any, fn: Any, tn: Any) -> _Group:
     """The loss of one group; branches look at the real part, which no complex step changes."""
     hit = how.tp_weight * tp + how.smooth
-    miss = how.fp_weight * fp + how.fn_weight * fn
+    miss = how.fp_weight * fp + how.fn_weight * fn + (how.smooth_denominator - how.smooth)
     link, absent, support = LINKS[how.link], ABSENT[how.absent], tp + fn
     if support.real == 0 and absent == "skip":
         return _Group(0.0, support, False)
@@ -155,7 +159,9 @@ def _group(how: Scoring, tp: Any, fp: Any, fn: Any, tn: Any) -> _Group:
     if (hit + miss).real == 0:
         return _Group(-1.0 if link == "negative" else 0.0, support, True)
     if link == "log":
-        return _Group(np.log1p(miss / (hit if hit.real >= 1e-30 else 1e-30)), support, True)
+        if (hit / (hit + miss)).real < how.log_floor:
+            return _Group(-np.log(how.log_floor), support, True)
+        return _Group(np.log1p(miss / hit), support, True)
     if link == "negative":
         return _Group(-hit / (hit + miss), support, True)
     missing = miss / (hit + miss)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from cases import Case, Sample
 from judge import soft_f1
 from process import run_python
 from selection import covering
+
+import customloss
+from customloss.reference.sums import added, mean
 
 # Larger than one unit of work, so that there is work for several threads.
 LARGE = (
@@ -81,6 +87,56 @@ def test_forward_is_the_same_with_and_without_gradients() -> None:
         expected = soft_f1(*sample.operands, **sample.options)
         with_gradient = soft_f1(*case.build(requires_grad=True).operands, **sample.options)
         assert torch.equal(with_gradient.detach(), expected)
+
+
+# The losses of very many groups, which are added up in torch: every average, and what is beside it.
+MANY_GROUPS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
+    "samples": ("mcc", {"samplewise": True, "average": "weighted"}, (33001, 2)),
+    "kept": ("mcc", {"samplewise": True, "average": "none", "absent": "skip"}, (33001, 2)),
+    "classes": ("g_mean", {}, (3, 40003)),
+    "classes that weigh": ("mcc", {"class_weight": "any"}, (3, 40003)),
+    "classes that are skipped": ("mcc", {"absent": "skip"}, (3, 40003)),
+    "one score of all classes": ("generalized_dice", {}, (3, 40003)),
+    "correlation": ("multiclass_mcc", {"activation": "sigmoid"}, (3, 40003)),
+    "pointwise": ("dice_bce", {"pos_weight": "any", "class_weight": "any"}, (3, 40003)),
+    "a weight of one number": ("dice", {}, (300, 401)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MANY_GROUPS)
+def test_many_groups_have_the_same_bits_on_any_number_of_threads(name: str) -> None:
+    loss, options, shape = MANY_GROUPS[name]
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    t = (torch.rand(shape, generator=generator) < 0.4).double()
+    w = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    numbers = torch.rand(shape[1], dtype=torch.float64, generator=generator) + 0.5
+    given = {key: numbers if value == "any" else value for key, value in options.items()}
+    criterion, found = customloss.loss(loss, **given), set()
+    for threads in (1, 2, 3, 4, 7):
+        torch.set_num_threads(threads)
+        value = criterion(x, t, w)
+        gradients = torch.autograd.grad(value.sum(), (x, w))
+        found.add(b"".join(each.detach().numpy().tobytes() for each in (value, *gradients)))
+    assert len(found) == 1
+
+
+def test_a_long_sum_has_the_same_bits_on_any_number_of_threads() -> None:
+    """Torch's own sum of one of these has other bits on another number of threads."""
+    differs = 0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(100_001 + seed, dtype=torch.float64, generator=generator).exp()
+        own, torchs, means = set(), set(), set()
+        for threads in (1, 2, 3, 4, 7):
+            torch.set_num_threads(threads)
+            own.add(float(added(values)))
+            means.add(float(mean(values[None])))
+            torchs.add(float(values.sum()))
+        assert len(own) == len(means) == 1
+        assert own.pop() == pytest.approx(math.fsum(values.tolist()), rel=1e-14)
+        differs += len(torchs) > 1
+    assert differs
 
 
 # ---- instruction sets ----------------------------------------------------------------------------

@@ -245,12 +245,21 @@ void bind_element(py::module_& m) {
         py::arg("by") = std::array<double, 4>{}, py::arg("hard") = false);
 }
 
-// (tp_weight, fp_weight, fn_weight, smooth, gamma, link, absent)
-using ScoreArguments = std::tuple<double, double, double, double, double, int64_t, int64_t>;
+// (tp_weight, fp_weight, fn_weight, smooth, smooth_denominator, gamma, log_floor, link, absent)
+using ScoreArguments =
+    std::tuple<double, double, double, double, double, double, double, int64_t, int64_t>;
 
 Score score_of(const ScoreArguments& from) {
-  const auto& [tp, fp, fn, smooth, gamma, link, absent] = from;
-  return {tp, fp, fn, smooth, gamma, static_cast<Link>(link), static_cast<Absent>(absent)};
+  const auto& [tp, fp, fn, smooth, smooth_denominator, gamma, log_floor, link, absent] = from;
+  return {tp,
+          fp,
+          fn,
+          smooth,
+          smooth_denominator,
+          gamma,
+          log_floor,
+          static_cast<Link>(link),
+          static_cast<Absent>(absent)};
 }
 
 using GroupResult = std::tuple<double, std::array<double, 4>, double, bool>;

@@ -46,7 +46,9 @@ class How(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         extra, pointwise = POINTWISE[self.pointwise]
-        ratio = (1.25, 1.0, 0.5, 0.25 if self.link == "focal" else 0.0, 1.5)
+        smooth = (0.25, 0.75) if self.link == "focal" else (0.0, 0.0)
+        # many groups are below 0.2, the floor of a logarithm
+        ratio = (1.25, 1.0, 0.5, *smooth, 1.5, 0.2)
         words = (
             LINKS.index(self.link), ABSENT.index(self.absent), AVERAGES.index(self.average),
             REDUCTIONS.index(self.reduction),
