@@ -161,9 +161,9 @@ def _counted(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
 
 
 @triton.jit
-def _times(t, log):
-    """t * log, where 0 log 0 is 0."""
-    return tl.where(t == 0.0, 0.0, t * log)
+def _times(factor, value):
+    """factor * value. A factor of 0 removes even an infinite value: 0 log 0 is 0."""
+    return tl.where(factor == 0.0, 0.0, factor * value)
 
 
 @triton.jit
@@ -287,16 +287,16 @@ def target_gradient(
     if DISTANCE & EXTRA:
         total = _side(total, p * g[2] + q * g[3], p, q, t)
     if LOG_LOSS & EXTRA:
-        total += g[4] * positive
+        total += _times(g[4], positive)
         if not (SOFTMAX & HOW):
-            total -= g[5] * negative
+            total -= _times(g[5], negative)
     if SQUARES & EXTRA:
         total += 2.0 * t * g[S + 1] + p * p * g[S + 2]
     if FOCAL & EXTRA:
         by = positive * power(q, gamma, HOW)
         if not (SOFTMAX & HOW):
             by -= negative * power(p, gamma, HOW)
-        total += g[F] * by
+        total += _times(g[F], by)
     if HARD & EXTRA:
         total += tl.where(decided, g[H], g[H + 2])
     return total
@@ -305,7 +305,7 @@ def target_gradient(
 @triton.jit
 def weight_gradient(share, g):
     """dL/dw: the shares of an element times the gradient by the sums."""
-    total = share[0] * g[0]
+    total = _times(g[0], share[0])
     for row in tl.static_range(1, len(share)):
-        total += share[row] * g[row]
+        total += _times(g[row], share[row])
     return total

@@ -274,6 +274,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
       T g[rows_of(kExtra)];
       load_grads<kExtra>(px, grads, sample, cls, Wrt::kInput, g);
       *outcome = choice(with, own.x, largest, others, cls == top);
+      if (!counts(g)) return Slopes<T>(T(0));
       return slopes<Activation::kSoftmax, kExtra>(*outcome, own.t, with.gamma, g);
     };
     Outcome<T> outcome(T(0), T(0));
@@ -433,11 +434,18 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
   if (thread.first >= thread.last) return;
   T g[rows_of(kExtra)];
   load_grads<kExtra>(px, grads, thread.sample, thread.cls, wrt, g);
+  // the logits of a softmax are part of other classes, which may count
+  const bool own_counts = counts(g);
+  const bool mixed = kActivation == Activation::kSoftmax && wrt == Wrt::kInput;
   Spot start = group_spot(px.pass, thread.sample, 0);
   move(px.pass, px.pass.layout.cls, thread.cls, &start);
 #pragma unroll 1
   for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
     const Spot spot = pixel_spot(px, start, at);
+    if (!own_counts && !mixed) {
+      store_any(px, spot, T(0));
+      continue;
+    }
     const int64_t pixel = thread.sample * px.pixels + at;
     const AnyElement<T> own(px, with, spot, thread.cls);
     Outcome<T> outcome(T(0), T(0));
@@ -452,7 +460,8 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
       const T by_t = target_gradient<kActivation, kExtra>(outcome, own.t, with.gamma, g);
       out = times(own.w, (with.on - with.off) * by_t);
     } else if (state == kCounts) {
-      const Slopes<T> slope = slopes<kActivation, kExtra>(outcome, own.t, with.gamma, g);
+      Slopes<T> slope(T(0));
+      if (own_counts) slope = slopes<kActivation, kExtra>(outcome, own.t, with.gamma, g);
       if constexpr (kActivation == Activation::kSoftmax) {
         const T u = times(own.w, slope.u) - *stats.at(kShift, pixel);
         out = outcome.p * (u - *stats.at(kDot, pixel));

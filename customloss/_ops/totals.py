@@ -47,7 +47,7 @@ class Groups(NamedTuple):
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """The mean over the last dim, 0 where all weights are 0. A loss of weight 0 does not count,
     even if it is NaN."""
-    total = weight.sum()
+    total = weight.sum(-1, keepdim=True)
     share = weight / total.masked_fill(total == 0, 1)
     return (share * loss.masked_fill((weight == 0) & ~loss.isfinite(), 0)).sum(-1)
 

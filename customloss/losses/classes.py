@@ -19,6 +19,9 @@ from torch import Tensor
 from customloss._ops import is_dtensor
 from customloss._ops.modes import transformed
 from customloss._spec import checks
+from customloss._spec.arguments import Data
+from customloss._spec.words import INPUT
+from customloss.reference.losses import without_hidden
 from customloss.reference.sums import sums_dtype
 
 # ---- small tensors that are kept -----------------------------------------------------------------
@@ -92,7 +95,7 @@ class Classes(NamedTuple):
         sums = self.scored(sums)
         weight = self.weight
         if weight is not None:
-            weight = self.scored(weight).to(sums.dtype)
+            sums, weight = without_hidden(sums, self.scored(weight).to(sums.dtype))
             sums = sums * weight if pooled else sums
         return (sums.sum(-1, keepdim=True), None) if pooled else (sums, weight)
 
@@ -100,12 +103,44 @@ class Classes(NamedTuple):
         """Whether the weights need a gradient."""
         return self.weight is not None and self.weight.requires_grad
 
+    def hidden(self, input: Tensor, score: bool, pointwise: bool) -> Tensor:
+        """Which classes count in none of the parts that a loss has, ``[classes]``."""
+        rows = [row for row, asked in zip(self.table(input), (score, pointwise)) if asked]
+        return (torch.stack(rows) == 0).all(0)
+
     def table(self, input: Tensor) -> Tensor:
         """``[2, classes]``: the weight of each class in the score, and in the pointwise loss, which
         is about all classes."""
         count = input.shape[1] if input.dim() > 1 else 1
         scored = _scored(input, self.runs, count, sums_dtype(input.device))
         return scored if self.weight is None else self.weight.to(scored.dtype) * scored
+
+
+def without_hidden_elements(
+    data: Data, classes: Classes, hidden: Tensor, softmax: bool
+) -> tuple[Data, Classes]:
+    """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
+    differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. The
+    weights of classes that lost an element become a constant 0, as in ``without_hidden``.
+
+    Logits of a ``softmax`` stay, because each of them is part of every class.
+    """
+    shape, weight = data.input.shape, classes.weight
+    along = hidden.reshape(-1, *(1 for _ in shape[2:]))
+    cleared: list[Tensor | None] = []
+    for place, operand in enumerate(data):
+        if operand is None or not operand.is_floating_point() or (softmax and place == INPUT):
+            cleared.append(operand)
+            continue
+        lost = along & ~operand.isfinite()
+        cleared.append(torch.where(lost, torch.zeros_like(operand), operand))
+        if weight is not None:
+            lost = lost.expand(shape)
+            lost = lost.transpose(0, 1).flatten(1).any(1) if len(shape) > 1 else lost.any()
+            weight = torch.where(lost, torch.zeros_like(weight), weight)
+    input, target, each = cleared
+    assert input is not None and target is not None
+    return Data(input, target, each), classes._replace(weight=weight)
 
 
 @kept

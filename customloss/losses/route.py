@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from customloss import distributed, scores
-from customloss._ops import is_dtensor, totals
+from customloss._ops import is_dtensor, modes, totals
 from customloss._spec import options
 from customloss._spec.arguments import ClassWeights, GroupSums
 from customloss._spec.options import Ratio
 from customloss._spec.words import LINKS
+from customloss.losses.classes import without_hidden_elements
 from customloss.losses.formula import Formula
 from customloss.losses.request import Request
 from customloss.reference import losses as reference
@@ -75,6 +76,7 @@ def pools_classes(request: Request, formula: Formula) -> bool:
 
 def loss(request: Request, formula: Formula) -> Tensor:
     """The loss of a call, whichever way it takes."""
+    request = _differentiable(request, formula)
     way = route(request, formula)
     if way is Route.FUSED:
         return _without_class(request, fused(request, formula))
@@ -83,6 +85,19 @@ def loss(request: Request, formula: Formula) -> Tensor:
     result = make(request, formula, is_dtensor.whole(sums))
     result = _without_class(request, result).to(accumulator(request.data.input))
     return is_dtensor.placed_like(sums, result)
+
+
+def _differentiable(request: Request, formula: Formula) -> Request:
+    """The request; under transforms that differentiate, without what is not finite in classes
+    that count nowhere. Elsewhere the kernels see to that, without a pass of its own."""
+    if request.classes is None or torch.compiler.is_compiling() or not modes.differentiates():
+        return request
+    softmax = request.options.get("activation") == "softmax"
+    hidden = request.classes.hidden(
+        request.data.input, bool(formula.pointwise.score_weight), _has_pointwise(formula)
+    )
+    data, asked = without_hidden_elements(request.data, request.classes, hidden, softmax)
+    return request._replace(data=data, classes=asked)
 
 
 def _without_class(request: Request, loss: Tensor) -> Tensor:

@@ -171,19 +171,25 @@ def operands(
     w = None if weight is None else weight.to(dtype)
     if w is not None:
         unweighted = (w == 0).expand(input.shape)
-        usable = input.isfinite() if activation == "none" else ~input.isnan()
-        unread = unweighted
-        if activation == "softmax":
-            # every probability of a pixel depends on all of its logits
-            usable = (usable & (input != torch.inf)).all(1, keepdim=True)
-            usable = usable & (input != -torch.inf).any(1, keepdim=True)
-            unread = unweighted.all(1, keepdim=True)
-        spoiled = (unread & ~usable).expand(input.shape)
+        softmax = activation == "softmax"
+        unread = unweighted.all(1, keepdim=True) if softmax else unweighted
+        spoiled = (unread & ~_usable(input, activation)).expand(input.shape)
         blanks = spoiled if blanks is None else blanks | spoiled
         holes = blanks | (unweighted & ~t.isfinite())
     if holes is None:
         return Operands(input, t, w, None)
     return Operands(_filled(input, blanks), _filled(t, holes), w, holes)
+
+
+def _usable(input: Tensor, activation: str) -> Tensor:
+    """Which elements have a probability, given all that it depends on."""
+    if activation == "none":
+        return input.isfinite()
+    if activation != "softmax":
+        return ~input.isnan()
+    # every probability of a pixel depends on all of its logits
+    known = (~input.isnan() & (input != torch.inf)).all(1, keepdim=True)
+    return known & (input != -torch.inf).any(1, keepdim=True)
 
 
 def is_class_index(input: Tensor, target: Tensor) -> bool:
@@ -209,7 +215,7 @@ def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, 
 
 
 def _times(t: Tensor, log: Tensor) -> Tensor:
-    """``t log``, which is 0 where ``t`` is 0, even if the logarithm is infinite."""
+    """``t log``, which is 0 where ``t`` is 0, even if the logarithm (or focal term) is infinite."""
     return t * torch.where((t == 0) & log.isinf(), torch.zeros_like(log), log)
 
 
@@ -324,20 +330,28 @@ def confusion_backward(
     ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
     """
     x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
-    exact = dict(zip(rows(extra), _spread(grad_sums, input, per_sample, per_class).unbind(0)))
+    by_sums = _spread(grad_sums, input, per_sample, per_class)
+    blanks = (
+        holes  # of a softmax, whose classes depend on each other, pixels are left out as a whole
+    )
+    hidden = _hidden(by_sums, x, t, w, activation)
+    holes = hidden if holes is None else holes | hidden
+    t, w = _filled(t, hidden), None if w is None else _filled(w.expand(x.shape), hidden)
+    x = x if activation == "softmax" else _filled(x, hidden)
+    exact = dict(zip(rows(extra), by_sums.unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
     g = {name: row.to(t.dtype) for name, row in exact.items()}
     options = (activation, scale, offset, extra, focal_gamma)
     if wrt == "weight":
         terms = shares(x, t, *options).unbind(0)
-        total = torch.stack([term * by for term, by in zip(terms, g.values())]).sum(0)
+        total = torch.stack([_times(by, term) for term, by in zip(terms, g.values())]).sum(0)
         return _filled(total, holes)
     if wrt == "target":
         total, like = (1 - label_smoothing) * _by_target(x, t, g, *options), target
     elif activation == "softmax":
         # an element of weight 0 is still part of the other classes' probabilities
-        whole = None if holes is None else holes.all(1, keepdim=True)
+        whole = None if blanks is None else blanks.all(1, keepdim=True)
         return _filled(_by_logit(x, t, w, g, *options), whole).to(input.dtype)
     else:
         p, q, slope = probability(x, activation, scale, offset)
@@ -349,6 +363,13 @@ def confusion_backward(
         like = input
     total = _filled(total, holes)
     return (total if w is None else w * total).to(like.dtype)
+
+
+def _hidden(by_sums: Tensor, x: Tensor, t: Tensor, w: Tensor | None, activation: str) -> Tensor:
+    """Which elements are not finite, in groups on whose sums the loss does not depend: their
+    gradient is 0. That of finite ones comes out as 0, and may have a derivative."""
+    finite = x.isfinite() & t.isfinite() & _usable(x, activation)
+    return (by_sums == 0).all(0) & ~(finite if w is None else finite & w.isfinite())
 
 
 def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
@@ -390,10 +411,11 @@ def _by_target(
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
         positive, negative = log_losses(x, activation, scale, offset)
         if extra & Extra.LOG_LOSS:
-            total = total + g["log_loss_pos"] * positive - g["log_loss_neg"] * negative
+            total = total + _times(g["log_loss_pos"], positive)
+            total = total - _times(g["log_loss_neg"], negative)
         if extra & Extra.FOCAL:
             missed, alarm = positive * power(q, gamma), negative * power(p, gamma)
-            total = total + g["focal"] * (missed - alarm)
+            total = total + _times(g["focal"], missed - alarm)
     if extra & Extra.SQUARES:
         total = total + 2 * t * g["t2"] + p * p * g["tp2"]
     if extra & Extra.HARD:
