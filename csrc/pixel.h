@@ -282,7 +282,7 @@ struct Slopes {
 // Whether the loss depends on a sum of a group, given the gradient by each.  If not, the gradients
 // of its elements are 0, whatever they hold: products with these zeros would be NaN where they are.
 template <int kRows, class T>
-CUSTOMLOSS_HD bool counts(const T (&g)[kRows]) {
+CUSTOMLOSS_HD bool has_influence(const T (&g)[kRows]) {
   bool any = false;
   for (int row = 0; row < kRows; ++row) any = any || g[row] != T(0);
   return any;

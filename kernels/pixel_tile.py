@@ -335,7 +335,7 @@ def by_sums(
 
 
 @triton.jit
-def _counts(g):
+def _has_influence(g):
     """Whether the loss depends on a sum of a group. If not, the gradient of its elements is 0,
     whatever they hold."""
     result = g[0] != 0.0
@@ -368,7 +368,7 @@ def own_gradient(
         if element.WEIGHT & HOW:
             # weight 0 removes what is not finite
             total = tl.where((w == 0.0) & ((total - total) != 0.0), 0.0, total)
-    return tl.where(_counts(g), total, 0.0)
+    return tl.where(_has_influence(g), total, 0.0)
 
 
 @triton.jit
@@ -381,7 +381,7 @@ def mixed_slopes(
         u = weigh(u, w)
         h = weigh(h, w)
     if (element.EACH & HOW) or not (element.LABELS & HOW):  # class numbers are finite
-        counts = _counts(g)
+        counts = _has_influence(g)
         u = tl.where(counts, u, 0.0)
         h = tl.where(counts, h, 0.0)
     if element.PADDED & HOW:

@@ -41,7 +41,7 @@ __global__ __launch_bounds__(kThreads, kPlanarBlocks<Io, kWeighted>) void planar
   const Unit unit(cut, gridDim.x - 1 - blockIdx.x);
   if (!unit.exists) return;
   const Coefficient<T> g = grads.at<kWrt, T>(unit.sample, unit.cls);
-  if (!g.counts()) return clear_unit<Io>(pass, cut, unit);
+  if (!g.has_influence()) return clear_unit<Io>(pass, cut, unit);
   for_stretches<Io>(
       pass, cut, unit,
       [&](const Spot& spot) {
@@ -82,7 +82,7 @@ __global__ __launch_bounds__(kThreads, kColumnBlocks) void column_gradient(
 #pragma unroll
   for (int i = 0; i < Io::kWidth; ++i) {
     g[i] = grads.at<kWrt, T>(band.sample, cls);
-    hidden |= static_cast<unsigned>(!g[i].counts()) << i;
+    hidden |= static_cast<unsigned>(!g[i].has_influence()) << i;
     cls = cls + 1 == cut.classes ? 0 : cls + 1;
   }
   for_rows(pass, cut, band, [&](const Spot& first, int count) {

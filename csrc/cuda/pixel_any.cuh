@@ -274,22 +274,25 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
       T g[rows_of(kExtra)];
       load_grads<kExtra>(px, grads, sample, cls, Wrt::kInput, g);
       *outcome = choice(with, own.x, largest, others, cls == top);
-      if (!counts(g)) return Slopes<T>(T(0));
-      return slopes<Activation::kSoftmax, kExtra>(*outcome, own.t, with.gamma, g);
+      Slopes<T> weighed = slopes<Activation::kSoftmax, kExtra>(*outcome, own.t, with.gamma, g);
+      const T w = has_influence(g) ? own.w : T(0);
+      weighed.u = times(w, weighed.u);
+      weighed.h = times(w, weighed.h);
+      return weighed;
     };
     Outcome<T> outcome(T(0), T(0));
     T shift = T(0);
     if (top < last) {
       const AnyElement<T> own(px, with, spot_of(top), top);
-      shift = times(own.w, slopes_at(top, own, &outcome).u);
+      shift = slopes_at(top, own, &outcome).u;
     }
     RunSum<T> dot, height;
 #pragma unroll 1
     for (int c = lane; c < last; c += lanes) {
       const AnyElement<T> own(px, with, spot_of(c), c);
       const Slopes<T> slope = slopes_at(c, own, &outcome);
-      dot.add(outcome.p * (times(own.w, slope.u) - shift));
-      height.add(times(own.w, slope.h));
+      dot.add(outcome.p * (slope.u - shift));
+      height.add(slope.h);
     }
     double totals[2] = {dot.total(), height.total()};
     team_sum(totals, lanes);
@@ -435,14 +438,14 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
   T g[rows_of(kExtra)];
   load_grads<kExtra>(px, grads, thread.sample, thread.cls, wrt, g);
   // the logits of a softmax are part of other classes, which may count
-  const bool own_counts = counts(g);
+  const bool influence = has_influence(g);
   const bool mixed = kActivation == Activation::kSoftmax && wrt == Wrt::kInput;
   Spot start = group_spot(px.pass, thread.sample, 0);
   move(px.pass, px.pass.layout.cls, thread.cls, &start);
 #pragma unroll 1
   for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
     const Spot spot = pixel_spot(px, start, at);
-    if (!own_counts && !mixed) {
+    if (!influence && !mixed) {
       store_any(px, spot, T(0));
       continue;
     }
@@ -460,18 +463,18 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
       const T by_t = target_gradient<kActivation, kExtra>(outcome, own.t, with.gamma, g);
       out = times(own.w, (with.on - with.off) * by_t);
     } else if (state == kCounts) {
-      Slopes<T> slope(T(0));
-      if (own_counts) slope = slopes<kActivation, kExtra>(outcome, own.t, with.gamma, g);
+      const Slopes<T> slope = slopes<kActivation, kExtra>(outcome, own.t, with.gamma, g);
+      const T w = influence ? own.w : T(0);
       if constexpr (kActivation == Activation::kSoftmax) {
-        const T u = times(own.w, slope.u) - *stats.at(kShift, pixel);
+        const T u = times(w, slope.u) - *stats.at(kShift, pixel);
         out = outcome.p * (u - *stats.at(kDot, pixel));
         if constexpr ((kExtra & (kLogLoss | kFocal)) != 0) {
-          const T h = times(own.w, slope.h);
+          const T h = times(w, slope.h);
           out += outcome.p * (*stats.at(kHeight, pixel) - h) - outcome.q * h;
         }
         out *= with.scale;
       } else {
-        out = times(own.w, input_gradient<kActivation, kExtra>(outcome, slope, with.scale));
+        out = times(w, input_gradient<kActivation, kExtra>(outcome, slope, with.scale));
       }
     }
     store_any(px, spot, out);

@@ -326,7 +326,7 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_gradient(
   if (!unit.exists) return;
   float g[rows_of(kExtra)];
   element_slopes<kExtra>(grads, unit.sample, unit.cls, g);
-  if (!counts(g)) return clear_unit<Io>(px.pass, cut, unit);
+  if (!has_influence(g)) return clear_unit<Io>(px.pass, cut, unit);
   for_stretches<Io>(
       px.pass, cut, unit,
       [&](const Spot& spot) {
@@ -369,7 +369,7 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_gradi
 #pragma unroll
   for (int i = 0; i < Io::kWidth; ++i) {
     element_slopes<kExtra>(grads, band.sample, cls, g[i]);
-    hidden |= static_cast<unsigned>(!counts(g[i])) << i;
+    hidden |= static_cast<unsigned>(!has_influence(g[i])) << i;
     cls = cls + 1 == cut.classes ? 0 : cls + 1;
   }
   for_rows(px.pass, cut, band, [&](const Spot& first, int count) {
