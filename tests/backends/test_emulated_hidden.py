@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import build
 import pytest
 import torch
 from cases import INPUT_DTYPES, Case, short
 from emulated import library, needs_a_compiler  # noqa: F401
-from hidden import assert_hidden
+from hidden import LOSSES, assert_hidden, every_second, loss_of_the_others
 from selection import covering
 
-import customloss
 from customloss._backends import choice
 
 pytestmark = needs_a_compiler
@@ -37,53 +34,34 @@ def emulation(
 # tiles, and more groups than a block scores.
 SHAPES = ((2, 3, 64), (3, 2, 19), (2, 3, 700), (67, 9), (300, 8), (70, 300), (2, 1300))
 LAYOUTS = ("contiguous", "class_last", "sliced", "transposed")
-SIGMOIDS: dict[str, dict[str, Any]] = {
-    "dice": {},
-    "dice_bce": {},
-    "dice_focal": {"label_smoothing": 0.1},
-    "squared_dice": {},
-    "semimetric_dice": {"ignore_index": -1},
-}
-SOFTMAXES: dict[str, dict[str, Any]] = {
-    "dice": {},
-    "dice_ce": {"label_smoothing": 0.1},
-    "dice_focal": {},
-    "semimetric_dice": {},
-}
-
-
-def weights(classes: int) -> dict[str, Any]:
-    return {"class_weight": [float(c % 2) for c in range(classes)]}
 
 
 @covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", SIGMOIDS)
+@pytest.mark.parametrize("name", LOSSES["sigmoid"])
 def test_elements(
     name: str, layout: str, shape: tuple[int, ...], dtype: torch.dtype, emulation: build.Emulation
 ) -> None:
-    options = {**SIGMOIDS[name], **weights(shape[1]), "activation": "sigmoid"}
-    loss = partial(getattr(customloss, f"{name}_loss"), **options)
+    loss = loss_of_the_others(name, "sigmoid", shape[1])
     for target, weight in ((torch.bool, None), (None, "full")):
         case = Case("hidden", shape, layout=layout, target=target, weight=weight)
-        assert_hidden(loss, case.build(dtype), range(0, shape[1], 2), layout=layout)
+        assert_hidden(loss, case.build(dtype), every_second(shape[1]), layout=layout)
 
 
 @covering
 @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=short)
 @pytest.mark.parametrize("shape", [(2, 3, 19), (40, 9), (3, 40, 4)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", SOFTMAXES)
+@pytest.mark.parametrize("name", LOSSES["softmax"])
 def test_targets_of_a_softmax(
     name: str, layout: str, shape: tuple[int, ...], dtype: torch.dtype, emulation: build.Emulation
 ) -> None:
-    options = {**SOFTMAXES[name], **weights(shape[1]), "activation": "softmax"}
-    loss = partial(getattr(customloss, f"{name}_loss"), **options)
+    loss = loss_of_the_others(name, "softmax", shape[1])
     for weight in (None, "full"):
         case = Case("hidden", shape, layout=layout, target=None, weight=weight)
-        assert_hidden(loss, case.build(dtype), range(0, shape[1], 2), True, layout)
+        assert_hidden(loss, case.build(dtype), every_second(shape[1]), True, layout)
 
 
 def test_class_numbers(emulation: build.Emulation) -> None:
@@ -91,5 +69,5 @@ def test_class_numbers(emulation: build.Emulation) -> None:
     for shape, weight in (((2, 3, 40), None), ((2, 3, 40), "full"), ((50, 9), "class")):
         case = Case("hidden", shape, kind="numbers", target=torch.int64, weight=weight)
         for name in ("dice", "dice_bce", "dice_focal"):
-            loss = partial(getattr(customloss, f"{name}_loss"), **weights(shape[1]))
-            assert_hidden(partial(loss, activation="sigmoid"), case.build(), range(0, shape[1], 2))
+            loss = loss_of_the_others(name, "sigmoid", shape[1])
+            assert_hidden(loss, case.build(), every_second(shape[1]))

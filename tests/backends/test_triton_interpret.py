@@ -19,7 +19,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.triton
 
 # The numbers of shards: of the default cases, and of the cases that are marked ``more``.
-SHARDS = {"triton_suite.py": (2, 6), "triton_pixels.py": (2, 6), "triton_operators.py": (1, 0)}
+SHARDS = {
+    "triton_suite.py": (2, 6),
+    "triton_pixels.py": (2, 6),
+    "triton_operators.py": (1, 0),
+    "triton_hidden.py": (1, 1),
+}
 RUNS = [
     pytest.param(name, choice, f"{number}/{count}", marks=marks, id=f"{name}-{choice}-{number}")
     for name, counts in SHARDS.items()

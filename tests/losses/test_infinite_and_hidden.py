@@ -198,6 +198,29 @@ def test_positives_that_weigh_nothing(average: str, backend: str) -> None:
         assert torch.autograd.grad(value.sum(), x)[0].isfinite().all()
 
 
+@covering
+@pytest.mark.parametrize("samplewise", [False, True])
+@pytest.mark.parametrize("hiding", ["list", "learned"])
+@pytest.mark.parametrize("name", ["dice", "mcc", "dice_bce", "squared_dice"])
+def test_a_class_that_does_not_count_over_micro_batches(
+    name: str, hiding: str, samplewise: bool
+) -> None:
+    """The sums of both parts are added before the loss is made of them."""
+    criterion = customloss.loss(name, samplewise=samplewise, **HIDING[hiding])
+    sample = batch(name, "contiguous", torch.float64, 0, target=None, weight="full")
+    results = []
+    for each in (sample, spoiled(sample, HIDDEN)):
+        parts = [[own.requires_grad_() for own in (x[:1], x[1:])] for x in each.operands]
+        batches = customloss.accumulate(criterion)
+        with batches:
+            for part in zip(*parts):
+                batches.add(*part)
+            found = [torch.autograd.grad(batches.loss(*part), part) for part in zip(*parts)]
+        assert all(leaf.isfinite().all() for leaf in tree_leaves(found))
+        results.append(found)
+    assert all(torch.equal(*pair) for pair in zip(*map(tree_leaves, results), strict=True))
+
+
 # ---- other derivatives ---------------------------------------------------------------------------
 
 Transform = Callable[[Callable[[Tensor], Tensor], Tensor], Any]

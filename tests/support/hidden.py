@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from cases import Sample, lay_out
 from judge import differentiated
 from torch import Tensor
 
+import customloss
+
+# Losses that reach every kernel, for each activation.
+LOSSES: dict[str, dict[str, dict[str, Any]]] = {
+    "sigmoid": {
+        "dice": {},
+        "jaccard": {"average": "micro", "smooth": 1.0},
+        "mcc": {"average": "none", "reduction": "none"},
+        "dice_bce": {},
+        "dice_focal": {"label_smoothing": 0.1},
+        "squared_dice": {"average": "weighted"},
+        "semimetric_dice": {"ignore_index": -1, "samplewise": True},
+    },
+    "softmax": {
+        "dice": {},
+        "dice_ce": {"label_smoothing": 0.1},
+        "dice_focal": {"samplewise": True},
+        "semimetric_dice": {"average": "none"},
+    },
+}
 BAD = (float("nan"), float("inf"), float("-inf"))
+
+
+def every_second(classes: int) -> range:
+    """The classes that :func:`loss_of_the_others` hides."""
+    return range(0, classes, 2)
+
+
+def loss_of_the_others(name: str, activation: str, classes: int) -> Callable[..., Tensor]:
+    """A loss of ``LOSSES`` in which every second class weighs 0, the first of them too."""
+    function = getattr(customloss, f"{name}_loss")
+    weight = [float(c % 2) for c in range(classes)]
+    return partial(function, class_weight=weight, activation=activation, **LOSSES[activation][name])
 
 
 def spoiled(
