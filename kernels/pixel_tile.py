@@ -381,9 +381,9 @@ def mixed_slopes(
         u = weigh(u, w)
         h = weigh(h, w)
     if (element.EACH & HOW) or not (element.LABELS & HOW):  # class numbers are finite
-        counts = _has_influence(g)
-        u = tl.where(counts, u, 0.0)
-        h = tl.where(counts, h, 0.0)
+        influence = _has_influence(g)
+        u = tl.where(influence, u, 0.0)
+        h = tl.where(influence, h, 0.0)
     if element.PADDED & HOW:
         h = tl.where((c < classes), h, 0.0)
     return u, h

@@ -331,13 +331,11 @@ def confusion_backward(
     """
     x, t, w, holes = operands(input, target, weight, activation, ignore_index, label_smoothing)
     by_sums = _spread(grad_sums, input, per_sample, per_class)
-    blanks = (
-        holes  # of a softmax, whose classes depend on each other, pixels are left out as a whole
-    )
-    hidden = _hidden(by_sums, x, t, w, activation)
+    blanks, hidden = holes, _hidden(by_sums, x, t, w, activation)
     holes = hidden if holes is None else holes | hidden
     t, w = _filled(t, hidden), None if w is None else _filled(w.expand(x.shape), hidden)
-    x = x if activation == "softmax" else _filled(x, hidden)
+    if activation != "softmax":  # whose logits are part of other classes, which may count
+        x = _filled(x, hidden)
     exact = dict(zip(rows(extra), by_sums.unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
