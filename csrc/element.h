@@ -219,6 +219,12 @@ CUSTOMLOSS_HD Share<T> share(T p, T q, T t, T w) {
 template <class T>
 struct Coefficient {
   T a, b, c, d;
+
+  // Whether the loss depends on the sums of the group.  If not, every gradient is 0, whatever the
+  // elements hold: a product with these zeros would be NaN where an element is.
+  CUSTOMLOSS_HD bool has_influence() const {
+    return a != T(0) || b != T(0) || c != T(0) || d != T(0);
+  }
 };
 
 template <class T>

@@ -381,6 +381,15 @@ struct Slopes {
   CUSTOMLOSS_HD explicit Slopes(T u) : u(u), h(0), k(0), by_bases(0) {}
 };
 
+// Whether the loss depends on a sum of a group, given the gradient by each.  If not, the gradients
+// of its elements are 0, whatever they hold: products with these zeros would be NaN where they are.
+template <int kRows, class T>
+CUSTOMLOSS_HD bool has_influence(const T (&g)[kRows]) {
+  bool any = false;
+  for (int row = 0; row < kRows; ++row) any = any || g[row] != T(0);
+  return any;
+}
+
 // The first four rows of `g` as slopes() and target_gradient() take them, where at(row) is the
 // gradient by a sum of `extra`.  What counts is the factor of t (or of p, by the target) and that
 // of 1 - t (or q), each with the row of the distance added where p is above t and subtracted where

@@ -166,8 +166,8 @@ def sums_kernel(
 
 @triton.jit
 def _tile_gradient(
-    out, x_ptr, t_ptr, w_ptr, scale, offset, out_at, x_at, t_at, w_at, inside, a, b, c, d,
-    WRT: tl.constexpr, SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr,
+    out, x_ptr, t_ptr, w_ptr, scale, offset, out_at, x_at, t_at, w_at, inside, influence,
+    a, b, c, d, WRT: tl.constexpr, SIGMOID: tl.constexpr, AFFINE: tl.constexpr, WIDE: tl.constexpr,
     HARD: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradient of one tile."""
@@ -206,6 +206,7 @@ def _tile_gradient(
     if w_ptr is not None:
         removed = (w == 0.0) & ((g - g) != 0.0)  # weight 0, and g is not finite
         g = tl.where(removed, 0.0, g) if WRT == _WEIGHT else weigh(g, w)
+    g = tl.where(influence, g, 0.0)
     if out.dtype.element_ty.primitive_bitwidth < 32:
         g = g.to(tl.float32)  # float64 has no direct conversion to bfloat16
     if MASKED:
@@ -263,6 +264,10 @@ def gradient_kernel(
     b = b.to(DTYPE)[None, :]
     c = fp.to(DTYPE)[None, :]
     d = tn.to(DTYPE)[None, :]
+    # where the loss does not depend on a group its gradient is 0, whatever its elements hold
+    influence = (a != 0.0) | (b != 0.0)
+    if WRT == _WEIGHT:
+        influence = influence | (c != 0.0) | (d != 0.0)
 
     masked_from = first
     if EVEN or (AXES == 1 and COLS == 1):
@@ -277,7 +282,7 @@ def gradient_kernel(
                 offsets(x_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
                 offsets(t_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
                 offsets(w_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
-                None, a, b, c, d, WRT, SIGMOID, AFFINE, WIDE, HARD, False,
+                None, influence, a, b, c, d, WRT, SIGMOID, AFFINE, WIDE, HARD, False,
             )  # fmt: skip
     if not EVEN:
         for tile in range(masked_from, last):
@@ -289,7 +294,7 @@ def gradient_kernel(
                 offsets(t_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
                 offsets(w_strides, sizes, sample, cls, row, outer, AXES, SPLIT),
                 inside[:, None] & known[None, :],
-                a, b, c, d, WRT, SIGMOID, AFFINE, WIDE, HARD, True,
+                influence, a, b, c, d, WRT, SIGMOID, AFFINE, WIDE, HARD, True,
             )  # fmt: skip
 
 

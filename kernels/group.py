@@ -121,10 +121,10 @@ def group_loss(
     g_fn = tl.where(empty, 0.0, g_fn)
 
     support = tp + fn
-    missing = support == 0.0
+    missing = (support == 0.0) & (fp == fp)  # a NaN is no absent class and has to reach the loss
     counted = missing | True
     if ABSENT == _SKIP:
-        counted = support != 0.0
+        counted = ~missing
         value = tl.where(missing, 0.0, value)
     if ABSENT == _PENALIZE:
         negatives = fp + tn

@@ -216,9 +216,9 @@ def _counted(value, w, live, BY: tl.constexpr, HOW: tl.constexpr):
 
 
 @triton.jit
-def _times(t, log):
-    """t * log, where 0 log 0 is 0."""
-    return tl.where(t == 0.0, 0.0, t * log)
+def _times(factor, value):
+    """factor * value. A factor of 0 removes even an infinite value: 0 log 0 is 0."""
+    return tl.where(factor == 0.0, 0.0, factor * value)
 
 
 @triton.jit
@@ -369,12 +369,12 @@ def _focal_by_target(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr,
     F: tl.constexpr = row_of(EXTRA, FOCAL)
     one, other, _, _ = _focal_bases(p, q, t, HOW)
     raised, steep = _focal_power(one, gamma, HOW)
-    total = g[F] * (positive * raised)
+    total = _times(g[F], positive * raised)
     if not (SOFTMAX & HOW):
         if FOCAL_SPLIT & HOW:
-            total -= g[F + 1] * (negative * power(other, gamma, HOW))
+            total -= _times(g[F + 1], negative * power(other, gamma, HOW))
         else:
-            total -= g[F + 1] * (negative * raised)
+            total -= _times(g[F + 1], negative * raised)
             lost = g[F] * _times(t, positive) + g[F + 1] * _times(1.0 - t, negative)
             total += steep * (q - p) * lost
     return total
@@ -403,9 +403,9 @@ def target_gradient(
     if SMOOTH & HOW:
         total = (smoothing[0] - smoothing[1]) * total
     if LOG_LOSS & EXTRA:
-        by_log = g[4] * positive
+        by_log = _times(g[4], positive)
         if not (SOFTMAX & HOW):
-            by_log -= g[5] * negative
+            by_log -= _times(g[5], negative)
         if LOG_SMOOTH & HOW:
             by_log = (smoothing[2] - smoothing[3]) * by_log
         total += by_log
@@ -417,7 +417,7 @@ def target_gradient(
 @triton.jit
 def weight_gradient(share, g):
     """dL/dw: the shares of an element times the gradient by the sums."""
-    total = share[0] * g[0]
+    total = _times(g[0], share[0])
     for row in tl.static_range(1, len(share)):
-        total += share[row] * g[row]
+        total += _times(g[row], share[row])
     return total

@@ -359,6 +359,16 @@ def by_sums(
 
 
 @triton.jit
+def _has_influence(g):
+    """Whether the loss depends on a sum of a group. If not, the gradient of its elements is 0,
+    whatever they hold."""
+    result = g[0] != 0.0
+    for row in tl.static_range(1, len(g)):
+        result = result | (g[row] != 0.0)
+    return result
+
+
+@triton.jit
 def own_gradient(
     p, q, positive, negative, decided, target, w, g, scale, smoothing, gamma,
     WRT: tl.constexpr, EXTRA: tl.constexpr, HOW: tl.constexpr,
@@ -384,7 +394,7 @@ def own_gradient(
         if element.WEIGHT & HOW:
             # weight 0 removes what is not finite
             total = tl.where((w == 0.0) & ((total - total) != 0.0), 0.0, total)
-    return total
+    return tl.where(_has_influence(g), total, 0.0)
 
 
 @triton.jit
@@ -396,6 +406,10 @@ def mixed_slopes(
     if element.WEIGHT & HOW:
         u = weigh(u, w)
         h = weigh(h, w)
+    if (element.EACH & HOW) or not (element.LABELS & HOW):  # class numbers are finite
+        influence = _has_influence(g)
+        u = tl.where(influence, u, 0.0)
+        h = tl.where(influence, h, 0.0)
     if element.PADDED & HOW:
         h = tl.where((c < classes), h, 0.0)
     return u, h

@@ -262,11 +262,16 @@ void planar_gradient(const Operands& operands, const GroupGrads& grads) {
     origin.move(layout.cls, cls);
     const Coefficient<T> own = grads.at<T>(sample, cls);
     const Coefficients<T> g{&own.a, &own.b, &own.c, &own.d, false};
+    const bool influence = own.has_influence();
     Stager<T> stager(operands);
     for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), false,
                &stager, [&](const Block<T>& block, const Patch* patch, const Cursor& before) {
                  T* out = patch ? stager.out(*patch) : stager.out();
-                 block_kernels<T>().gradient(block, grads.wrt, g, out);
+                 if (influence) {
+                   block_kernels<T>().gradient(block, grads.wrt, g, out);
+                 } else {
+                   std::fill_n(out, block.size, T(0));
+                 }
                  patch ? stager.write(*patch) : stager.scatter(before, block.size);
                });
   });
@@ -279,14 +284,24 @@ void interleaved_gradient(const Operands& operands, const GroupGrads& grads) {
   for_units(bands.units(layout), layout.groups() * layout.reduced_size, [&](int64_t unit) {
     const Band band(bands, unit);
     alignas(64) T a[kBlock], b[kBlock], c[kBlock], d[kBlock];
+    typename Flag<T>::Bits influence[kBlock];
+    bool all_influence = true;
     for (int64_t i = 0; i < band.columns * bands.fold; ++i) {
       const Coefficient<T> own = grads.at<T>(band.sample, band.first_column + i % band.columns);
       a[i] = own.a, b[i] = own.b, c[i] = own.c, d[i] = own.d;
+      influence[i] = Flag<T>(own.has_influence()).bits;
+      all_influence = all_influence && own.has_influence();
     }
     const Coefficients<T> g{a, b, c, d, true};
     Stager<T> stager(operands);
     for_patches(layout, bands, band, [&](const Patch& patch) {
-      block_kernels<T>().gradient(stager.block(patch), grads.wrt, g, stager.out(patch));
+      T* const out = stager.out(patch);
+      block_kernels<T>().gradient(stager.block(patch), grads.wrt, g, out);
+      if (!all_influence) {
+        for (int64_t i = 0; i < patch.rows * patch.columns; ++i) {
+          out[i] = select(Flag<T>(influence[i]), out[i], T(0));
+        }
+      }
       stager.write(patch);
     });
   });

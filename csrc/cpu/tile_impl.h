@@ -246,6 +246,7 @@ struct ClassGrads {
       by[s] = row < 0 || row >= rows_of(of.tile.extra) ? T(0) : from[row * of.tile.classes + c];
     }
   }
+  bool has_influence() const { return customloss::has_influence(by); }
 };
 
 // Writes u and h of one class, times the weight, to the rows `u` and `h`.  The u of a largest class
@@ -257,6 +258,14 @@ void class_slopes(const P of, const OneClass<P, T> one, const ClassGrads<P, T> g
   const Focal<T> focal = of.tile.focal;
   T* __restrict shift = of.row(kShift);
   T* __restrict slope = of.row(kSlope);
+  if (!g.has_influence()) {
+    for (int64_t i = 0; i < pixels; ++i) {
+      u[i] = T(0);
+      shift[i] = one.x[i] == T(1) ? T(0) : shift[i];
+      if constexpr (P::kSloped) h[i] = T(0);
+    }
+    return;
+  }
 #pragma omp simd
   for (int64_t i = 0; i < pixels; ++i) {
     const Slopes<T> s = one.slopes_at(i, focal, g.by);
@@ -324,6 +333,10 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
     const ClassGrads<P, T> g(of, by, c);
     const T* __restrict weight = of.weight(c);
     T* __restrict to = out + c * out_pitch;
+    if (!g.has_influence()) {
+      for (int64_t i = 0; i < pixels; ++i) to[i] = T(0);
+      continue;
+    }
 #pragma omp simd
     for (int64_t i = 0; i < pixels; ++i) {
       if constexpr (kWrt == Wrt::kInput) {

@@ -3,6 +3,7 @@
 
 #include "../arguments.h"
 #include "forward.cuh"
+#include "hidden.cuh"
 
 namespace customloss::cuda {
 namespace {
@@ -40,6 +41,7 @@ __global__ __launch_bounds__(kThreads, kPlanarBlocks<Io, kWeighted>) void planar
   const Unit unit(cut, gridDim.x - 1 - blockIdx.x);
   if (!unit.exists) return;
   const Coefficient<T> g = grads.at<kWrt, T>(unit.sample, unit.cls);
+  if (!g.has_influence()) return clear_unit<Io>(pass, cut, unit);
   for_stretches<Io>(
       pass, cut, unit,
       [&](const Spot& spot) {
@@ -75,10 +77,12 @@ __global__ __launch_bounds__(kThreads, kColumnBlocks) void column_gradient(
   const Band band(cut, gridDim.x - 1 - blockIdx.x, Io::kWidth);
   if (band.steps == 0 && band.tail == 0) return;
   Coefficient<T> g[Io::kWidth];
+  unsigned hidden = 0;
   int cls = band.column % static_cast<int>(cut.classes);
 #pragma unroll
   for (int i = 0; i < Io::kWidth; ++i) {
     g[i] = grads.at<kWrt, T>(band.sample, cls);
+    hidden |= static_cast<unsigned>(!g[i].has_influence()) << i;
     cls = cls + 1 == cut.classes ? 0 : cls + 1;
   }
   for_rows(pass, cut, band, [&](const Spot& first, int count) {
@@ -90,12 +94,15 @@ __global__ __launch_bounds__(kThreads, kColumnBlocks) void column_gradient(
                                      [&](int i, const auto& prob, auto t, T w) {
                                        out[i] = gradient<kWrt, kWeighted>(prob, t, w, g[i]);
                                      });
+                                 hide(hidden, out);
                                  Io::store(pass, spot, out);
                                });
   });
   for_tail<Io>(pass, cut, band, [&](int i, const Spot& spot) {
     for_one<Io, kWeighted>(pass, spot, scale, offset, [&](int, const auto& prob, auto t, T w) {
-      store_one<Io>(spot, gradient<kWrt, kWeighted>(prob, t, w, g[i]));
+      T out[1] = {gradient<kWrt, kWeighted>(prob, t, w, g[i])};
+      hide(hidden >> i, out);
+      store_one<Io>(spot, out[0]);
     });
   });
 }

@@ -276,21 +276,25 @@ __global__ __launch_bounds__(kThreads, 2) void any_stats(const __grid_constant__
       T g[rows_of(kExtra)];
       load_grads<kExtra>(px, grads, sample, cls, Wrt::kInput, g);
       *outcome = choice(with, own.x, largest, others, cls == top);
-      return slopes<Activation::kSoftmax, kExtra>(*outcome, own.target, with.focal, g);
+      Slopes<T> weighed = slopes<Activation::kSoftmax, kExtra>(*outcome, own.target, with.focal, g);
+      const T w = has_influence(g) ? own.w : T(0);
+      weighed.u = times(w, weighed.u);
+      weighed.h = times(w, weighed.h);
+      return weighed;
     };
     Outcome<T> outcome(T(0), T(0));
     T shift = T(0);
     if (top < last) {
       const AnyElement<T> own(px, with, spot_of(top), top);
-      shift = times(own.w, slopes_at(top, own, &outcome).u);
+      shift = slopes_at(top, own, &outcome).u;
     }
     RunSum<T> dot, height;
 #pragma unroll 1
     for (int c = lane; c < last; c += lanes) {
       const AnyElement<T> own(px, with, spot_of(c), c);
       const Slopes<T> slope = slopes_at(c, own, &outcome);
-      dot.add(outcome.p * (times(own.w, slope.u) - shift));
-      height.add(times(own.w, slope.h));
+      dot.add(outcome.p * (slope.u - shift));
+      height.add(slope.h);
     }
     double totals[2] = {dot.total(), height.total()};
     team_sum(totals, lanes);
@@ -435,11 +439,18 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
   if (thread.first >= thread.last) return;
   T g[rows_of(kExtra)];
   load_grads<kExtra>(px, grads, thread.sample, thread.cls, wrt, g);
+  // the logits of a softmax are part of other classes, which may count
+  const bool influence = has_influence(g);
+  const bool mixed = kActivation == Activation::kSoftmax && wrt == Wrt::kInput;
   Spot start = group_spot(px.pass, thread.sample, 0);
   move(px.pass, px.pass.layout.cls, thread.cls, &start);
 #pragma unroll 1
   for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
     const Spot spot = pixel_spot(px, start, at);
+    if (!influence && !mixed) {
+      store_any(px, spot, T(0));
+      continue;
+    }
     const int64_t pixel = thread.sample * px.pixels + at;
     const AnyElement<T> own(px, with, spot, thread.cls);
     Outcome<T> outcome(T(0), T(0));
@@ -455,16 +466,17 @@ __global__ __launch_bounds__(kThreads, 2) void any_gradient(const __grid_constan
                                                               with.focal, g));
     } else if (state == kCounts) {
       const Slopes<T> slope = slopes<kActivation, kExtra>(outcome, own.target, with.focal, g);
+      const T w = influence ? own.w : T(0);
       if constexpr (kActivation == Activation::kSoftmax) {
-        const T u = times(own.w, slope.u) - *stats.at(kShift, pixel);
+        const T u = times(w, slope.u) - *stats.at(kShift, pixel);
         out = outcome.p * (u - *stats.at(kDot, pixel));
         if constexpr ((kExtra & (kLogLoss | kFocal)) != 0) {
-          const T h = times(own.w, slope.h);
+          const T h = times(w, slope.h);
           out += outcome.p * (*stats.at(kHeight, pixel) - h) - outcome.q * h;
         }
         out *= with.scale;
       } else {
-        out = times(own.w, input_gradient<kActivation, kExtra>(outcome, slope, with.scale));
+        out = times(w, input_gradient<kActivation, kExtra>(outcome, slope, with.scale));
       }
     }
     store_any(px, spot, out);

@@ -5,6 +5,7 @@
 //   columns   as column_sums: neighbouring classes to neighbouring threads
 #pragma once
 
+#include "hidden.cuh"
 #include "pixel_io.cuh"
 
 namespace customloss::cuda {
@@ -329,6 +330,7 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_gradient(
   if (!unit.exists) return;
   float g[rows_of(kExtra)];
   element_slopes<kExtra>(grads, unit.sample, unit.cls, g);
+  if (!has_influence(g)) return clear_unit<Io>(px.pass, cut, unit);
   for_stretches<Io>(
       px.pass, cut, unit,
       [&](const Spot& spot) {
@@ -368,10 +370,12 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_gradi
   const Band band(cut, gridDim.x - 1 - blockIdx.x, Io::kWidth);
   if (band.steps == 0 && band.tail == 0) return;
   float g[Io::kWidth][rows_of(kExtra)];
+  unsigned hidden = 0;
   int cls = band.column % static_cast<int>(cut.classes);
 #pragma unroll
   for (int i = 0; i < Io::kWidth; ++i) {
     element_slopes<kExtra>(grads, band.sample, cls, g[i]);
+    hidden |= static_cast<unsigned>(!has_influence(g[i])) << i;
     cls = cls + 1 == cut.classes ? 0 : cls + 1;
   }
   for_rows(px.pass, cut, band, [&](const Spot& first, int count) {
@@ -384,6 +388,7 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_gradi
                                     float w, auto activated) {
                                   out[i] = element_slope<kExtra>(px, o, target, w, g[i], activated);
                                 });
+                            hide(hidden, out);
                             Io::store(px.pass, spot, out);
                           });
   });
@@ -391,7 +396,9 @@ __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_gradi
     for_sized<kExtra, 1, Io>(
         px, Io::load_one(px.pass, spot),
         [&](int, const Outcome<float>& o, const Target<float>& target, float w, auto activated) {
-          Io::store_one(spot, element_slope<kExtra>(px, o, target, w, g[i], activated));
+          float out[1] = {element_slope<kExtra>(px, o, target, w, g[i], activated)};
+          hide(hidden >> i, out);
+          Io::store_one(spot, out[0]);
         });
   });
 }

@@ -7,6 +7,7 @@ import sys
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 
@@ -22,6 +23,14 @@ def _becomes_onnx() -> bool:
     """Whether ``torch.onnx.export`` is running; importing ``torch.onnx`` takes a while."""
     onnx = sys.modules.get("torch.onnx")
     return onnx is not None and bool(onnx.is_in_onnx_export())
+
+
+def differentiates() -> bool:
+    """Inside a transform that differentiates, so not under ``vmap`` alone."""
+    if forward_ad._current_level >= 0:
+        return True
+    levels = get_interpreter_stack() if _are_functorch_transforms_active() else None
+    return any(level.key() != TransformType.Vmap for level in levels or ())
 
 
 def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:

@@ -21,6 +21,9 @@ from torch import Tensor
 from customloss._ops import is_dtensor
 from customloss._ops.modes import ordinary_tensors
 from customloss._spec import checks
+from customloss._spec.arguments import Data
+from customloss._spec.words import INPUT
+from customloss.reference.losses import without_hidden
 from customloss.reference.sums import sums_dtype
 
 # ---- small tensors that are kept -----------------------------------------------------------------
@@ -137,13 +140,19 @@ class Classes(NamedTuple):
         sums = self.scored(sums)
         weight = self.weight
         if weight is not None:
-            weight = self.scored(weight).to(sums.dtype)
+            sums, weight = without_hidden(sums, self.scored(weight).to(sums.dtype))
             sums = sums * weight if pooled else sums
         return (sums.sum(-1, keepdim=True), None) if pooled else (sums, weight)
 
     def learned(self) -> bool:
         """Whether the weights need a gradient."""
         return self.weight is not None and self.weight.requires_grad
+
+    def without(self, lost: Tensor) -> Classes:
+        """With a constant weight of 0 for the classes that are ``lost``."""
+        if self.weight is None:
+            return self
+        return self._replace(weight=torch.where(lost, torch.zeros_like(self.weight), self.weight))
 
 
 ALL = Classes(None, None)
@@ -162,6 +171,31 @@ def table(input: Tensor, scored: Classes | None, beside: Classes | None) -> Tens
         return chosen if one.weight is None else one.weight.to(chosen.dtype) * chosen
     rows = zip(chosen.unbind(0), (one.weight, other.weight))
     return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
+
+
+def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
+    """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
+    differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. Also
+    which classes lost an element: their weights become a constant 0, as in ``without_hidden``.
+
+    Logits of a ``softmax`` stay, because each of them is part of every class.
+    """
+    shape = data.input.shape
+    along = hidden.reshape(-1, *(1 for _ in shape[2:]))
+    cleared: list[Tensor | None] = []
+    of_classes = torch.zeros_like(hidden)
+    for place, operand in enumerate(data):
+        if operand is None or not operand.is_floating_point() or (softmax and place == INPUT):
+            cleared.append(operand)
+            continue
+        lost = along & ~operand.isfinite()
+        cleared.append(torch.where(lost, torch.zeros_like(operand), operand))
+        lost = lost.expand(shape)
+        lost = lost.transpose(0, 1).flatten(1).any(1) if len(shape) > 1 else lost.any()
+        of_classes = of_classes | lost
+    input, target, each = cleared
+    assert input is not None and target is not None
+    return Data(input, target, each), of_classes
 
 
 @kept

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from customloss import distributed, scores
-from customloss._ops import is_dtensor, totals
+from customloss._ops import is_dtensor, modes, totals
 from customloss._spec import options
 from customloss._spec.arguments import ClassWeights, GroupSums, Pointwise
 from customloss._spec.options import Ratio
@@ -83,6 +83,7 @@ def loss(request: Request, formula: Formula) -> Tensor:
     taker = request.group if isinstance(request.group, SumsTaker) else None
     if taker is not None:
         request = _for_taker(request, taker)
+    request = _differentiable(request, formula)
     way = route(request, formula)
     if way is Route.FUSED and taker is None:
         return _without_class(request, fused(request, formula))
@@ -105,6 +106,23 @@ def _for_taker(request: Request, taker: SumsTaker) -> Request:
         elements = elements._replace(extra=elements.extra | Extra.HARD)
         extra = {**extra, "hard": True}
     return request._replace(group=group, elements=elements, extra=extra)
+
+
+def _differentiable(request: Request, formula: Formula) -> Request:
+    """The request; under transforms that differentiate, without what is not finite in classes
+    that count nowhere. Elsewhere the kernels see to that, without a pass of its own."""
+    if torch.compiler.is_compiling() or not modes.differentiates():
+        return request
+    table = _class_table(request)
+    if table is None:
+        return request
+    parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
+    hidden = torch.stack([row == 0 for row, has in zip(table.unbind(0), parts) if has]).all(0)
+    softmax = request.options.get("activation") == "softmax"
+    data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
+    kept = [None if each is None else each.without(lost)
+            for each in (request.classes, request.beside)]  # fmt: skip
+    return request._replace(data=data, classes=kept[0], beside=kept[1])
 
 
 def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:

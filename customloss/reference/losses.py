@@ -55,7 +55,8 @@ def similarity_loss(
 def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor]:
     """The loss of groups without a positive target, and which groups count in a mean."""
     tp, fp, fn, tn = sums[:4]
-    missing = (tp + fn) == 0
+    # a NaN is no absent class: it has to reach the loss
+    missing = ((tp + fn) == 0) & ~fp.isnan()
     if absent == "skip":
         return torch.where(missing, torch.zeros_like(loss), loss), ~missing
     if absent == "penalize":
@@ -66,10 +67,23 @@ def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor
     return loss, torch.ones_like(missing)
 
 
+def without_hidden(sums: Tensor, class_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``sums`` ``[rows, ..., classes]``, and the weights of their classes, with hidden groups
+    replaced: groups of weight 0 whose sums are not all finite.
+
+    Such a group may not reach a loss or a gradient, but 0 times a NaN is a NaN. So its sums become
+    ones, where every score and its derivatives are finite, and its weight a constant 0. Groups
+    with finite sums stay as they are, because a learned weight that is 0 has a gradient.
+    """
+    hidden = (class_weight == 0) & ~sums.isfinite().all(0)
+    kept = torch.where(hidden, torch.ones_like(sums), sums)
+    return kept, torch.where(hidden, torch.zeros_like(class_weight), class_weight)
+
+
 def _mean(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted mean over the last dim, and whether any weight counts; it is 0 if none does."""
     total = added(weight)
-    # a group of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
+    # a group of weight 0, as one without support, adds nothing, not even a NaN
     hidden = (weight == 0) & ~torch.isfinite(loss)
     numerator = added(torch.where(hidden, torch.zeros_like(loss), weight * loss))
     safe = torch.where(total == 0, torch.ones_like(total), total)
@@ -110,6 +124,13 @@ def average_groups(
     return _mean(loss, counted.to(loss.dtype))[0] if reduction == "mean" else added(loss)
 
 
+def _times(factor: float | Tensor, row: Tensor) -> Tensor:
+    """``factor * row``; where a factor is 0, what is not finite adds nothing."""
+    if isinstance(factor, Tensor):
+        row = row.masked_fill((factor == 0) & ~row.isfinite(), 0)
+    return factor * row
+
+
 def pointwise_loss(
     sums: Sequence[Tensor],
     extra: int,
@@ -133,12 +154,15 @@ def pointwise_loss(
     are all 0 it is divided by nothing.
     """
     names = rows(extra)
+    if class_weight is not None:
+        stacked, class_weight = without_hidden(torch.stack(tuple(sums)), class_weight)
+        sums = stacked.unbind(0)
     factors = {
         "log_loss_pos": log_pos, "log_loss_neg": log_neg, "focal_pos": focal_pos,
         "focal_neg": focal_neg,
     }  # fmt: skip
     parts = [
-        factor * sums[names.index(name)]
+        _times(factor, sums[names.index(name)])
         for name, factor in factors.items()
         if isinstance(factor, Tensor) or factor
     ]
@@ -153,10 +177,7 @@ def pointwise_loss(
     if support:
         counted = counted + support * sums[names.index("support")]
     if class_weight is not None:
-        # a class of weight 0 adds nothing, not even a NaN, but its weight still has a gradient
-        hidden = (class_weight == 0) & ~torch.isfinite(lost + counted)
-        lost = lost.masked_fill(hidden, 0) * class_weight
-        counted = counted.masked_fill(hidden, 0) * class_weight
+        lost, counted = lost * class_weight, counted * class_weight
     if not keep_samples:
         lost, counted = lost.flatten(-2), counted.flatten(-2)
     lost, counted = added(lost), added(counted)
@@ -194,7 +215,7 @@ def sums_loss(
     if score_weight:
         scored = sums
         if of_score is not None:
-            scored = torch.where(of_score == 0, torch.zeros_like(sums), sums)
+            scored, of_score = without_hidden(sums, of_score)
         loss = similarity_loss(scored, *similarity)
         loss, counted = with_absent(loss, scored, absent)
         loss = score_weight * average_groups(

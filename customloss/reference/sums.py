@@ -217,14 +217,9 @@ def operands(
     w = None if weight is None else weight.to(dtype)
     if w is not None:
         unweighted = (w == 0).expand(input.shape)
-        usable = input.isfinite() if activation == "none" else ~input.isnan()
-        unread = unweighted
-        if activation == "softmax":
-            # every probability of a pixel depends on all of its logits
-            usable = (usable & (input != torch.inf)).all(1, keepdim=True)
-            usable = usable & (input != -torch.inf).any(1, keepdim=True)
-            unread = unweighted.all(1, keepdim=True)
-        spoiled = (unread & ~usable).expand(input.shape)
+        softmax = activation == "softmax"
+        unread = unweighted.all(1, keepdim=True) if softmax else unweighted
+        spoiled = (unread & ~_usable(input, activation)).expand(input.shape)
         blanks = spoiled if blanks is None else blanks | spoiled
         holes = blanks | (unweighted & ~t.isfinite())
     if refused is not None:
@@ -243,6 +238,17 @@ def _spoiled(weight: Tensor | None, refused: Tensor, dtype: torch.dtype) -> Tens
         refused = refused & (weight != 0)
     factor = torch.ones_like(refused, dtype=dtype).masked_fill(refused, torch.nan)
     return factor if weight is None else weight * factor
+
+
+def _usable(input: Tensor, activation: str) -> Tensor:
+    """Which elements have a probability, given all that it depends on."""
+    if activation == "none":
+        return input.isfinite()
+    if activation != "softmax":
+        return ~input.isnan()
+    # every probability of a pixel depends on all of its logits
+    known = (~input.isnan() & (input != torch.inf)).all(1, keepdim=True)
+    return known & (input != -torch.inf).any(1, keepdim=True)
 
 
 def is_class_index(input: Tensor, target: Tensor) -> bool:
@@ -268,7 +274,7 @@ def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, 
 
 
 def _times(t: Tensor, log: Tensor) -> Tensor:
-    """``t log``, which is 0 where ``t`` is 0, even if the logarithm is infinite."""
+    """``t log``, which is 0 where ``t`` is 0, even if the logarithm (or focal term) is infinite."""
     return t * torch.where((t == 0) & log.isinf(), torch.zeros_like(log), log)
 
 
@@ -415,14 +421,21 @@ def confusion_backward(
     """
     reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
     x, t, w, holes = operands(input, target, weight, activation, *reading)
-    exact = dict(zip(rows(extra), _spread(grad_sums, input, per_sample, per_class).unbind(0)))
+    by_sums = _spread(grad_sums, input, per_sample, per_class)
+    blanks, hidden = holes, _hidden(by_sums, x, t.given, w, activation)
+    holes = hidden if holes is None else holes | hidden
+    t = Target(*(_filled(each, hidden) for each in t))
+    w = None if w is None else _filled(w.expand(x.shape), hidden)
+    if activation != "softmax":  # whose logits are part of other classes, which may count
+        x = _filled(x, hidden)
+    exact = dict(zip(rows(extra), by_sums.unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
     g = {name: row.to(t.given.dtype) for name, row in exact.items()}
     options = (activation, scale, offset, extra, focal_gamma, focal_split)
     if wrt == "weight":
         terms = shares(x, t, *options).unbind(0)
-        total = torch.stack([term * by for term, by in zip(terms, g.values())]).sum(0)
+        total = torch.stack([_times(by, term) for term, by in zip(terms, g.values())]).sum(0)
         return _filled(total, holes)
     if wrt == "target":
         log_smoothing = label_smoothing if log_smoothing is None else log_smoothing
@@ -430,7 +443,7 @@ def confusion_backward(
         total, like = _by_target(x, t, g, keep, *options), target
     elif activation == "softmax":
         # an element of weight 0 is still part of the other classes' probabilities
-        whole = None if holes is None else holes.all(1, keepdim=True)
+        whole = None if blanks is None else blanks.all(1, keepdim=True)
         return _filled(_by_logit(x, t, w, g, *options), whole).to(input.dtype)
     else:
         p, q, slope = probability(x, activation, scale, offset)
@@ -442,6 +455,13 @@ def confusion_backward(
         like = input
     total = _filled(total, holes)
     return (total if w is None else w * total).to(like.dtype)
+
+
+def _hidden(by_sums: Tensor, x: Tensor, t: Tensor, w: Tensor | None, activation: str) -> Tensor:
+    """Which elements are not finite, in groups on whose sums the loss does not depend: their
+    gradient is 0. That of finite ones comes out as 0, and may have a derivative."""
+    finite = x.isfinite() & t.isfinite() & _usable(x, activation)
+    return (by_sums == 0).all(0) & ~(finite if w is None else finite & w.isfinite())
 
 
 def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
@@ -494,7 +514,8 @@ def _by_target(
     total = keep[0] * total
     if extra & Extra.LOG_LOSS:
         positive, negative = log_losses(x, activation, scale, offset)
-        total = total + keep[1] * (g["log_loss_pos"] * positive - g["log_loss_neg"] * negative)
+        by_logs = _times(g["log_loss_pos"], positive) - _times(g["log_loss_neg"], negative)
+        total = total + keep[1] * by_logs
     return total + g["support"] if extra & Extra.SUPPORT else total
 
 
@@ -519,8 +540,8 @@ def _focal_by_target(
     p, q, _ = probability(x, activation, scale, offset)
     positive, negative = log_losses(x, activation, scale, offset)
     one, other = focal_bases(p, q, t, activation, split)
-    total = g["focal_pos"] * positive * power(one, gamma)
-    total = total - g["focal_neg"] * negative * power(other, gamma)
+    total = _times(g["focal_pos"], positive * power(one, gamma))
+    total = total - _times(g["focal_neg"], negative * power(other, gamma))
     if split or activation == "softmax":
         return total
     lost = g["focal_pos"] * _times(t, positive) + g["focal_neg"] * _times(1 - t, negative)

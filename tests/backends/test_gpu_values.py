@@ -16,6 +16,7 @@ import pytest
 import torch
 from cases import INPUT_DTYPES, OPTIONS, Case, Sample
 from gpu import DEVICE, moved, on_device, same_bits
+from hidden import LOSSES, assert_hidden, every_second, loss_of_the_others
 from judge import assert_near, assert_right, assert_sums_right, differentiated, soft_f1
 from pixel_cases import EXTRAS, READINGS, numbered, reading
 from test_determinism import LARGE
@@ -92,6 +93,23 @@ def test_a_gradient_has_the_strides_that_torch_gives_it(layout: str) -> None:
         x, t = moved(x).requires_grad_(), moved(t)
         (gradient,) = torch.autograd.grad(soft_f1(x, t, **options), x)
         assert gradient.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize(
+    "activation, name", [(each, name) for each in LOSSES for name in LOSSES[each]]
+)
+def test_what_a_class_of_weight_0_holds_reaches_nothing(activation: str, name: str) -> None:
+    for shape, layout in (
+        ((2, 3, 700), "contiguous"),
+        ((67, 9), "contiguous"),
+        ((2, 40, 5, 4), "class_last"),
+        ((3, 5, 19), "sliced"),
+    ):
+        loss = on_device(loss_of_the_others(name, activation, shape[1]))
+        for target, weight in ((torch.bool, None), (None, "full")):
+            case = Case("hidden", shape, layout=layout, target=target, weight=weight)
+            softmax = activation == "softmax"
+            assert_hidden(loss, case.build(), every_second(shape[1]), softmax, layout)
 
 
 def test_the_kernels_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,29 @@ MUTANTS = {
     # ---- Python: from the sums to the loss
     "a class weight of 0 hides no NaN": Mutant(
         "customloss/reference/losses.py",
-        "torch.where(of_score == 0, torch.zeros_like(sums), sums)", "sums",
+        "kept = torch.where(hidden, torch.ones_like(sums), sums)", "kept = sums",
+    ),
+    # ---- groups on which the loss does not depend
+    "a NaN of a hidden class reaches a gradient, planar": Mutant(
+        "csrc/cpu/confusion.cpp", "if (influence) {", "if (influence || !influence) {"
+    ),
+    "a NaN of a hidden class reaches a gradient, interleaved": Mutant(
+        "csrc/cpu/confusion.cpp", "if (!all_influence) {",
+        "if (!all_influence && all_influence) {",
+    ),
+    "a NaN of a hidden class reaches a gradient, pixels": Mutant(
+        "csrc/cpu/tile_impl.h", "if (!g.has_influence()) {\n      for", "if (false) {\n      for"
+    ),
+    "a NaN target of a hidden class reaches a softmax": Mutant(
+        "csrc/cpu/tile_impl.h", "if (!g.has_influence()) {\n    for", "if (false) {\n    for"
+    ),
+    "a NaN of a hidden class reaches a gradient of the reference": Mutant(
+        "customloss/reference/sums.py", "return (by_sums == 0).all(0) & ~",
+        "return (by_sums != by_sums).all(0) & ~",
+    ),
+    "a NaN of a hidden class reaches a transform": Mutant(
+        "customloss/losses/route.py", "return request._replace(data=data, classes=asked)",
+        "return request",
     ),
     # ---- csrc: the walk
     "size-1 dimensions of a weight keep their stride": Mutant(
