@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pixel_io.cuh"
+#include "pixel_team.cuh"
 
 namespace customloss::cuda {
 namespace {
@@ -133,58 +134,6 @@ __device__ __forceinline__ Outcome<T> choice(const AnyNumbers<T>& with, T x, T l
   result.negative = T(0);
   result.decided = top;
   return result;
-}
-
-// ---- teams of neighbouring threads, through shared memory; collectives of the block -----------
-
-// The largest value of a team and where it is; of several, the first.
-template <class T>
-__device__ __forceinline__ void team_largest(T* value, int* where, int lanes) {
-  __shared__ T values[kThreads];
-  __shared__ int places[kThreads];
-  const int self = threadIdx.x, lane = self & (lanes - 1);
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    values[self] = *value;
-    places[self] = *where;
-    __syncthreads();
-    if (lane < half) {
-      const T other = values[self + half];
-      const int place = places[self + half];
-      const bool first = other > *value || (other == *value && place < *where);
-      *value = first ? other : *value;
-      *where = first ? place : *where;
-    }
-    __syncthreads();
-  }
-  if (lanes == 1) return;
-  values[self] = *value;
-  places[self] = *where;
-  __syncthreads();
-  *value = values[self - lane];
-  *where = places[self - lane];
-  __syncthreads();
-}
-
-template <int kNumbers>
-__device__ __forceinline__ void team_sum(double (&numbers)[kNumbers], int lanes) {
-  __shared__ double values[kNumbers][kThreads];
-  if (lanes == 1) return;
-  const int self = threadIdx.x, lane = self & (lanes - 1);
-  for (int half = lanes / 2; half >= 0; half /= 2) {
-#pragma unroll
-    for (int k = 0; k < kNumbers; ++k) values[k][self] = numbers[k];
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kNumbers; ++k) {
-      if (half == 0) {
-        numbers[k] = values[k][self - lane];
-      } else if (lane < half) {
-        numbers[k] += values[k][self + half];
-      }
-    }
-    __syncthreads();
-    if (half == 0) break;
-  }
 }
 
 // Adds numbers in short runs of type T, and the runs in double.

@@ -31,7 +31,7 @@ from customloss._spec.words import (
     WEIGHT,
     WRT,
 )
-from customloss.reference import losses
+from customloss.reference import gradients, losses
 from customloss.reference import sums as reference
 
 
@@ -149,7 +149,7 @@ def confusion_backward(incoming: Incoming, data: Data, wrt: Wrt, elements: Eleme
     grad, coefficients = incoming
     if grad is not None:
         coefficients = times_outer(coefficients, grad, elements.per_sample)
-    gradient = reference.confusion_backward(coefficients, *data, WRT[wrt.wrt], *in_words(elements))
+    gradient = gradients.confusion_backward(coefficients, *data, WRT[wrt.wrt], *in_words(elements))
     if wrt.wrt == WEIGHT:
         return gradient.contiguous()
     return torch.empty_like(data.input if wrt.wrt == INPUT else data.target).copy_(gradient)

@@ -70,8 +70,9 @@ def expected(case: Case, inputs: Inputs) -> Expected:
     if case.beside:
         focal = float(case.beside == "focal")
         # a softmax has no second log-loss and is divided by pixels, a sigmoid by elements
-        factors = (1.0 - focal, 1.0 - focal, focal, 1.0, 0.0 if labels else 1.0)
-        loss = loss + reference.pointwise_loss(sums.unbind(0), extra, *factors)
+        logs, by = 1.0 - focal, 0.0 if labels else 1.0
+        factors = (logs, by * logs, focal, by * focal, 1.0, by, 0.0)
+        loss = loss + reference.pointwise_loss(sums.unbind(0), extra, factors)
     (grad_sums,) = torch.autograd.grad(inputs.scale * loss, sums)
     gradient = [
         reference.confusion_backward(grad_sums, input.double(), target, None, "input", *elements)

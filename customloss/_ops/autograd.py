@@ -18,7 +18,7 @@ from customloss._backends.choice import Primitives
 from customloss._ops.modes import transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
-from customloss.reference import sums as reference
+from customloss.reference import gradients as reference
 from customloss.reference.sums import added, sums_dtype
 
 

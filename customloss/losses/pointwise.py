@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from customloss import scores
 from customloss._spec.options import PointwiseAlone
 from customloss.losses.base import Loss, takes
-from customloss.losses.compound import PosWeight, binary, compound
+from customloss.losses.beside import PosWeight, binary, compound
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 def _alone(
-    input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any], **parts: float
+    input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any], *parts: float
 ) -> Tensor:
-    """A compound whose score weighs 0, so that it is not computed."""
-    return compound(
-        scores.dice, input, target, weight, given, 0.0, reduction_called="reduction", **parts
-    )
+    """A compound without a score; ``parts`` are the weights of the cross-entropy and focal."""
+    return compound(None, input, target, weight, given, 0.0, *parts, reduction_called="reduction")
 
 
 @takes(PointwiseAlone)
@@ -54,7 +51,7 @@ def cross_entropy_loss(
         loss = customloss.cross_entropy_loss(logits, class_numbers, ignore_index=255)
     """
     given = {"activation": "softmax", "pointwise_reduction": reduction, **options}
-    return _alone(input, target, weight, given, cross_entropy_weight=1.0)
+    return _alone(input, target, weight, given, 1.0)
 
 
 class CrossEntropyLoss(Loss, name="cross_entropy"):
@@ -107,7 +104,7 @@ def bce_loss(
         "activation": binary("cross_entropy_loss", activation), "pos_weight": pos_weight,
         "pointwise_reduction": reduction, **options,
     }  # fmt: skip
-    return _alone(input, target, weight, given, cross_entropy_weight=1.0)
+    return _alone(input, target, weight, given, 1.0)
 
 
 class BCELoss(Loss, name="bce"):
@@ -181,7 +178,7 @@ def focal_loss(
         "focal_split": focal_split, "pos_weight": pos_weight, "pointwise_reduction": reduction,
         **options,
     }  # fmt: skip
-    return _alone(input, target, weight, given, focal_weight=1.0)
+    return _alone(input, target, weight, given, 0.0, 1.0)
 
 
 class FocalLoss(Loss, name="focal"):

@@ -298,17 +298,14 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
         weight = table[1].to(rows[0].dtype)
     if request.constant_sums():
         rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
-    _, log_pos, log_neg, focal_pos, *rest = factors
-    if pos_weight is not None:  # a part that is not there has no row
-        log_pos = log_pos * pos_weight if log_pos else log_pos
-        focal_pos = focal_pos * pos_weight if focal_pos else focal_pos
+    by_row: list[float | Tensor] = [*factors[1:]]
+    if pos_weight is not None:
+        for positives in (0, 2):  # a part that is not there has no row
+            by_row[positives] = by_row[positives] * pos_weight if by_row[positives] else 0.0
     return reference.pointwise_loss(
         rows,
         request.elements.extra,
-        log_pos,
-        log_neg,
-        focal_pos,
-        *rest,
+        by_row,
         class_weight=weight,
         keep_samples=request.elements.per_sample and request.words.reduction == "none",
     )

@@ -1,12 +1,13 @@
 """The specification: every operator in plain PyTorch, written to be read, not to be fast.
 
-Lives here: ``sums.py``, what every element adds to the sums, and its gradients; ``losses.py``, how
-the sums become a loss. They judge the kernels, serve devices that have none, and are what
-``torch.func`` transforms and second derivatives differentiate.
+Lives here: ``sums.py``, what every element adds to the sums; ``gradients.py``, the gradients of
+these; ``losses.py``, how the sums become a loss. They judge the kernels, serve devices that have
+none, and are what ``torch.func`` transforms and second derivatives differentiate.
 May import: nothing of the package.
 Start with ``sums.confusion``, then ``losses.sums_loss``.
 """
 
+from customloss.reference.gradients import confusion_backward
 from customloss.reference.losses import (
     average_groups,
     pointwise_loss,
@@ -23,7 +24,6 @@ from customloss.reference.sums import (
     Probability,
     accumulator,
     confusion,
-    confusion_backward,
     group_dims,
     group_shape,
     is_class_index,

@@ -134,36 +134,27 @@ def _times(factor: float | Tensor, row: Tensor) -> Tensor:
 def pointwise_loss(
     sums: Sequence[Tensor],
     extra: int,
-    log_pos: float | Tensor,
-    log_neg: float | Tensor,
-    focal_pos: float | Tensor,
-    focal_neg: float,
-    positives: float,
-    negatives: float,
-    support: float,
+    factors: Sequence[float | Tensor],
     class_weight: Tensor | None = None,
     keep_samples: bool = False,
 ) -> Tensor:
     """``Σ v (a LP + b LN + c FP + d FN) / Σ v (m (tp + fn) + n (fp + tn) + l S)``: a cross-entropy,
     a focal loss.
 
-    LP, LN, FP, FN and S are the rows of the log-losses, of focal and of the support;
-    a = ``log_pos``, b = ``log_neg``, c = ``focal_pos``, d = ``focal_neg``, m = ``positives``,
-    n = ``negatives``, l = ``support``, v = ``class_weight``. The sums are over all groups, or with
+    LP, LN, FP, FN and S are the rows of the log-losses, of focal and of the support; ``factors``
+    are (a, b, c, d, m, n, l); v is ``class_weight``. The sums are over all groups, or with
     ``keep_samples`` over those of each sample. Where nothing counts the loss is 0. If m, n and l
     are all 0 it is divided by nothing.
     """
     names = rows(extra)
+    *lost_by, positives, negatives, support = factors
     if class_weight is not None:
         stacked, class_weight = without_hidden(torch.stack(tuple(sums)), class_weight)
         sums = stacked.unbind(0)
-    factors = {
-        "log_loss_pos": log_pos, "log_loss_neg": log_neg, "focal_pos": focal_pos,
-        "focal_neg": focal_neg,
-    }  # fmt: skip
+    terms = ("log_loss_pos", "log_loss_neg", "focal_pos", "focal_neg")
     parts = [
         _times(factor, sums[names.index(name)])
-        for name, factor in factors.items()
+        for name, factor in zip(terms, lost_by)
         if isinstance(factor, Tensor) or factor
     ]
     lost = parts[0]
@@ -226,7 +217,7 @@ def sums_loss(
         loss = torch.zeros_like(groups if average == "none" else groups[..., 0])
     if any(pointwise[:4]):
         keep_samples = samplewise and reduction == "none"
-        loss = loss + pointwise_loss(sums.unbind(0), extra, *pointwise, of_pointwise, keep_samples)
+        loss = loss + pointwise_loss(sums.unbind(0), extra, pointwise, of_pointwise, keep_samples)
     return loss
 
 

@@ -113,22 +113,22 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
 
 def _softmax_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """exp(z - max), the place of the first maximum, the sum of the other terms, the whole sum."""
-    top = _decision(z, "softmax")
+    top = decision(z, "softmax")
     e = torch.exp(z - z.detach().amax(1, keepdim=True))
     zero = torch.zeros_like(e)
     rest = torch.where(top, zero, e).sum(1, keepdim=True)
     return e, top, rest, rest + torch.where(top, e, zero).sum(1, keepdim=True)
 
 
-def _decision(values: Tensor, activation: str) -> Tensor:
+def decision(values: Tensor, activation: str) -> Tensor:
     """Which elements are predicted positive, given z of a softmax, or else p."""
     if activation != "softmax":
         return values > 0.5
     return _class_numbers(values) == values.detach().argmax(1, keepdim=True)
 
 
-def _deciding(x: Tensor, p: Tensor, activation: str, scale: float, offset: float) -> Tensor:
-    """The values that :func:`_decision` takes: z of a softmax, or else p."""
+def deciding(x: Tensor, p: Tensor, activation: str, scale: float, offset: float) -> Tensor:
+    """The values that :func:`decision` takes: z of a softmax, or else p."""
     return scale * (x.to(p.dtype) - offset) if activation == "softmax" else p
 
 
@@ -219,7 +219,7 @@ def operands(
         unweighted = (w == 0).expand(input.shape)
         softmax = activation == "softmax"
         unread = unweighted.all(1, keepdim=True) if softmax else unweighted
-        spoiled = (unread & ~_usable(input, activation)).expand(input.shape)
+        spoiled = (unread & ~usable(input, activation)).expand(input.shape)
         blanks = spoiled if blanks is None else blanks | spoiled
         holes = blanks | (unweighted & ~t.isfinite())
     if refused is not None:
@@ -228,8 +228,8 @@ def operands(
     targets = [t * (1 - smoothing) + smoothing / outcomes if smoothing else t for smoothing in each]
     if holes is None:
         return Operands(input, Target(*targets), w, None)
-    filled = Target(*(_filled(target, holes) for target in targets))
-    return Operands(_filled(input, blanks), filled, w, holes)
+    given, smoothed, log = (filled(each, holes) for each in targets)
+    return Operands(filled(input, blanks), Target(given, smoothed, log), w, holes)
 
 
 def _spoiled(weight: Tensor | None, refused: Tensor, dtype: torch.dtype) -> Tensor:
@@ -240,7 +240,7 @@ def _spoiled(weight: Tensor | None, refused: Tensor, dtype: torch.dtype) -> Tens
     return factor if weight is None else weight * factor
 
 
-def _usable(input: Tensor, activation: str) -> Tensor:
+def usable(input: Tensor, activation: str) -> Tensor:
     """Which elements have a probability, given all that it depends on."""
     if activation == "none":
         return input.isfinite()
@@ -256,7 +256,7 @@ def is_class_index(input: Tensor, target: Tensor) -> bool:
     return input.dim() > 1 and target.shape[1] == 1 and input.shape[1] > 1
 
 
-def _filled(values: Tensor, holes: Tensor | None) -> Tensor:
+def filled(values: Tensor, holes: Tensor | None) -> Tensor:
     """``values`` with zeros in the holes."""
     return values if holes is None else torch.where(holes, torch.zeros_like(values), values)
 
@@ -273,12 +273,12 @@ def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, 
     return (input.shape[0] if per_sample else 1), classes
 
 
-def _times(t: Tensor, log: Tensor) -> Tensor:
+def times(t: Tensor, log: Tensor) -> Tensor:
     """``t log``, which is 0 where ``t`` is 0, even if the logarithm (or focal term) is infinite."""
     return t * torch.where((t == 0) & log.isinf(), torch.zeros_like(log), log)
 
 
-def _far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
+def far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
     """``p - t``, which keeps its digits where p is close to a hard target."""
     return (1 - t) * p - t * q
 
@@ -315,17 +315,17 @@ def shares(
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
         positive, negative = log_losses(input, activation, scale, offset)
         if extra & Extra.LOG_LOSS:
-            found += [_times(target.log, positive), _times(1 - target.log, negative)]
+            found += [times(target.log, positive), times(1 - target.log, negative)]
     if extra & Extra.SQUARES:
         found += [p * p, t * t, t * p * p]
     if extra & Extra.DISTANCE:
-        found += [_far(p, q, t).abs()]
+        found += [far(p, q, t).abs()]
     if extra & Extra.FOCAL:
         one, other = focal_bases(p, q, t, activation, focal_split)
-        found += [_times(t, positive) * power(one, focal_gamma)]
-        found += [_times(1 - t, negative) * power(other, focal_gamma)]
+        found += [times(t, positive) * power(one, focal_gamma)]
+        found += [times(1 - t, negative) * power(other, focal_gamma)]
     if extra & Extra.HARD:
-        decided = _decision(_deciding(input, p, activation, scale, offset), activation).to(t.dtype)
+        decided = decision(deciding(input, p, activation, scale, offset), activation).to(t.dtype)
         found += [t * decided, (1 - t) * decided, t * (1 - decided), (1 - t) * (1 - decided)]
     if extra & Extra.SUPPORT:
         found += [target.given]
@@ -370,234 +370,9 @@ def confusion(
     reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
     x, t, w, holes = operands(input, target, weight, activation, *reading)
     options = (activation, scale, offset, extra, focal_gamma, focal_split)
-    terms = _filled(shares(x, t, *options), holes)
+    terms = filled(shares(x, t, *options), holes)
     if w is not None:
         terms = terms * w
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
     sums = terms.sum(dims) if dims else terms
     return sums.reshape(terms.shape[0], *group_shape(input, per_sample, per_class))
-
-
-def _spread(groups: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
-    """``[rows, samples, classes]`` so that it broadcasts against ``[rows, *input.shape]``."""
-    shape = [1] * input.dim()
-    if per_sample:
-        shape[0] = groups.shape[1]
-    if per_class and input.dim() > 1:
-        shape[1] = groups.shape[2]
-    return groups.reshape(groups.shape[0], *shape)
-
-
-def confusion_backward(
-    grad_sums: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    wrt: str,
-    activation: str,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    ignore_index: int | Sequence[int] | None = None,
-    label_smoothing: float = 0.0,
-    extra: int = 0,
-    focal_gamma: float = 2.0,
-    focal_split: bool = False,
-    log_smoothing: float | None = None,
-    out_of_range: str = "raise",
-    nan_targets: str = "propagate",
-) -> Tensor:
-    """The gradient by ``wrt`` given the gradient by the sums, in the shape of ``input``.
-
-    ``dL/dx = w dp/dx (t (g_tp - g_fn) + (1-t) (g_fp - g_tn))``
-    ``dL/dt = w (p (g_tp - g_fp) + (1-p) (g_fn - g_tn))``
-    ``dL/dw = t (p g_tp + (1-p) g_fn) + (1-t) (p g_fp + (1-p) g_tn)``
-
-    and the terms of the extra sums. For a softmax, with u = dL/dp and h = -dL/d(log p), both of
-    them times w,
-
-    ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
-    """
-    reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
-    x, t, w, holes = operands(input, target, weight, activation, *reading)
-    by_sums = _spread(grad_sums, input, per_sample, per_class)
-    blanks, hidden = holes, _hidden(by_sums, x, t.given, w, activation)
-    holes = hidden if holes is None else holes | hidden
-    t = Target(*(_filled(each, hidden) for each in t))
-    w = None if w is None else _filled(w.expand(x.shape), hidden)
-    if activation != "softmax":  # whose logits are part of other classes, which may count
-        x = _filled(x, hidden)
-    exact = dict(zip(rows(extra), by_sums.unbind(0)))
-    if wrt != "weight":
-        exact.update(_combined(exact, wrt))
-    g = {name: row.to(t.given.dtype) for name, row in exact.items()}
-    options = (activation, scale, offset, extra, focal_gamma, focal_split)
-    if wrt == "weight":
-        terms = shares(x, t, *options).unbind(0)
-        total = torch.stack([_times(by, term) for term, by in zip(terms, g.values())]).sum(0)
-        return _filled(total, holes)
-    if wrt == "target":
-        log_smoothing = label_smoothing if log_smoothing is None else log_smoothing
-        keep = (1 - label_smoothing, 1 - log_smoothing)
-        total, like = _by_target(x, t, g, keep, *options), target
-    elif activation == "softmax":
-        # an element of weight 0 is still part of the other classes' probabilities
-        whole = None if blanks is None else blanks.all(1, keepdim=True)
-        return _filled(_by_logit(x, t, w, g, *options), whole).to(input.dtype)
-    else:
-        p, q, slope = probability(x, activation, scale, offset)
-        u, h, k = _slopes(x, t, g, *options)
-        if activation == "sigmoid":
-            total = slope * u - scale * (q * h - p * k)
-        else:
-            total = u - _log_slope(h, p) + _log_slope(k, q)
-        like = input
-    total = _filled(total, holes)
-    return (total if w is None else w * total).to(like.dtype)
-
-
-def _hidden(by_sums: Tensor, x: Tensor, t: Tensor, w: Tensor | None, activation: str) -> Tensor:
-    """Which elements are not finite, in groups on whose sums the loss does not depend: their
-    gradient is 0. That of finite ones comes out as 0, and may have a derivative."""
-    finite = x.isfinite() & t.isfinite() & _usable(x, activation)
-    return (by_sums == 0).all(0) & ~(finite if w is None else finite & w.isfinite())
-
-
-def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
-    """The factors of t and 1 - t in dL/dp, or of p and 1 - p in dL/dt, with the slope of |p - t|
-    where p is above t, and below. The terms may have all but their last digits in common, so they
-    are put together before anything is rounded."""
-    if wrt == "input":
-        first, second, distance = g["tp"] - g["fn"], g["fp"] - g["tn"], g.get("distance", 0)
-    else:
-        first, second, distance = g["tp"] - g["fp"], g["fn"] - g["tn"], -g.get("distance", 0)
-    return {
-        "first_above": first + distance, "second_above": second + distance,
-        "first_below": first - distance, "second_below": second - distance,
-    }  # fmt: skip
-
-
-def _beside(g: dict[str, Tensor], x: Tensor, y: Tensor, far: Tensor | None) -> Tensor:
-    """``x first + y second``; ``far`` is p - t, and None if no distance is summed."""
-    above = x * g["first_above"] + y * g["second_above"]
-    if far is None:
-        return above
-    below = x * g["first_below"] + y * g["second_below"]
-    return torch.where(far > 0, above, torch.where(far < 0, below, (above + below) / 2))
-
-
-def _by_target(
-    x: Tensor,
-    target: Target,
-    g: dict[str, Tensor],
-    keep: tuple[float, float],
-    activation: str,
-    scale: float,
-    offset: float,
-    extra: int,
-    gamma: float,
-    split: bool,
-) -> Tensor:
-    """dL/dt at weight 1; ``keep`` are the slopes of the smoothed targets by the given one."""
-    p, q, _ = probability(x, activation, scale, offset)
-    t = target.smoothed
-    total = _beside(g, p, q, _far(p, q, t) if extra & Extra.DISTANCE else None)
-    if extra & Extra.FOCAL:
-        total = total + _focal_by_target(x, t, g, activation, scale, offset, gamma, split)
-    if extra & Extra.SQUARES:
-        total = total + 2 * t * g["t2"] + p * p * g["tp2"]
-    if extra & Extra.HARD:
-        decided = _decision(_deciding(x, p, activation, scale, offset), activation)
-        hit, miss = g["hard_tp"] - g["hard_fp"], g["hard_fn"] - g["hard_tn"]
-        total = total + torch.where(decided, hit, miss)
-    total = keep[0] * total
-    if extra & Extra.LOG_LOSS:
-        positive, negative = log_losses(x, activation, scale, offset)
-        by_logs = _times(g["log_loss_pos"], positive) - _times(g["log_loss_neg"], negative)
-        total = total + keep[1] * by_logs
-    return total + g["support"] if extra & Extra.SUPPORT else total
-
-
-def _log_slope(factor: Tensor, p: Tensor) -> Tensor:
-    """The derivative of ``factor * log(max(p, floor))``: 0 below the floor, as of ``clamp_min``."""
-    below = p < LOG_FLOOR
-    slope = factor / torch.where(below, torch.ones_like(p), p)
-    return torch.where(below, torch.zeros_like(slope), slope)
-
-
-def _focal_by_target(
-    x: Tensor,
-    t: Tensor,
-    g: dict[str, Tensor],
-    activation: str,
-    scale: float,
-    offset: float,
-    gamma: float,
-    split: bool,
-) -> Tensor:
-    """The part of dL/dt that comes from the focal sums."""
-    p, q, _ = probability(x, activation, scale, offset)
-    positive, negative = log_losses(x, activation, scale, offset)
-    one, other = focal_bases(p, q, t, activation, split)
-    total = _times(g["focal_pos"], positive * power(one, gamma))
-    total = total - _times(g["focal_neg"], negative * power(other, gamma))
-    if split or activation == "softmax":
-        return total
-    lost = g["focal_pos"] * _times(t, positive) + g["focal_neg"] * _times(1 - t, negative)
-    return total + gamma * (q - p) * power(one, gamma - 1) * lost
-
-
-def _slopes(
-    x: Tensor,
-    target: Target,
-    g: dict[str, Tensor],
-    activation: str,
-    scale: float,
-    offset: float,
-    extra: int,
-    gamma: float,
-    split: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1. Of probabilities, the focal
-    terms that come from p^γ and q^γ are part of u."""
-    p, q, _ = probability(x, activation, scale, offset)
-    t = target.smoothed
-    u = _beside(g, t, 1 - t, _far(p, q, t) if extra & Extra.DISTANCE else None)
-    if extra & Extra.SQUARES:
-        u = u + 2 * p * (g["p2"] + t * g["tp2"])
-    h = k = torch.zeros_like(u)
-    if extra & Extra.LOG_LOSS:
-        h, k = g["log_loss_pos"] * target.log, g["log_loss_neg"] * (1 - target.log)
-    if extra & Extra.FOCAL:
-        positive, negative = log_losses(x, activation, scale, offset)
-        one, other = focal_bases(p, q, t, activation, split)
-        joint = not split and activation != "softmax"
-        # the slopes of the bases by p
-        by_one, by_other = (1 - 2 * t, 1 - 2 * t) if joint else (-1, 1)
-        lost = g["focal_pos"] * _times(t, positive) * power(one, gamma - 1) * by_one
-        h = h + g["focal_pos"] * (t * power(one, gamma))
-        if activation == "softmax":  # as part of h nothing cancels next to p = 1
-            return u, h - gamma * p * lost, k
-        lost = lost + g["focal_neg"] * _times(1 - t, negative) * power(other, gamma - 1) * by_other
-        u = u + gamma * lost
-        k = k + g["focal_neg"] * ((1 - t) * power(other, gamma))
-    return u, h, k
-
-
-def _by_logit(
-    x: Tensor, target: Target, w: Tensor | None, g: dict[str, Tensor], activation: str,
-    scale: float, offset: float, extra: int, gamma: float, split: bool,
-) -> Tensor:  # fmt: skip
-    """dL/dx of a softmax."""
-    p, q, _ = probability(x, activation, scale, offset)
-    u, h, _ = _slopes(x, target, g, activation, scale, offset, extra, gamma, split)
-    if w is not None:
-        u, h = w * u, w * h
-    # the u of the largest class is subtracted, so that nothing cancels next to p = 1
-    top = _decision(_deciding(x, p, activation, scale, offset), activation)
-    u = u - _filled(u, ~top).sum(1, keepdim=True)
-    total = p * (u - (p * u).sum(1, keepdim=True))
-    if extra & (Extra.LOG_LOSS | Extra.FOCAL):
-        total = total + p * (h.sum(1, keepdim=True) - h) - q * h
-    return scale * total

@@ -25,6 +25,7 @@ SHARDS = {
     "triton_operators.py": (1, 0),
     "triton_which_count.py": (1, 1),
     "triton_hidden.py": (1, 1),
+    "triton_extremes.py": (1, 0),
 }
 RUNS = [
     pytest.param(name, choice, f"{number}/{count}", marks=marks, id=f"{name}-{choice}-{number}")

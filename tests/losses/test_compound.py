@@ -468,20 +468,6 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "positives of words": ({"pos_weight": "2"}, TypeError, "pos_weight: .*'2'"),
     "an option of none": ({"gama": 2.0}, TypeError, "gama: no option of compound_loss"),
     "beyond float64": ({"score_weight": 10**400}, ValueError, "score_weight: .*beyond float64"),
-    "alpha of a softmax": (
-        {"focal_weight": 1.0, "focal_alpha": 0.25, "activation": "softmax"}, ValueError,
-        "focal_alpha: expected None with activation='softmax'",
-    ),
-    "alpha above 1": ({"focal_alpha": 1.5}, ValueError, "focal_alpha: .*<= 1, got 1.5"),
-    "a form": ({"focal_split": "yes"}, TypeError, "focal_split: expected True or False"),
-    "all is smoothed": ({"ce_label_smoothing": 1.0}, ValueError, "ce_label_smoothing: .*< 1"),
-    "a reduction": ({"pointwise_reduction": "none"}, ValueError, "pointwise_reduction: .*'none'"),
-    "a group": ({"pointwise_group": 3}, ValueError, "pointwise_group: expected 'score'"),
-    "a class": ({"pointwise_classes": [9]}, ValueError, "pointwise_classes: .*from 0 to 3, got 9"),
-    "weights": (
-        {"pointwise_class_weight": [1.0]}, ValueError,
-        "pointwise_class_weight: expected one number for each of the 4 classes",
-    ),
 }  # fmt: skip
 
 

@@ -292,6 +292,35 @@ def test_a_pointwise_loss_of_each_rank() -> None:
     run(2, half_is_local)
 
 
+# ---- what can be wrong ---------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "alpha of a softmax": (
+        {"focal_weight": 1.0, "focal_alpha": 0.25, "activation": "softmax"}, ValueError,
+        "focal_alpha: expected None with activation='softmax'",
+    ),
+    "alpha above 1": ({"focal_alpha": 1.5}, ValueError, "focal_alpha: .*<= 1, got 1.5"),
+    "a form": ({"focal_split": "yes"}, TypeError, "focal_split: expected True or False"),
+    "all is smoothed": ({"ce_label_smoothing": 1.0}, ValueError, "ce_label_smoothing: .*< 1"),
+    "a reduction": ({"pointwise_reduction": "none"}, ValueError, "pointwise_reduction: .*'none'"),
+    "a group": ({"pointwise_group": 3}, ValueError, "pointwise_group: expected 'score'"),
+    "a class": ({"pointwise_classes": [9]}, ValueError, "pointwise_classes: .*from 0 to 3, got 9"),
+    "weights": (
+        {"pointwise_class_weight": [1.0]}, ValueError,
+        "pointwise_class_weight: expected one number for each of the 4 classes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_of_options(name: str) -> None:
+    options, error, message = WRONG[name]
+    x, y, _, _ = batch()
+    given = {"cross_entropy_weight": 1.0, **options}
+    with pytest.raises(error, match=f"^{message}"):
+        customloss.compound_loss(scores.dice, x, y, **given)
+
+
 # ---- modules -------------------------------------------------------------------------------------
 
 

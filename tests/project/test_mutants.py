@@ -151,12 +151,12 @@ MUTANTS = {
         "csrc/cpu/tile_impl.h", "if (!g.has_influence()) {\n    for", "if (false) {\n    for"
     ),
     "a NaN of a hidden class reaches a gradient of the reference": Mutant(
-        "customloss/reference/sums.py", "return (by_sums == 0).all(0) & ~",
+        "customloss/reference/gradients.py", "return (by_sums == 0).all(0) & ~",
         "return (by_sums != by_sums).all(0) & ~",
     ),
     "a NaN of a hidden class reaches a transform": Mutant(
-        "customloss/losses/route.py", "return request._replace(data=data, classes=asked)",
-        "return request",
+        "customloss/losses/route.py",
+        "return request._replace(data=data, classes=kept[0], beside=kept[1])", "return request",
     ),
     # ---- csrc: the walk
     "size-1 dimensions of a weight keep their stride": Mutant(
@@ -212,8 +212,8 @@ MUTANTS = {
         "csrc/cpu/tile_fill.h", "soft[i] == soft[i] ? to[i] : T(0)", "to[i]"
     ),
     "smoothing takes and does not give": Mutant(
-        "csrc/cpu/pixels.cpp", "tile_.off = static_cast<T>(options.smoothing);",
-        "tile_.off = static_cast<T>(0);",
+        "csrc/cpu/pixels.cpp", "tile_.smoothing = rounded<T>(options.smoothing);",
+        "tile_.smoothing = {T(1), T(0), T(1), T(0)};",
     ),
     "what is ignored keeps its weight": Mutant(
         "csrc/cpu/tile_fill.h", "live[i] = labels[i] < 0 ? T(0) : live[i];", "live[i] = live[i];"
@@ -226,8 +226,19 @@ MUTANTS = {
         "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
     ),
     "the focal power is that of p": Mutant(
-        "csrc/pixel.h", "T focal = missed * miss_power<kActivation>(o, gamma);",
-        "T focal = missed * power_of(o.p, gamma);",
+        "csrc/pixel.h", "const T missed = y.t * o.q + y.u * o.p,", "const T missed = o.p,",
+    ),
+    "the cross-entropy is divided by smoothed labels": Mutant(
+        "csrc/pixel.h", "to[row_of(kExtra, kSupport)] = y.given;",
+        "to[row_of(kExtra, kSupport)] = y.t;",
+    ),
+    "the log-loss is smoothed like the score": Mutant(
+        "csrc/pixel.h", "return {t, T(1) - t, log_t, T(1) - log_t, given};",
+        "return {t, T(1) - t, t, T(1) - t, given};",
+    ),
+    "a loss without a divisor is divided": Mutant(
+        "csrc/score.h", "return {lost, factors.divided() ? counted : 1.0};",
+        "return {lost, counted};",
     ),
     "a distance has a sign": Mutant(
         "csrc/pixel.h", "far < T(0) ? -far : far;", "far;"
@@ -237,7 +248,7 @@ MUTANTS = {
         "return factor * value;",
     ),
     "log(1 + u) loses a small u": Mutant(
-        "csrc/pixel.h", "return log_of(y) + lost * inverse;", "return log_of(y);"
+        "csrc/logarithm.h", "return log_of(y) + lost * inverse;", "return log_of(y);"
     ),
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(

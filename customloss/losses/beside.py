@@ -1,0 +1,240 @@
+"""A pointwise loss beside a score: its options, its factors, and the loss of both parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from customloss import distributed, scores
+from customloss._spec import checks
+from customloss._spec import options as spec
+from customloss._spec.arguments import Data, Pointwise
+from customloss._spec.options import ScoringWords
+from customloss.losses import classes, request, route
+from customloss.losses.formula import Formula, Score, at, formula_of
+from customloss.losses.named_scores import score_of
+from customloss.losses.request import ExtraNumbers, Request, once
+
+PosWeight = Tensor | Sequence[float] | float | None
+
+
+class _Beside(NamedTuple):
+    """The options of the pointwise loss."""
+
+    pos_weight: PosWeight = None
+    ce_label_smoothing: float | None = None
+    focal_gamma: float = 2.0
+    focal_alpha: float | None = None
+    focal_split: bool = False
+    pointwise_class_weight: Tensor | Sequence[float] | None = None
+    pointwise_classes: Sequence[int] | None = None
+    pointwise_reduction: str = "mean"
+    pointwise_group: str | None = "score"
+
+
+_PLAIN = _Beside()
+_OF_POINTWISE = frozenset(_Beside._fields)
+assert _PLAIN._asdict() == spec.POINTWISE
+
+
+def _taken_from(options: dict[str, Any]) -> _Beside:
+    """Takes the options of the pointwise loss out of those of a call."""
+    if _OF_POINTWISE.isdisjoint(options):
+        return _PLAIN
+    return _Beside(**{name: options.pop(name) for name in _Beside._fields if name in options})
+
+
+def compound(
+    score: Score | str | None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: dict[str, Any],
+    score_weight: float,
+    cross_entropy_weight: float = 0.0,
+    focal_weight: float = 0.0,
+    *,
+    called: tuple[str, ...] = ("score_weight", "cross_entropy_weight", "focal_weight"),
+    reduction_called: str = "pointwise_reduction",
+    **parameters: Any,
+) -> Tensor:
+    """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
+    weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
+    beside = _taken_from(options)
+    if options.get("average") == "none":
+        raise ValueError(
+            "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
+            "is one number for all classes), got 'none'"
+        )
+    if not score_weight and not parameters:
+        score = None  # at weight 0 it is not computed
+    score = known_score(score, score_weight)
+    weights = (score_weight, cross_entropy_weight, focal_weight)
+    softmax = options.get("activation") == "softmax"
+    smoothed = softmax and options.get("label_smoothing", 0.0) != 0
+    words = _words(scores.used_by(score), called, *weights, smoothed)
+    data = Data(input, target, weight)
+    numbers = _numbers(*beside[1:5], softmax) if beside is not _PLAIN else request.PLAIN
+    chosen = (beside.pointwise_class_weight, beside.pointwise_classes)
+    call = request.of_score(data, options, words, numbers, chosen)
+    if beside.pointwise_group != "score":
+        call = _alone(call, beside.pointwise_group)
+    by_class = None if beside.pos_weight is None else _pos_weight(beside.pos_weight, call)
+    if not any(weights[1:]):
+        by_class = None
+    divisor = _divisor(call, beside.pointwise_reduction, reduction_called)
+    factors = _factors(*weights, softmax, smoothed, beside.focal_alpha, divisor)
+    if isinstance(by_class, float):
+        more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
+        factors, by_class = factors._replace(**more), None
+    make = _formula_at if parameters else formula_of
+    name, made, *_, must_agree = make(score, call.words, call.elements.extra, **parameters)
+    must_agree = (weights, beside, must_agree)
+    return route.loss(call, Formula(name, made, factors, by_class, must_agree))
+
+
+def known_score(score: Score | str | None, score_weight: float) -> Score:
+    """The score, which may be missing where it weighs 0."""
+    if score is not None:
+        return score_of(score)
+    if score_weight:
+        raise TypeError(f"score: expected a score, as score_weight is {score_weight}, got None")
+    return scores.dice  # a ratio, so that the loss is fused
+
+
+@once
+def _words(
+    used: tuple[str, ...],
+    called: tuple[str, ...],
+    score_weight: float,
+    cross_entropy_weight: float,
+    focal_weight: float,
+    smoothed: bool,
+) -> tuple[str, ...]:
+    """The further sums of the parts, whose weights are checked; ``used`` are those of the score,
+    and ``smoothed`` says that the labels of a softmax are."""
+    weights = (score_weight, cross_entropy_weight, focal_weight)
+    for name, value in zip(called, weights):
+        if name:
+            checks.number(name, value, at_least=0)
+    if not any(weights):
+        raise ValueError(f"{', '.join(filter(None, called))}: expected one above 0, got none")
+    words = (*used, *(("log_loss",) if cross_entropy_weight else ()))
+    words = (*words, *(("focal",) if focal_weight else ()))
+    # tp + fn of smoothed labels is no number of pixels
+    return (*words, *(("support",) if smoothed and any(weights[1:]) else ()))
+
+
+@once
+def _numbers(
+    ce_label_smoothing: float | None,
+    focal_gamma: float,
+    focal_alpha: float | None,
+    focal_split: bool,
+    softmax: bool,
+) -> ExtraNumbers:
+    """The options that the kernels need, checked together with those beside them."""
+    checks.number("focal_gamma", focal_gamma, at_least=0)
+    if ce_label_smoothing is not None:
+        checks.number("ce_label_smoothing", ce_label_smoothing, at_least=0, below=1)
+    if focal_alpha is not None:
+        checks.number("focal_alpha", focal_alpha, at_least=0, at_most=1)
+        if softmax:
+            raise ValueError(
+                "focal_alpha: expected None with activation='softmax' (class_weight, or "
+                f"pointwise_class_weight, weighs its classes), got {focal_alpha}"
+            )
+    if not isinstance(focal_split, bool):
+        raise TypeError(f"focal_split: expected True or False, got {focal_split!r}")
+    return ExtraNumbers(focal_gamma, focal_split, ce_label_smoothing)
+
+
+def binary(other: str, activation: str) -> str:
+    """The activation of a binary cross-entropy; ``other`` is the loss for a softmax."""
+    if activation == "softmax":
+        raise ValueError(
+            f"activation: expected 'sigmoid' or 'none' for a binary cross-entropy ({other} has "
+            "that of a softmax), got 'softmax'"
+        )
+    return activation
+
+
+@once
+def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: Any) -> Formula:
+    return formula_of(at(score, **parameters), words, extra)
+
+
+def _alone(call: Request, group: object) -> Request:
+    """The call with a pointwise loss of each rank's own part of the batch."""
+    if group is not None:
+        raise ValueError(
+            "pointwise_group: expected 'score' (the ranks of process_group) or None (each rank its "
+            f"own part), got {group!r}"
+        )
+    if call.sharded():
+        raise ValueError(
+            "pointwise_group: expected 'score' for DTensors, whose loss is that of the whole "
+            "tensor, got None"
+        )
+    return call._replace(pointwise_alone=True)
+
+
+def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
+    """A number, or one per class."""
+    if call.options.get("activation") == "softmax":
+        raise ValueError(
+            "pos_weight: expected None with activation='softmax' (class_weight weighs its classes),"
+            f" got {pos_weight}"
+        )
+    if isinstance(pos_weight, Tensor) and pos_weight.dim() == 0:
+        return pos_weight
+    if isinstance(pos_weight, (int, float)):
+        checks.number("pos_weight", pos_weight, at_least=0)
+        return float(pos_weight)
+    return classes.per_class("pos_weight", pos_weight, call.data.input)
+
+
+def _divisor(call: Request, reduction: str, called: str) -> float | None:
+    """What the pointwise loss is divided by; None: by the sum of its weights."""
+    if reduction == "mean":
+        return None
+    checks.one_of(called, reduction, ("mean", "mean_all", "sum"))
+    if reduction == "sum":
+        return 1.0
+    shared = call.group is not None and not call.pointwise_alone
+    if shared or call.sharded() or isinstance(call.group, distributed.Adder):
+        raise ValueError(
+            f"{called}: expected 'mean' or 'sum' for a batch in parts (each part knows "
+            "the size of its own alone), got 'mean_all'"
+        )
+    shape = call.data.input.shape
+    size = math.prod(shape)
+    if call.options.get("activation") == "softmax":
+        size = size // shape[1]
+    each = call.elements.per_sample and call.words.reduction == "none"
+    return max(size // shape[0] if each and shape[0] else size, 1)
+
+
+@once
+def _factors(
+    score_weight: float, cross_entropy: float, focal: float, softmax: bool, smoothed: bool,
+    alpha: float | None, divisor: float | None,
+) -> Pointwise:  # fmt: skip
+    """The weight of the score and the factors of the pointwise loss."""
+    if not (cross_entropy or focal):
+        return Pointwise(score_weight)
+    scale = 1.0 if divisor is None else 1.0 / divisor
+    focal_pos = scale * focal * (1.0 if alpha is None else alpha)
+    if softmax:
+        # a pixel counts once, by its own class
+        lost = {"log_pos": scale * cross_entropy, "focal_pos": focal_pos}
+        counted = {"support": 1.0} if smoothed else {"positives": 1.0}
+    else:
+        focal_neg = scale * focal * (1.0 if alpha is None else 1 - alpha)
+        lost = {"log_pos": scale * cross_entropy, "log_neg": scale * cross_entropy}
+        lost |= {"focal_pos": focal_pos, "focal_neg": focal_neg}
+        counted = {"positives": 1.0, "negatives": 1.0}
+    return Pointwise(score_weight, **lost, **(counted if divisor is None else {}))
