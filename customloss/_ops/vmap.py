@@ -25,11 +25,13 @@ from customloss.reference.sums import accumulator
 
 def _batch_first(data: Data, in_dims: Any, size: int) -> Data:
     """All operands with the vmapped dim in front and the input's rank behind it."""
-    shape = _without(in_dims[0], data.input)
+    shape, of_target = (_without(dim, each) for dim, each in zip(in_dims[:2], data[:2]))
     rank = len(shape)
+    # one number for all classes of a pixel
+    labels = rank > 1 and (len(of_target) < rank or of_target[1] == 1)
 
     def batched(operand: Tensor, dim: int | None, place: int) -> Tensor:
-        of_pixels = place == WEIGHT and operands.of_pixels(_without(dim, operand), shape)
+        of_pixels = place == WEIGHT and labels and operands.of_pixels(_without(dim, operand), shape)
         operand = operand.movedim(dim, 0) if dim is not None else operand[None]
         if of_pixels or (place == TARGET and operand.dim() == rank):
             operand = operand.unsqueeze(2)  # class numbers, or a weight in their shape

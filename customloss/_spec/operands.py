@@ -13,6 +13,7 @@ from torch import Tensor
 from customloss._spec import hints
 from customloss._spec.arguments import Data, Elements
 from customloss._spec.words import IGNORE, SOFTMAX
+from customloss.reference.sums import is_class_index
 
 INPUT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TARGET_DTYPES = (
@@ -84,7 +85,7 @@ def checked(
     if target.device != input.device:
         raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
     if weight is not None:
-        weight = _weight(weight, input)
+        weight = _weight(weight, input, is_class_index(input, target))
     no_class = len(shape) > 1 and shape[1] == 0
     empty = elements.per_sample and shape[0] == 0 and not no_sample
     if empty or (elements.per_class and no_class):
@@ -144,43 +145,33 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
     return target if len(came) == len(shape) else target.unsqueeze(1)
 
 
-def _weight(weight: Tensor, input: Tensor) -> Tensor:
-    """The weight so that it broadcasts to the input."""
+def _weight(weight: Tensor, input: Tensor, labels: bool) -> Tensor:
+    """The weight so that it broadcasts to the input; ``labels``: the target holds class numbers."""
     if weight.dtype not in _TARGETS:
         raise TypeError(f"weight: expected a bool, integer or float dtype, got {weight.dtype}")
     if weight.device != input.device:
         raise ValueError(f"weight: expected device {input.device} (input's), got {weight.device}")
     came, shape = weight.shape, input.shape
-    if of_pixels(came, shape):
+    if (labels or shape[1:2] == (1,)) and of_pixels(came, shape):
         return weight.unsqueeze(1)
     if not broadcasts(came, shape):
         expected = f"a shape that broadcasts to {list(shape)} (input's)"
-        if len(shape) > 1:
-            expected += f", or {[shape[0], *shape[2:]]} for one number per sample and place"
-        raise ValueError(f"weight: expected {expected}, got {list(came)}")
+        cure = ""
+        if of_pixels(came, shape) or (len(shape) == 2 and _alike(came, shape[:1])):
+            cure = ": weight[:, None] is one number per sample and place"
+        raise ValueError(f"weight: expected {expected}, got {list(came)}{cure}")
     return weight
 
 
 def of_pixels(came: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether a weight of shape ``came`` has one number per sample and place, ``[N, *spatial]``,
-    for an input of shape ``[N, C, *spatial]``.
-
-    Where N is C that is also the shape ``[C, *spatial]`` of a weight that all samples share, so it
-    is refused. For one sample both mean the same.
+    """Whether a weight of shape ``came`` has the shape of class numbers, ``[N, *spatial]``, of an
+    input ``[N, C, *spatial]``. Beside class numbers, and where there is one class, it then has one
+    number per pixel, also where it could be broadcast because N is C. Without places, ``[N]`` is
+    too easily one number per class.
     """
-    if len(came) != len(shape) - 1 or len(shape) < 2 or not _same_kind(came[0], shape[0]):
+    if len(came) != len(shape) - 1 or len(shape) < 3 or not _same_kind(came[0], shape[0]):
         return False
-    if not _alike(came, (shape[0], *shape[2:])):
-        return False
-    if type(shape[0]) is not int or not broadcasts(came, shape):
-        return True
-    if shape[0] > 1:
-        raise ValueError(
-            f"weight: expected a shape that can be read in one way, got {list(came)} for an input "
-            f"{list(shape)}: pass weight[:, None] for one number per sample and place, or "
-            "weight[None] for one per class and place"
-        )
-    return False
+    return _alike(came, (shape[0], *shape[2:]))
 
 
 def _same_kind(one: int, other: int) -> bool:

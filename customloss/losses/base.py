@@ -247,6 +247,16 @@ class Loss(HoldsGroup):
             del state_dict[key]
         return found[0]
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_first_batch"] = self._first_batch.done  # names no class of ours
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        first_batch = FirstBatch()
+        first_batch.done = bool(state.get("_first_batch", False))
+        super().__setstate__({**state, "_first_batch": first_batch})
+
     def _loss(
         self, input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]
     ) -> Tensor:

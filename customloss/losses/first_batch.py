@@ -14,7 +14,7 @@ import torch
 
 from customloss._ops import is_dtensor
 from customloss._ops.modes import holds_values
-from customloss._spec import batch_checks, operands
+from customloss._spec import batch_checks, checks, operands
 from customloss._spec.arguments import Data, Elements
 from customloss._spec.batch_checks import Batch
 from customloss._spec.words import SIGMOID, SOFTMAX
@@ -73,9 +73,7 @@ def _batch(data: Data, given: dict[str, Any], exact: bool) -> Batch | None:
     for part in (target, *(() if weight is None else (weight,))):
         if not operands.broadcasts(part.shape, input.shape):
             return None
-    ignored = given.get("ignore_index")
-    if not isinstance(ignored, (tuple, list)):
-        ignored = () if ignored is None else (ignored,)
+    ignored = checks.ignored(given.get("ignore_index")) or ()
     return Batch(
         input,
         target,
@@ -85,7 +83,7 @@ def _batch(data: Data, given: dict[str, Any], exact: bool) -> Batch | None:
         activation=activation,
         scale=given.get("logit_scale", 1.0),
         offset=given.get("logit_offset", 0.0),
-        ignored=tuple(ignored),
+        ignored=ignored,
         ignores_out_of_range=given.get("out_of_range") == "ignore",
         ignores_nan=given.get("nan_targets") == "ignore",
         exact=exact,

@@ -71,8 +71,8 @@ def soft_f1_loss(
         target: the shape of ``input``; bool, integer or float, soft labels in [0, 1] allowed. Or
             class numbers, ``[N, *spatial]`` or ``[N, 1, *spatial]``, signed integers or uint8;
             floats ``[N, 1, *spatial]``, as MONAI keeps labels, are copied to integers.
-        weight: per-element weight or mask, broadcastable to ``input``, or one number per sample and
-            place, ``[N, *spatial]``. Weight 0 removes an element, even a NaN.
+        weight: per-element weight or mask, broadcastable to ``input``; beside class numbers also in
+            their shape, ``[N, *spatial]``. Weight 0 removes an element, even a NaN.
         beta: the β of Fβ, >= 0; above 1 it favours recall. It is 0, or from 1e-100 to 1e100.
         smooth: s, in units of elements, >= 0; or a pair ``(s, d)``, for the numerator and for the
             denominator. s > d is for the links that are linear, ``"complement"`` and

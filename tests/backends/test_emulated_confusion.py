@@ -17,6 +17,7 @@ from judge import assert_right, differentiated, soft_f1
 from selection import covering
 
 from customloss._backends import choice
+from customloss._spec.arguments import Elements
 
 pytestmark = needs_a_compiler
 
@@ -161,7 +162,7 @@ def test_primitives_agree_with_the_cpu(
     for per_sample in (False, True):
         # A sigmoid with scale 1.5 and offset 0.25. An empty batch has no samples to tell apart.
         per_sample = per_sample and sample.input.shape[0] > 0
-        how = (0, 1.5, 0.25, per_sample, sample.input.dim() > 1, None, 0.0, 0, 2.0, 0, 0)
+        how = Elements(0, 1.5, 0.25, per_sample, sample.input.dim() > 1)
         sums = emulation.confusion(*sample.operands, *how)
         assert sums.dtype == torch.float64
         torch.testing.assert_close(sums, cpu.confusion(*sample.operands, *how), rtol=2e-6, atol=0)
@@ -176,7 +177,7 @@ def test_primitives_agree_with_the_cpu(
 
 def test_an_integer_target_has_no_gradient(emulation: build.Emulation) -> None:
     sample = Case("integer", (5, 4)).build()
-    how = (0, 1.0, 0.0, False, True, None, 0.0, 0, 2.0, 0, 0)
+    how = Elements(0, 1.0, 0.0, False, True)
     sums = emulation.confusion(*sample.operands, *how)
     with pytest.raises(RuntimeError, match="integer target"):
         emulation.confusion_backward(None, sums, *sample.operands, 1, *how)

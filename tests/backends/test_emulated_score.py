@@ -15,7 +15,7 @@ from selection import covering
 from sums_cases import CLASS_WEIGHTS, EVERY, LOGS, POINTWISE, How, assert_right
 from torch import Tensor
 
-from customloss._spec.arguments import Pointwise, Scoring
+from customloss._spec.arguments import Elements, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET
 
 pytestmark = needs_a_compiler
@@ -246,7 +246,7 @@ def test_what_all_four_have_in_common_is_not_seen(
     t = torch.rand(shape)
     if kind == "classes":
         t = torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
-    how = (activation, 1.0, 0.0, False, True, None, 0.0, extra, 2.0, False, None, 0, 0)
+    how = Elements(activation, 1.0, 0.0, False, True, extra=extra)
     sums = emulation.confusion(x, t, None, *how)
     coefficients = torch.randint(-(2**20), 2**20, sums.shape).double() / 2**20
     for wrt in (INPUT,) if kind == "classes" else (INPUT, TARGET):

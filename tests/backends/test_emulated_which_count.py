@@ -55,7 +55,9 @@ def test_a_class_number_that_is_none_makes_a_nan(
         lost[first[0]] = weighs
         assert found[:, lost].isnan().all()
         torch.testing.assert_close(found[:, ~lost], wanted[:, ~lost], rtol=1e-5, atol=1e-5)
-        by_sums = torch.ones_like(found)
+        # Each row another: of equal ones the gradient of an element is 0, and hides a NaN.
+        by_sums = torch.arange(1.0, len(found) + 1, dtype=found.dtype)[:, None, None]
+        by_sums = by_sums.expand_as(found).contiguous()
         by = emulation.confusion_backward(
             None, by_sums, given.input, given.target, w, 0, *how.arguments()
         )

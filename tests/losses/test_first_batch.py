@@ -73,13 +73,13 @@ ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
     "percentages": (PROBABILITIES, (T * 99.0, T), "with activation='none', got 99"),
     "labels from 1": (
         SOFTMAX, (XC, Y + 1),
-        "target: expected class numbers from 0 to 2, got 3: are these labels from 1 to 3? "
-        "target - 1",
+        "target: expected class numbers from 0 to 2 (dim 1 of input has 3 classes), got 3; if 3 "
+        "marks what does not count, pass ignore_index=3; labels 1..3 need target - 1",
     ),
-    "a label beyond": (SOFTMAX, (XC, Y * 5), "target: expected class numbers from 0 to 2, got 10"),
+    "a label beyond": (SOFTMAX, (XC, Y * 5), "has 3 classes), got 10; if 10 marks"),
     "a label below": (
         {**SOFTMAX, "ignore_index": 2}, (XC, Y - 1),
-        "target: expected class numbers from 0 to 2, or 2 (ignore_index), got -1",
+        "has 3 classes) or ignore_index=2, got -1; if -1 marks",
     ),
     "input and target swapped": (
         {}, (T.float(), X),
@@ -217,7 +217,7 @@ def test_the_input_may_be_integer_when_swapped() -> None:
 def test_labels_out_of_range_that_are_meant() -> None:
     """``out_of_range="ignore"`` allows them; labels from 1 to C still look like a mistake."""
     batch = batch_checks.Batch(
-        XC, Y[:, None] + 1, None, (2, 3, 6), True, "softmax", 1.0, 0.0, (), True, False
+        XC, Y[:, None] + 1, None, (2, 3, 6), True, "softmax", 1.0, 0.0, (), True, False, False
     )
     errors, found = batch_checks.found(batch)
     assert not errors
@@ -376,7 +376,7 @@ def test_one_transfer_and_no_copy_of_the_input() -> None:
 
     batch = batch_checks.Batch(
         XC, torch.where(Y == 2, 255, Y)[:, None], torch.ones(2, 1, 6), (2, 3, 6), True, "softmax",
-        1.0, 0.0, (255,), False, False,
+        1.0, 0.0, (255,), False, False, False,
     )  # fmt: skip
     transfers = []
     tolist = Tensor.tolist

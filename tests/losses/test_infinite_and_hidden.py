@@ -73,6 +73,7 @@ HIDING: dict[str, dict[str, Any]] = {
     "both": {"classes": (1, 2, 3), "class_weight": [1.0, 1.0, 0.0, 2.0]},
     "background": {"include_background": False, "class_weight": [1.0, 1.0, 0.0, 2.0]},
 }
+
 OF_SCORE_ALONE = ("classes", "both", "background")  # a pointwise loss is about all classes
 AVERAGES: dict[str, dict[str, Any]] = {
     "macro": {},
@@ -86,6 +87,8 @@ AVERAGES: dict[str, dict[str, Any]] = {
     "samplewise_skip": {"samplewise": True, "absent": "skip"},
 }
 COMPOUNDS = ("dice_bce", "dice_ce", "dice_focal", "tversky_ce")
+OF_ALL_CLASSES = ("generalized_dice", "multiclass_mcc")
+ALONE = ("bce", "cross_entropy", "focal")  # they have no score
 NAMES = tuple(name for name in LOSSES if name != "custom_f1")
 OF_SIGMOIDS = ("any", "dice_bce", "sigmoid_f1", "weighted_log")
 LAYOUTS = ("contiguous", "class_last", "sliced", "transposed")
@@ -96,9 +99,12 @@ def loss_of(name: str, hiding: str, average: str, **more: Any) -> Callable[..., 
     """The loss, or None if it has no such option."""
     options = {**HIDING[hiding], **AVERAGES[average], **more}
     known = LOSSES[name].defaults
+    if name in ALONE and (set(AVERAGES[average]) - set(known) or hiding in OF_SCORE_ALONE):
+        return None
+    options = {k: v for k, v in options.items() if name not in ALONE or k != "reduction"}
     if name in COMPOUNDS and (options.get("average") == "none" or hiding in OF_SCORE_ALONE):
         return None
-    if name == "generalized_dice" and average[-5:] != "micro" and hiding != "classes":
+    if name in OF_ALL_CLASSES and average[-5:] != "micro" and hiding != "classes":
         return None  # one score of all classes, which have no weights
     if name in COMPOUNDS:
         options.setdefault("activation", "sigmoid")
@@ -143,7 +149,7 @@ READINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # options, and what the batch is
     "ignored": ({"ignore_index": -1}, {"target": torch.int64}),
     "smoothed": ({"label_smoothing": 0.1}, {}),
-    "numbers": ({}, {"kind": "numbers", "target": torch.int64}),
+    "numbers": ({"out_of_range": "ignore"}, {"kind": "numbers", "target": torch.int64}),
     "scaled": ({"logit_scale": -2.0, "logit_offset": 0.5}, {}),
 }
 

@@ -45,10 +45,10 @@ def test_what_is_kept_is_bounded_in_bytes() -> None:
 def test_tables_of_many_classes_are_not_all_kept() -> None:
     """Those of large vocabularies added up to 480 MiB."""
     x, count = torch.zeros(1, 2**17), 2**17
-    recent = classes._scored.forget.__self__
+    recent = classes._chosen.forget.__self__
     recent.clear()
     for first in range(16):  # 2 MiB each
-        classes._scored(x, ((first, count),), count, torch.float64)
+        classes._chosen(x, (((first, count),), None), count, torch.float64)
     held = sum(tensor.nbytes for tensor in recent._tensors.values())
     assert 2**22 <= held <= 2**24
     recent.clear()

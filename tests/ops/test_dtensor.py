@@ -215,7 +215,8 @@ def every_loss() -> None:
     mesh = mesh_of(2)
     for name in customloss.loss_names():
         criterion = customloss.loss(name, check_target=False)
-        activation = getattr(criterion, "activation", "sigmoid")
+        default = "softmax" if name == "cross_entropy" else "sigmoid"  # of what has no such option
+        activation = getattr(criterion, "activation", default)
         x, target = batch({"activation": activation})
         for dim in (0, 1):
             operands = [(x, shard(dim)), (target, shard(dim))]

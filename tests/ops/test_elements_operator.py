@@ -16,13 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import customloss
+from customloss._spec.arguments import Elements
 from customloss._spec.words import REDUCTIONS
 
 ops = torch.ops.customloss
 PRIMITIVES = ("confusion", "confusion_score", "confusion_backward")
-# ignore_index, label_smoothing, extra, focal_gamma, focal_split, log_smoothing, out_of_range,
-# nan_targets
-REST = (None, 0.0, 0, 2.0, False, None, 0, 0)
+ELEMENTS = Elements(0, 1.0, 0.0, False, True)
 
 
 @covering
@@ -49,17 +48,16 @@ def test_opcheck_confusion_sums(name: str, requires_grad: bool) -> None:
 def test_opcheck_primitives(name: str, dtype: torch.dtype) -> None:
     (case,) = (case for case in cases.FEW if case.name == name)
     operands = case.build(dtype).operands
-    elements = (0, 1.0, 0.0, False, True, *REST)
     scoring = (2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
-    torch.library.opcheck(ops.confusion.default, (*operands, *elements))
-    torch.library.opcheck(ops.confusion_score.default, (*operands, *elements, *scoring))
-    loss, coefficients = ops.confusion_score(*operands, *elements, *scoring)
+    torch.library.opcheck(ops.confusion.default, (*operands, *ELEMENTS))
+    torch.library.opcheck(ops.confusion_score.default, (*operands, *ELEMENTS, *scoring))
+    loss, coefficients = ops.confusion_score(*operands, *ELEMENTS, *scoring)
     for wrt, operand in enumerate(operands):
         if operand is None or not operand.is_floating_point():
             continue
         for grad in (None, loss):
             torch.library.opcheck(
-                ops.confusion_backward.default, (grad, coefficients, *operands, wrt, *elements)
+                ops.confusion_backward.default, (grad, coefficients, *operands, wrt, *ELEMENTS)
             )
 
 
@@ -177,10 +175,11 @@ def test_primitives_raise_where_they_would_write_or_read_past_an_end(primitive: 
     """They are private, but anyone can call them, so a bad call may not corrupt memory."""
     done = run_python(f"""
 import torch, customloss
+from customloss._spec.arguments import Elements
 x, t = torch.randn(400, 3), torch.rand(400, 3) < 0.4
 g = torch.ones(4, 1, 3, dtype=torch.float64)
 n, none = torch.zeros(400, 1, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.int64)
-rest = (None, 0.0, 0, 2.0, False, None, 0, 0)
+rest = Elements(0, 1.0, 0.0, False, True)[5:]
 for given in {REFUSED[primitive]}:
     print(given, flush=True)  # the last one is at fault
     for _ in range(20):

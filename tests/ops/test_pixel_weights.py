@@ -12,7 +12,15 @@ from torch import Tensor
 import customloss
 
 F64 = torch.float64
-SHAPES = [(4, 3), (4, 3, 5), (2, 3, 4, 5), (2, 3, 1, 2, 4), (2, 1, 4, 5), (5, 2, 2, 2)]
+SHAPES = [
+    (3, 3, 5),
+    (4, 3, 5),
+    (2, 3, 4, 5),
+    (2, 2, 4, 5),
+    (2, 3, 1, 2, 4),
+    (2, 1, 4, 5),
+    (5, 2, 2, 2),
+]
 
 
 def batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,38 +63,37 @@ def test_every_route(shape: tuple[int, ...], call: str) -> None:
         assert torch.equal(one, other.reshape(one.shape))
 
 
-def test_a_dense_target_has_one_too() -> None:
-    x, _, w = batch((2, 3, 4, 5))
-    t = torch.rand(2, 3, 4, 5) > 0.5
-    for activation in ("sigmoid", "softmax"):
-        loss = customloss.dice_loss(x, t, w > 0.5, activation=activation)
-        assert torch.equal(
-            loss, customloss.dice_loss(x, t, w[:, None] > 0.5, activation=activation)
-        )
-
-
-@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 5), (2, 2, 4, 5)], ids=str)
-def test_what_can_be_read_in_two_ways(shape: tuple[int, ...]) -> None:
-    """Where N is C the weight may be one of pixels, or one that all samples share."""
+@pytest.mark.parametrize("shape", [(3, 3, 5), (2, 2, 4, 5)], ids=str)
+def test_the_shape_of_the_target_has_precedence(shape: tuple[int, ...]) -> None:
+    """Where N is C the weight could be broadcast as one that all samples share."""
     x, t, w = batch(shape)
-    for call in (customloss.dice_loss, torch.ops.customloss.soft_f1, customloss.DiceLoss()):
-        with pytest.raises(ValueError, match=r"^weight: .*in one way, got .*weight\[:, None\]"):
-            call(x, t, w)
-        assert call(x, t, w[:, None]) != call(x, t, w[None])
-    with pytest.raises(ValueError, match="in one way"):
-        torch.vmap(torch.ops.customloss.soft_f1)(x[None], t[None], w[None])
+    for call in (customloss.dice_loss, torch.ops.customloss.soft_f1):
+        assert call(x, t, w) == call(x, t, w[:, None]) != call(x, t, w[None])
+        dense = torch.rand(shape) > 0.5
+        assert call(x, dense, w) == call(x, dense, w[None]) != call(x, dense, w[:, None])
 
 
-def test_what_can_be_read_in_one_way_only() -> None:
-    """Of one sample both readings are the same; other shapes broadcast as ever."""
+def test_other_shapes_broadcast_as_ever() -> None:
     x, t, w = batch((1, 3, 4, 5))
     assert torch.equal(customloss.dice_loss(x, t, w), customloss.dice_loss(x, t, w[:, None]))
     x, t, w = batch((2, 3, 4, 5))
     for shape in ((3, 1, 1), (3, 4, 5), (4, 5), (1, 4, 5), (5,), ()):
-        customloss.dice_loss(x, t, torch.rand(shape, dtype=F64))
+        each = torch.rand(shape, dtype=F64)
+        wanted = customloss.dice_loss(x, t, each.expand(2, 3, 4, 5))
+        torch.testing.assert_close(customloss.dice_loss(x, t, each), wanted)
     for shape in ((2, 4, 1), (2, 5, 4), (3, 2, 4, 5), (4, 4, 5)):
-        with pytest.raises(ValueError, match=r"^weight: .*\[2, 4, 5\] for one number per sample"):
+        with pytest.raises(ValueError, match=r"^weight: expected a shape that broadcasts to"):
             customloss.dice_loss(x, t, torch.rand(shape, dtype=F64))
+
+
+def test_rows_and_dense_targets_need_a_dimension() -> None:
+    """[N] beside [N, C] would be one number per class whenever N is C."""
+    x, w = torch.randn(4, 3), torch.rand(4)
+    with pytest.raises(ValueError, match=r"^weight: .*got \[4\]: weight\[:, None\] is one number"):
+        customloss.dice_loss(x, torch.tensor([0, 2, 1, 1]), w)
+    x, t, w = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5) > 0.5, torch.rand(2, 4, 5)
+    with pytest.raises(ValueError, match=r"^weight: .*: weight\[:, None\] is one number"):
+        customloss.dice_loss(x, t, w)
 
 
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, 1), (1, 0, 2)], ids=str)
@@ -115,8 +122,7 @@ def test_func_and_second_derivatives() -> None:
 
 
 def test_compile_and_export_keep_the_batch_size() -> None:
-    """Neither reading ties a program to a number of samples. Where that is the number of classes,
-    the operator refuses the call when it runs."""
+    """Neither reading ties a program to a number of samples."""
     torch._dynamo.reset()
     compiled = torch.compile(customloss.dice_ce_loss, fullgraph=True, backend="aot_eager")
     for n in (4, 5, 6):

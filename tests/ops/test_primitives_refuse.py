@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from customloss._backends import choice, libraries, plain
+from customloss._spec.arguments import Elements
 
 pytestmark = pytest.mark.skipif(not libraries.loaded("_C"), reason="needs the compiled library")
 
 ops = torch.ops.customloss
-ELEMENTS = (2, 1.0, 0.0, False, True, None, 0.0, 0, 2.0, False, None, 0, 0)
+ELEMENTS = Elements(2, 1.0, 0.0, False, True)
 SCORING = (2.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1e-30, 0, 0, 0, 0)
 POINTWISE = (1.0, *(0.0,) * 7)
 

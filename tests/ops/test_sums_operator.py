@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
+from customloss._spec.arguments import Elements
 from customloss._spec.words import AVERAGES, REDUCTIONS
 
 ops = torch.ops.customloss
@@ -198,7 +199,7 @@ def test_vmap(reduction: str) -> None:
 
 def compound(x: Tensor, target: Tensor, w: Tensor | None, weight: Tensor | None) -> Tensor:
     """Dice and cross-entropy of a softmax, with one loss per sample."""
-    elements = (2, 1.0, 0.0, True, True, None, 0.1, 1, 2.0, False, None, 0, 0)
+    elements = Elements(2, 1.0, 0.0, True, True, label_smoothing=0.1, extra=1)
     how = scoring(average="weighted", reduction="none")
     return ops.compound(x, target, w, weight, *elements, *how, *BESIDE["softmax"][1])
 
@@ -214,7 +215,7 @@ def pixels() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_compound(requires_grad: bool) -> None:
     x, t, w = (each.requires_grad_(requires_grad) for each in pixels())
-    elements = (2, 1.0, 0.0, True, True, None, 0.1, 1, 2.0, False, None, 0, 0)
+    elements = Elements(2, 1.0, 0.0, True, True, label_smoothing=0.1, extra=1)
     numbers = (*elements, *scoring(reduction="none"), *BESIDE["softmax"][1])
     for operands in ((x, t.argmax(1), None, None), (x, t, w, weights("some are 0"))):
         torch.library.opcheck(ops.compound.default, (*operands, *numbers))

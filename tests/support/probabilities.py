@@ -33,11 +33,11 @@ def slopes(p: Tensor, t: Tensor, log_loss: float, focal: float, gamma: float) ->
     u, lost, alarm = 1 - t, -np.log(np.maximum(p, floor)), -np.log(np.maximum(q, floor))
     by_lost = np.where(p < floor, 0, -1 / np.where(p < floor, 1, p))
     by_alarm = np.where(q < floor, 0, 1 / np.where(q < floor, 1, q))
-    # where a power of 0 has no slope, the logarithm that it is multiplied with is 0
-    by_q = np.where(q == 0, 0, -gamma * np.where(q == 0, 1, q) ** (gamma - 1))
-    by_p = np.where(p == 0, 0, gamma * np.where(p == 0, 1, p) ** (gamma - 1))
     of_log = t * by_lost + u * by_alarm
-    of_focal = t * (q**gamma * by_lost + by_q * lost) + u * (p**gamma * by_alarm + by_p * alarm)
+    missed = t * q + u * p
+    # where a power of 0 has no slope, the logarithm that it is multiplied with is 0
+    by_missed = np.where(missed == 0, 0, gamma * np.where(missed == 0, 1, missed) ** (gamma - 1))
+    of_focal = missed**gamma * of_log + by_missed * (u - t) * (t * lost + u * alarm)
     return torch.from_numpy(log_loss * of_log + focal * of_focal).to(dtype)
 
 

@@ -60,6 +60,7 @@ def test_nothing_is_kept_alive_after_backward() -> None:
 LEAK = """
 import torch, customloss
 from cases import Case
+from customloss._spec.arguments import Elements
 
 def resident():
     with open("/proc/self/statm") as statm:
@@ -68,7 +69,7 @@ def resident():
 ops = torch.ops.customloss
 x, t, w, _ = Case("x", (8, 4), weight="full").build(requires_grad=True)
 labels = torch.zeros(8, dtype=torch.int64)
-how = (0, 1.0, 0.0, False, True, (7,), 0.0, 0, 2.0, 0, 0)
+how = Elements(0, 1.0, 0.0, False, True, ignore_index=(7,))
 
 def refused():  # by the kernel itself, below the checks in Python
     try:

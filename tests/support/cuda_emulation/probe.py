@@ -21,6 +21,7 @@ from judge import assert_right, differentiated
 from sums_cases import How
 
 from customloss._backends import choice
+from customloss._spec.arguments import Elements
 
 SEEDS = (1, 2, 3)
 # These reach every kernel: long and short groups, rows of classes, folded rows, many groups.
@@ -75,7 +76,7 @@ def pixel_digest(seed: int, emulation: Emulation) -> str:
     )  # fmt: skip
     for shape, extra in shapes:
         x, t = torch.randn(shape), torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
-        how = (2, 1.0, 0.0, False, True, None, 0.0, extra, 2.0, 0, 0)
+        how = Elements(2, 1.0, 0.0, False, True, extra=extra)
         sums = emulation.confusion(x, t, None, *how)
         by = emulation.confusion_backward(None, sums, x, t, None, 0, *how)
         found.update(sums.numpy().tobytes() + by.numpy().tobytes())
