@@ -1,4 +1,4 @@
-"""The cure in the errors for an unknown option, which other libraries may have, and label."""
+"""What errors say about unknown options, often those of another library, and unknown labels."""
 
 from __future__ import annotations
 

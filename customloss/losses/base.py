@@ -122,7 +122,7 @@ class Loss(HoldsGroup):
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
-          ``[N, *spatial]``; weight, if any, broadcastable to the input.
+          ``[N, *spatial]``; weight, if any, broadcastable to the input, or ``[N, *spatial]``.
         - output: a scalar, or what ``average``, ``samplewise`` and ``reduction="none"`` keep.
     """
 
@@ -271,7 +271,7 @@ class Loss(HoldsGroup):
                 ``[N, C, *spatial]``; float32, float64, float16 or bfloat16.
             target: the shape of ``input``; bool, integer or float. Or class numbers,
                 ``[N, *spatial]`` or ``[N, 1, *spatial]``.
-            weight: per-element weight or mask, broadcastable to ``input``.
+            weight: per-element weight or mask, broadcastable to ``input``, or ``[N, *spatial]``.
 
         Returns:
             A scalar, or what ``average``, ``samplewise`` and ``reduction="none"`` keep; float64

@@ -11,8 +11,8 @@ SHAPES = """
 Call:
     ``criterion(input, target, weight=None)``: input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``;
     target in its shape, or class numbers ``[N, *spatial]`` or ``[N, 1, *spatial]``; weight, if any,
-    broadcastable to input. The loss is a scalar, or what ``average``, ``samplewise`` and
-    ``reduction="none"`` keep.
+    broadcastable to input, or ``[N, *spatial]``. The loss is a scalar, or what ``average``,
+    ``samplewise`` and ``reduction="none"`` keep.
 """
 
 # A line for every option of a loss; the function of the same name has the whole text.
@@ -25,7 +25,7 @@ OPTIONS = {
     "beta": "the β of Fβ, >= 0; above 1 it favours recall",
     "ce_label_smoothing": "ε of the cross-entropy alone; None: label_smoothing",
     "ce_weight": "what the cross-entropy counts",
-    "check_target": 'look at the values of every batch, or "once"; waits for the device',
+    "check_target": 'whether values are looked at: False, in the first batch ("once"), or True',
     "class_weight": "what each class counts, one number per class; a buffer of the module",
     "classes": "the numbers of the classes that are scored; None: all",
     "cross_entropy_weight": "what the cross-entropy counts",
@@ -42,24 +42,24 @@ OPTIONS = {
     "include_background": "whether class 0 is scored",
     "label_smoothing": "ε in [0, 1): t becomes (1 - ε) t + ε / K",
     "link": '"complement" 1 - S, "log" -log S, "focal" (1 - S)^gamma or "negative" -S',
-    "log_floor": "the least similarity under a logarithm, in [1e-100, 1)",
+    "log_floor": "a similarity is raised to it before its logarithm is taken, in [1e-100, 1)",
     "logit_offset": "p = sigmoid(logit_scale (input - logit_offset))",
     "logit_scale": "see logit_offset",
-    "nan_targets": 'a NaN in a target: "propagate" makes the loss NaN, "ignore": it does not count',
-    "out_of_range": 'class numbers that are none: "raise" (NaN on a GPU) or "ignore"',
+    "nan_targets": 'a NaN target makes a loss of NaN, or "ignore": it does not count',
+    "out_of_range": 'class numbers that are no class: "raise" (NaN on a GPU) or "ignore"',
     "pointwise_class_weight": "what each class counts in the pointwise loss; None: class_weight",
     "pointwise_classes": "the classes that the pointwise loss counts; None: all",
     "pointwise_group": '"score": the ranks share the pointwise loss; None: each has its own',
     "pointwise_reduction": '"mean", "mean_all" (ignored elements count) or "sum"',
-    "pos_weight": "what positives count in binary and focal losses: a number, or one per class",
+    "pos_weight": "how often binary and focal losses count positives: a number, or one per class",
     "process_group": 'the ranks that share the batch: a ProcessGroup, "world", "local" or None',
     "recall_weight": "the weight of recall, in [0, 1]",
-    "reduction": '"mean", "sum" or "none" over what the average leaves',
+    "reduction": '"mean" or "sum"; of a score "none" too, of a pointwise loss "mean_all"',
     "samplewise": "score every sample by itself",
     "score_weight": "what the loss of the score counts",
     "shift": "added to the logits",
     "slope": "of the sigmoid",
-    "smooth": "added to both sides of the similarity, in units of elements, >= 0; or (s, d)",
+    "smooth": "added to both sides of the similarity, >= 0; a pair: to numerator and denominator",
     "tversky_weight": "what the Tversky loss counts",
     "weighting": 'of the classes: "square" 1/T², "simple" 1/T or "uniform", T their positives',
 }

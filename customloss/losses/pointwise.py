@@ -39,7 +39,7 @@ def cross_entropy_loss(
     Args:
         input: logits ``[N, C]`` or ``[N, C, *spatial]``.
         target: class numbers ``[N, *spatial]``, or dense in the shape of ``input``.
-        weight: broadcastable to ``input``; 0 removes an element.
+        weight: broadcastable to ``input``, or ``[N, *spatial]``; 0 removes an element.
         reduction: ``"mean"`` as above; ``"mean_all"`` divides by the number of pixels, ignored
             ones included; ``"sum"`` divides by nothing.
 
@@ -88,7 +88,7 @@ def bce_loss(
         input: logits, or probabilities with ``activation="none"``; ``[N]``, ``[N, C]`` or
             ``[N, C, *spatial]``.
         target: the shape of ``input``, in [0, 1]; or class numbers ``[N, *spatial]``.
-        weight: broadcastable to ``input``; 0 removes an element.
+        weight: broadcastable to ``input``, or ``[N, *spatial]``; 0 removes an element.
         pos_weight: a number, or one per class.
         reduction: ``"mean"`` as above; ``"mean_all"`` divides by the number of elements, ignored
             ones included; ``"sum"`` divides by nothing.
@@ -155,7 +155,7 @@ def focal_loss(
         input: logits, or probabilities with ``activation="none"``; ``[N]``, ``[N, C]`` or
             ``[N, C, *spatial]``.
         target: the shape of ``input``, in [0, 1]; or class numbers ``[N, *spatial]``.
-        weight: broadcastable to ``input``; 0 removes an element.
+        weight: broadcastable to ``input``, or ``[N, *spatial]``; 0 removes an element.
         focal_gamma: γ, >= 0.
         focal_alpha: α in [0, 1], or None; not for a softmax.
         focal_split: with soft targets, (1-p)^γ before the first logarithm and p^γ before the

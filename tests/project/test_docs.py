@@ -1,11 +1,20 @@
-"""Every Python snippet of the README and of docs/ runs as it is printed."""
+"""Every Python snippet of the README and of docs/ runs as it is printed.
+
+Recipes that are said to be losses of MONAI are those, and no option is left out of the docs.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
+from typing import Any
 
 import pytest
+import torch
 from paths import ROOT
+
+import customloss
+from customloss._spec import options
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,10 +25,99 @@ SNIPPETS = [
 ]
 
 
+def run(code: str) -> dict[str, Any]:
+    """The names that the snippet leaves."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "snippet", "exec"), names)
+    return names
+
+
 def test_the_readme_has_snippets():
     assert any("torch.ops.customloss.soft_f1" in param.values[0] for param in SNIPPETS)
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code):
-    exec(compile(code, "snippet", "exec"), {})
+    run(code)
+
+
+# ---- recipes that are losses of MONAI ------------------------------------------------------------
+
+
+def recipe(heading: str) -> dict[str, Any]:
+    """The names that a recipe leaves."""
+    _, _, section = (ROOT / "docs" / "recipes.md").read_text().partition(f"\n## {heading}\n")
+    (code,) = SNIPPET.findall(section.partition("\n## ")[0])
+    return run(code)
+
+
+def is_monais(own: torch.Tensor, name: str, *operands: torch.Tensor, **given: Any) -> None:
+    losses = pytest.importorskip("monai.losses")
+    if not hasattr(losses, name):
+        pytest.skip(f"this MONAI has no {name}")
+    torch.testing.assert_close(own, getattr(losses, name)(**given)(*operands), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_boundary_loss_is_monais():
+    at = recipe("Boundary loss")
+    logits, target = at["logits"], at["target"]
+    own = at["boundary_loss"](logits, target, at["weight"])
+    is_monais(
+        own, "BoundaryLoss", logits, target[:, None],
+        softmax=True, to_onehot_y=True, include_background=False,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("gamma", [0.25, 0.5])
+def test_the_unified_focal_loss_is_monais(gamma):
+    at = recipe("Unified focal loss")
+    logits, target = at["logits"], at["target"]
+    own = at["unified_focal"](logits, target, lam=0.3, gamma=gamma, delta=0.6)
+    is_monais(
+        own, "AsymmetricUnifiedFocalLoss", logits.softmax(1), target[:, None],
+        to_onehot_y=True, weight=0.3, gamma=gamma, delta=0.6,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dice_and_cross_entropy_or_focal_are_monais():
+    at = recipe("The losses of nnU-Net and MONAI")
+    logits, target = at["logits"], at["target"]
+    given = {
+        "to_onehot_y": True, "include_background": False, "smooth_nr": 1e-5, "smooth_dr": 1e-6,
+    }  # fmt: skip
+    own = at["monai_dice_ce"](logits, target)
+    labels = target[:, None]
+    is_monais(own, "DiceCELoss", logits, labels, softmax=True, label_smoothing=0.1, **given)
+    is_monais(at["monai_dice_focal"], "DiceFocalLoss", logits, labels, sigmoid=True, **given)
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def names(*tables: dict[str, Any]) -> list[str]:
+    return sorted({name for table in tables for name in table})
+
+
+def mentions(text: str, option: str) -> bool:
+    return re.search(rf"[`\"]{option}\b", text) is not None
+
+
+@pytest.mark.parametrize(
+    "option", names(options.FUNCTION, options.LOSS, options.POINTWISE, options.SUMS)
+)
+def test_the_page_of_losses_has_every_option(option):
+    assert mentions((ROOT / "docs" / "losses.md").read_text(), option)
+
+
+@pytest.mark.parametrize("option", names(options.FUNCTION))
+def test_the_readme_and_a_docstring_have_every_option_of_all_losses(option):
+    assert mentions((ROOT / "README.md").read_text(), option)
+    assert re.search(rf"^    (\w+, )*{option}\b.*:", inspect.getdoc(customloss.soft_f1_loss), re.M)
+
+
+@pytest.mark.parametrize("option", names(options.POINTWISE))
+def test_a_docstring_has_every_option_of_compounds(option):
+    assert re.search(rf"^    (\w+, )*{option}\b.*:", inspect.getdoc(customloss.compound_loss), re.M)
