@@ -11,8 +11,8 @@ SHAPES = """
 Call:
     ``criterion(input, target, weight=None)``: input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``;
     target in its shape, or class numbers ``[N, *spatial]`` or ``[N, 1, *spatial]``; weight, if any,
-    broadcastable to input, or ``[N, *spatial]``. The loss is a scalar, or what ``average``,
-    ``samplewise`` and ``reduction="none"`` keep.
+    broadcastable to input, or ``[N, *spatial]`` beside class numbers. The loss is a
+    scalar, or what ``average``, ``samplewise`` and ``reduction="none"`` keep.
 """
 
 # A line for every option of a loss; the function of the same name has the whole text.

@@ -89,8 +89,9 @@ AVERAGES: dict[str, dict[str, Any]] = {
 COMPOUNDS = ("dice_bce", "dice_ce", "dice_focal", "tversky_ce")
 OF_ALL_CLASSES = ("generalized_dice", "multiclass_mcc")
 ALONE = ("bce", "cross_entropy", "focal")  # they have no score
-NAMES = tuple(name for name in LOSSES if name != "custom_f1")
-OF_SIGMOIDS = ("any", "dice_bce", "sigmoid_f1", "weighted_log")
+OF_SIGMOIDS = ("any", "bce", "dice_bce", "sigmoid_f1", "weighted_log")
+OF_SOFTMAX = ("cross_entropy",)
+NAMES = tuple(name for name in LOSSES if name not in ("custom_f1", *OF_SOFTMAX))
 LAYOUTS = ("contiguous", "class_last", "sliced", "transposed")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -106,7 +107,7 @@ def loss_of(name: str, hiding: str, average: str, **more: Any) -> Callable[..., 
         return None
     if name in OF_ALL_CLASSES and average[-5:] != "micro" and hiding != "classes":
         return None  # one score of all classes, which have no weights
-    if name in COMPOUNDS:
+    if name in (*COMPOUNDS, "multiclass_mcc"):
         options.setdefault("activation", "sigmoid")
     options = {key: value for key, value in options.items() if key in known}
     return partial(getattr(customloss, f"{name}_loss"), **options)
@@ -171,7 +172,9 @@ def test_a_class_that_does_not_count_among_pixels(name: str, reading: str, backe
 @covering
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in OF_SIGMOIDS])
+@pytest.mark.parametrize(
+    "name", [*OF_SOFTMAX, *(name for name in NAMES if name not in OF_SIGMOIDS)]
+)
 def test_the_target_of_a_class_of_a_softmax(name: str, dtype: torch.dtype, backend: str) -> None:
     """A NaN logit makes a NaN of every class of its pixel, but a NaN target or weight does not."""
     for seed, (_, loss) in enumerate(losses(name, activation="softmax")):

@@ -171,7 +171,9 @@ def first_batches() -> None:
             customloss.DiceLoss(ignore_index=255)(*cut)
         if dim == 2:  # only the first rank has a 255, and the other would wait for it
             continue
-        with pytest.raises(ValueError, match=r"^target: .*class numbers from 0 to 3 .* got 255; if"):
+        with pytest.raises(
+            ValueError, match=r"^target: .*class numbers from 0 to 3 .* got 255; if"
+        ):
             customloss.DiceLoss()(*cut)
     mine = torch.zeros(SAMPLES, CLASSES, 1).double()
     dense = DTensor.from_local(mine + 2 * rank, mesh, shard(0), run_check=False)
