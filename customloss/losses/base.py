@@ -32,11 +32,11 @@ LOSSES: dict[str, type[Loss]] = {}
 
 # What the weights are called in the state dicts of torch, nnU-Net and MONAI.
 _PEERS = {
-    "class_weight": (
-        "weight", "ce.weight", "cross_entropy.weight", "dice.class_weight", "focal.class_weight",
-    ),
+    "class_weight": ("weight", "dice.class_weight"),
+    "pointwise_class_weight": ("ce.weight", "cross_entropy.weight", "focal.class_weight"),
     "pos_weight": ("bce.pos_weight", "binary_cross_entropy.pos_weight"),
-}  # fmt: skip
+}
+_CLASS_WEIGHTS = ("class_weight", "pointwise_class_weight")
 
 
 # the types of most options, of which none is a number of numpy
@@ -115,7 +115,7 @@ class HoldsGroup(nn.Module):
 class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
-    ``class_weight`` and ``pos_weight`` are kept as buffers: they move with ``.to()``, and are in
+    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers: they move with ``.to()``, and are in
     the state dict. A state dict without them leaves them as they are; in their place it may have
     those of ``torch.nn.CrossEntropyLoss``, nnU-Net or MONAI. Weights for a loss that was made
     without are unexpected keys, as for any module.
@@ -170,10 +170,10 @@ class Loss(HoldsGroup):
                 raise hints.unknown_option(name, type(self).__name__, list(self.defaults))
         for name, value in {**self.defaults, **options}.items():
             value = _number(value)
-            is_class_weight = name == "class_weight" and value is not None
+            is_class_weight = name in _CLASS_WEIGHTS and value is not None
             if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
                 value = classes.as_tensor(name, value)
-            if isinstance(value, Tensor) or name == "class_weight":
+            if isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
@@ -193,10 +193,11 @@ class Loss(HoldsGroup):
             distributed.check_group(options["process_group"])
         options["process_group"] = "local"
         count = 2
-        scored = options.get("classes")
-        if isinstance(scored, Sequence) and all(isinstance(number, int) for number in scored):
-            count = max([count, *(number + 1 for number in scored)])
-        for name in ("class_weight", "pos_weight"):
+        for name in ("classes", "pointwise_classes"):
+            counted = options.get(name)
+            if isinstance(counted, Sequence) and all(isinstance(each, int) for each in counted):
+                count = max([count, *(number + 1 for number in counted)])
+        for name in (*_CLASS_WEIGHTS, "pos_weight"):
             value = options.get(name)
             if isinstance(value, Tensor):  # it may be on a device that this check should not touch
                 options[name] = [1.0] * len(value) if value.dim() else 1.0
@@ -237,8 +238,11 @@ class Loss(HoldsGroup):
     ) -> Tensor:
         """Takes these weights out of the state dict of a peer; ``value`` if it has none."""
         others = _PEERS.get(name, ())
-        if "pos_weight" not in self.defaults:  # MONAI keeps the weights of its classes there too
-            others = (*others, *_PEERS["pos_weight"])
+        last = _CLASS_WEIGHTS[self._buffers.get(_CLASS_WEIGHTS[1]) is not None]
+        if name == last == "class_weight":  # it is about both parts
+            others = (*others, *_PEERS["pointwise_class_weight"])
+        if name == last and "pos_weight" not in self.defaults:
+            others = (*others, *_PEERS["pos_weight"])  # MONAI has the weights of its classes there
         keys = [prefix + other for other in others if prefix + other in state_dict]
         found: list[Tensor] = [state_dict[key] for key in keys]
         if not found or not all(torch.equal(found[0], each) for each in found):
@@ -255,7 +259,8 @@ class Loss(HoldsGroup):
     def __setstate__(self, state: dict[str, Any]) -> None:
         first_batch = FirstBatch()
         first_batch.done = bool(state.get("_first_batch", False))
-        super().__setstate__({**state, "_first_batch": first_batch})
+        state = {**state, "_first_batch": first_batch}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _loss(
         self, input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]

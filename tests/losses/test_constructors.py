@@ -69,6 +69,9 @@ def test_what_is_right_is_taken() -> None:
     customloss.DiceLoss(classes=(3, 7))
     customloss.DiceCELoss(class_weight=[1.0] * 5, classes=[4], ignore_index=255)
     customloss.DiceBCELoss(pos_weight=torch.ones(6, device="meta"))
+    customloss.DiceCELoss(pointwise_class_weight=[1.0] * 5)
+    customloss.DiceFocalLoss(pointwise_classes=(1, 4), class_weight=torch.rand(5))
+    customloss.DiceFocalLoss(pointwise_classes=(1, 4), classes=(3,))
     customloss.SoftF1Loss(check_target=True, activation="none", class_weight=torch.rand(3))
 
     def score(tp: Any, fp: Any, fn: Any, tn: Any) -> Any:

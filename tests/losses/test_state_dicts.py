@@ -102,6 +102,20 @@ def test_those_of_others_carry_over(make: Any) -> None:
     torch.testing.assert_close(model.head.weight, saved["head.weight"])
 
 
+@pytest.mark.parametrize("name", ["ce.weight", "cross_entropy.weight", "focal.class_weight"])
+def test_those_of_the_other_part(name: str) -> None:
+    """Where the parts have weights of their own, each takes its own."""
+    for given in ({}, {"class_weight": OLD}):
+        own = customloss.DiceCELoss(pointwise_class_weight=OLD, **given)
+        assert {*own.state_dict()} == {"pointwise_class_weight", *given}
+        own.load_state_dict({name: W})
+        assert own.pointwise_class_weight.tolist() == W.tolist()
+        if given:
+            assert weights(own).tolist() == OLD
+            own.load_state_dict({name: W, "dice.class_weight": 2 * W})
+            assert weights(own).tolist() == (2 * W).tolist()
+
+
 def test_positives_of_others() -> None:
     saved = {"bce.pos_weight": W}
     own = customloss.DiceBCELoss(pos_weight=OLD)
