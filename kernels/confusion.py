@@ -206,7 +206,7 @@ def _tile_gradient(
     if w_ptr is not None:
         removed = (w == 0.0) & ((g - g) != 0.0)  # weight 0, and g is not finite
         g = tl.where(removed, 0.0, g) if WRT == _WEIGHT else weigh(g, w)
-    g = tl.where(influence, g, 0.0)
+    g = tl.where(influence == 0.0, 0.0, g)
     if out.dtype.element_ty.primitive_bitwidth < 32:
         g = g.to(tl.float32)  # float64 has no direct conversion to bfloat16
     if MASKED:
@@ -264,10 +264,11 @@ def gradient_kernel(
     b = b.to(DTYPE)[None, :]
     c = fp.to(DTYPE)[None, :]
     d = tn.to(DTYPE)[None, :]
-    # where the loss does not depend on a group its gradient is 0, whatever its elements hold
-    influence = (a != 0.0) | (b != 0.0)
+    # Where this is 0 the loss does not depend on a group, and its gradient is 0, whatever its
+    # elements hold. (Triton keeps a tensor of truth values on the stack.)
+    influence = tl.abs(a) + tl.abs(b)
     if WRT == _WEIGHT:
-        influence = influence | (c != 0.0) | (d != 0.0)
+        influence += tl.abs(c) + tl.abs(d)
 
     masked_from = first
     if EVEN or (AXES == 1 and COLS == 1):

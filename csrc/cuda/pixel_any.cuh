@@ -2,6 +2,8 @@
 // pixels, and then one over the elements.
 #pragma once
 
+#include <type_traits>
+
 #include "pixel_io.cuh"
 #include "pixel_team.cuh"
 
@@ -316,6 +318,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_sums(const __grid_constant__ 
                                                         const PixelStats<T> stats,
                                                         const Partials partials) {
   constexpr int kRows = rows_of(kExtra), kMostAdds = 256;
+  constexpr bool kRuns = !std::is_same_v<T, double>;  // float is added in short runs
   __shared__ double shared[kThreads];
   clear_ticket(partials);
   const AnyNumbers<T> with(px);
@@ -325,7 +328,7 @@ __global__ __launch_bounds__(kThreads, 2) void any_sums(const __grid_constant__ 
     const AnyThread thread(px, cut, blockIdx.x);
     Spot start = group_spot(px.pass, thread.sample, 0);
     move(px.pass, px.pass.layout.cls, thread.cls, &start);
-    int adds = 0;
+    [[maybe_unused]] int adds = 0;
 #pragma unroll 1
     for (int64_t at = thread.first; at < thread.last; at += cut.spots) {
       const AnyElement<T> element(px, with, pixel_spot(px, start, at), thread.cls);
@@ -336,15 +339,23 @@ __global__ __launch_bounds__(kThreads, 2) void any_sums(const __grid_constant__ 
         T share[kRows];
         shares<kActivation, kExtra>(outcome, element.target, with.focal, share);
 #pragma unroll
-        for (int row = 0; row < kRows; ++row) own[row] += element.w * share[row];
+        for (int row = 0; row < kRows; ++row) {
+          if constexpr (kRuns) {
+            own[row] += element.w * share[row];
+          } else {
+            sums[row] += element.w * share[row];
+          }
+        }
       }
-      if (++adds < kMostAdds) continue;
+      if constexpr (kRuns) {
+        if (++adds < kMostAdds) continue;
 #pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        sums[row] += static_cast<double>(own[row]);
-        own[row] = T(0);
+        for (int row = 0; row < kRows; ++row) {
+          sums[row] += static_cast<double>(own[row]);
+          own[row] = T(0);
+        }
+        adds = 0;
       }
-      adds = 0;
     }
   }
   const AnyThread thread(px, cut, block_index());

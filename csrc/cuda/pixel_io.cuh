@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "forward.cuh"
 #include "pixel_plan.h"
@@ -56,7 +55,7 @@ __device__ __forceinline__ int class_or_none(const PixelPass& px, E own) {
 // The weight of an element with this class number.  A weight of 0 removes what is refused, too.
 template <class T>
 __device__ __forceinline__ T weight_by(int label, T weight) {
-  return label == kRefused && weight != T(0) ? std::numeric_limits<T>::quiet_NaN() : weight;
+  return label == kRefused && weight != T(0) ? static_cast<T>(NAN) : weight;
 }
 
 __device__ __forceinline__ int label_of(const PixelPass& px, uint64_t bits) {

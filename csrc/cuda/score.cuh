@@ -124,8 +124,9 @@ struct Others {
       : mean(mean_of(row[kTotal], row[kWeight])),
         outer(f.pointwise.score_weight * row_share(f.scoring.reduction, total[kWeight])) {
     const bool by_row = f.scoring.reduction == Reduction::kNone;
-    const double* over = by_row ? row : total;
-    all = whole_lost(f.pointwise, over[kLost], over[kCounted]);
+    // Each number is chosen by itself: a choice of arrays would put both on the stack.
+    all = whole_lost(f.pointwise, by_row ? row[kLost] : total[kLost],
+                     by_row ? row[kCounted] : total[kCounted]);
   }
 };
 

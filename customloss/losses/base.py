@@ -115,10 +115,10 @@ class HoldsGroup(nn.Module):
 class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
-    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers: they move with ``.to()``, and are in
-    the state dict. A state dict without them leaves them as they are; in their place it may have
-    those of ``torch.nn.CrossEntropyLoss``, nnU-Net or MONAI. Weights for a loss that was made
-    without are unexpected keys, as for any module.
+    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers: they move
+    with ``.to()``, and are in the state dict. A state dict without them leaves them as they are; in
+    their place it may have those of ``torch.nn.CrossEntropyLoss``, nnU-Net or MONAI. Weights for a
+    loss that was made without are unexpected keys, as for any module.
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers

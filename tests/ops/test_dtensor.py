@@ -41,7 +41,6 @@ SAMPLEWISE: list[dict[str, Any]] = [
     {"samplewise": True, "average": "weighted", "reduction": "sum"},
 ]
 # The shape of the weight, and whether it is sharded like the input or whole on every rank.
-PIXELS = (5, 3, 6)  # one number per sample and place
 WEIGHTS = [(SHAPE, True), (SHAPE, False), ((4, 1, 1), False), ((5, 1, 1, 1), True), ((3, 6), False)]
 PIXELS = (5, 3, 6)  # one number per sample and place
 
@@ -250,40 +249,8 @@ def test_every_placement() -> None:
     run(2, every_placement, every_weight, every_rank_of_input, samples, some_ranks_without_data)
 
 
-# ---- classes ---------------------------------------------------------------------------------
-
-
-def class_numbers() -> None:
-    """Class numbers of another rank's classes are negatives, and are not ignored."""
-    mesh = mesh_of(2)
-    torch.manual_seed(3)
-    numbers = torch.randint(-1, SHAPE[1] + 1, (SHAPE[0], *SHAPE[2:]))  # some name no class
-    for options in (
-        {"activation": "softmax"},
-        {"activation": "softmax", "average": "micro", "ignore_index": 2, "label_smoothing": 0.1},
-        {},
-        {"average": "weighted", "ignore_index": 2, "label_smoothing": 0.1},
-        {"activation": "none", "average": "micro"},
-    ):
-
-        def loss(*operands: Tensor, options: dict = options) -> Tensor:
-            return customloss.soft_f1_loss(*operands, out_of_range="ignore", **options)
-
-        x, _ = batch(options)
-        for dim in (0, 1, 2, None):
-            if dim == 1 and options.get("activation") == "softmax":
-                continue
-            own = {0: 0, 2: 1}.get(dim)
-            with customloss.backend("reference"):
-                assert_as_unsharded(loss, mesh, [(x, shard(dim)), (numbers, shard(own))], 16)
-            kept = numbers.unsqueeze(1)
-            own = None if dim == 1 else dim
-            with customloss.backend("reference"):
-                assert_as_unsharded(loss, mesh, [(x, shard(dim)), (kept, shard(own))], 16)
-
-
 def test_every_loss() -> None:
-    run(2, every_loss, sums, class_numbers)
+    run(2, every_loss, sums)
 
 
 # ---- what is refused, and what is not -------------------------------------------------------

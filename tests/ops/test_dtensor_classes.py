@@ -1,4 +1,4 @@
-"""DTensors with class options have the loss and the gradients of the whole tensor.
+"""DTensors with class options or class numbers have the loss and the gradients of the whole tensor.
 
 The options weight classes, choose classes or drop the background, also with a cross-entropy.
 """
@@ -218,12 +218,47 @@ def two_dimensions() -> None:
             assert_as_unsharded(loss, mesh, [(x, placed), (target, placed)], 15 * CLASSES)
 
 
+def class_numbers() -> None:
+    """Class numbers of another rank's classes are negatives, and are not ignored."""
+    mesh = mesh_of(2)
+    torch.manual_seed(3)
+    numbers = torch.randint(-1, SHAPE[1] + 1, (SHAPE[0], *SHAPE[2:]))  # some name no class
+    for options in (
+        {"activation": "softmax"},
+        {"activation": "softmax", "average": "micro", "ignore_index": 2, "label_smoothing": 0.1},
+        {},
+        {"average": "weighted", "ignore_index": 2, "label_smoothing": 0.1},
+        {"activation": "none", "average": "micro"},
+    ):
+
+        def loss(*operands: Tensor, options: dict = options) -> Tensor:
+            return customloss.soft_f1_loss(*operands, out_of_range="ignore", **options)
+
+        x, _ = batch(options)
+        for dim in (0, 1, 2, None):
+            if dim == 1 and options.get("activation") == "softmax":
+                continue
+            own = {0: 0, 2: 1}.get(dim)
+            with customloss.backend("reference"):
+                assert_as_unsharded(loss, mesh, [(x, shard(dim)), (numbers, shard(own))], 16)
+            kept = numbers.unsqueeze(1)
+            own = None if dim == 1 else dim
+            with customloss.backend("reference"):
+                assert_as_unsharded(loss, mesh, [(x, shard(dim)), (kept, shard(own))], 16)
+
+
 def test_dense_targets() -> None:
     run(2, scores_of_a_sigmoid, compounds_of_a_sigmoid)
 
 
 def test_class_numbers() -> None:
-    run(2, softmax_of_class_numbers, sigmoid_of_class_numbers, small_dtypes_of_class_numbers)
+    run(
+        2,
+        class_numbers,
+        softmax_of_class_numbers,
+        sigmoid_of_class_numbers,
+        small_dtypes_of_class_numbers,
+    )
 
 
 def test_modules_and_learned_weights() -> None:
