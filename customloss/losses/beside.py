@@ -16,7 +16,7 @@ from customloss._spec.options import ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
-from customloss.losses.request import ExtraNumbers, Request, once
+from customloss.losses.request import ExtraNumbers, Parts, Request, once
 
 PosWeight = Tensor | Sequence[float] | float | None
 
@@ -78,8 +78,9 @@ def compound(
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
     numbers = _numbers(*beside[1:5], softmax) if beside is not _PLAIN else request.PLAIN
-    chosen = (beside.pointwise_class_weight, beside.pointwise_classes)
-    call = request.of_score(data, options, words, numbers, chosen)
+    own = (beside.pointwise_class_weight, beside.pointwise_classes)
+    parts = Parts(bool(score_weight), any(weights[1:]), *own)
+    call = request.of_score(data, options, words, numbers, parts)
     if beside.pointwise_group != "score":
         call = _alone(call, beside.pointwise_group)
     by_class = None if beside.pos_weight is None else _pos_weight(beside.pos_weight, call)

@@ -31,7 +31,7 @@ def ratio_loss(
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes = request.prepared(input, target, weight, options)
+    group, classes, _ = request.prepared(input, target, weight, options)
     if group is None and classes is None:
         try:
             loss: Tensor = getattr(torch.ops.customloss, operator)(input, target, weight, **options)

@@ -54,27 +54,71 @@ ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
     ),
     "-1 and 1": (
         {}, (X, T * 2 - 1),
-        "target: expected values in [0, 1], got values -1 and 1: (target + 1) / 2, or target > 0",
+        "target: expected values in [0, 1], got values -1 and 1: pass (target + 1) / 2, or "
+        "target > 0",
     ),
-    "1 and 2": ({}, (X, T + 1), "got values 1 and 2: target - 1"),
+    "1 and 2": ({}, (X, T + 1), "got values 1 and 2: pass target - 1"),
+    "from -1 to 1": ({}, (X, X / 3), "got values from -1 to 1: pass (target + 1) / 2, or target"),
+    "an ignored value": (
+        {}, (X, torch.where(X > 2, 255, T.int())),
+        "got 255 beside 0 and 1: if 255 marks what does not count, pass ignore_index=255",
+    ),
+    "an ignored float, and another": (
+        {"ignore_index": 9}, (X, torch.where(X > 2, torch.where(T, 9.0, -1.0), T.float())),
+        "got -1 beside 0 and 1: if -1 marks what does not count, pass ignore_index=-1",
+    ),
+    "an ignored value of a softmax": (
+        SOFTMAX, (XC, torch.where(torch.arange(3)[:, None] == 1, 255, mask(2, 3, 6).int())),
+        "got 255 beside 0 and 1: if 255 marks what does not count, pass a weight of 0 there",
+    ),
+    "class numbers in one channel": (
+        {}, (X, numbers(4, 2, 1, 6)),
+        "got values from 0 to 3: class numbers need an input with a channel for each",
+    ),
     "dense class numbers": (
         {}, (XC, numbers(3, 2, 3, 6)),
         "target: expected values in [0, 1] (or class numbers, without a dimension of classes), got "
         "values from 0 to 2",
     ),
     "an unsigned mask": ({}, (X, (T * 65535).to(torch.uint16)), "got values 0 and 65535: divide"),
-    "float targets": ({}, (X, logits(2, 1, 6)), "got values from -3 to 3"),
-    "a NaN target": ({}, (X, torch.where(T, NAN, 0.0)), "got values from nan to nan"),
+    "float targets": (
+        {}, (X, logits(2, 1, 6)), "got values from -3 to 3: is this tensor the target?",
+    ),
+    "a NaN target": (
+        {}, (X, torch.where(T, NAN, 0.0)),
+        "got NaN: if they mark what is missing, nan_targets='ignore' leaves them out",
+    ),
+    "a NaN target of a softmax": (
+        SOFTMAX, (XC, torch.where(mask(2, 3, 6), NAN, 0.0)), "a weight of 0 leaves such pixels out",
+    ),
     "logits for probabilities": (
         PROBABILITIES, (X, T),
-        "input: expected probabilities in [0, 1] with activation='none', got -3: are these logits? "
-        "activation='sigmoid'",
+        "input: expected probabilities in [0, 1] with activation='none', got values from -3 to 3: "
+        "are these logits? Pass activation='sigmoid', or",
     ),
-    "percentages": (PROBABILITIES, (T * 99.0, T), "with activation='none', got 99"),
+    "percentages": (
+        PROBABILITIES, (T * 99.0, T),
+        "got values from 0 to 99: are these logits? Pass activation='sigmoid', or 'softmax' for "
+        "classes that exclude each other; to a loss without that option, pass input.sigmoid(); "
+        "percentages need input / 100",
+    ),
+    "logarithms of probabilities": (
+        PROBABILITIES, (-X.abs(), T), "log-probabilities need input.exp()",
+    ),
     "labels from 1": (
         SOFTMAX, (XC, Y + 1),
-        "target: expected class numbers from 0 to 2 (dim 1 of input has 3 classes), got 3; if 3 "
-        "marks what does not count, pass ignore_index=3; labels 1..3 need target - 1",
+        "target: expected class numbers from 0 to 2, got some from 1 to 3, as if they began at 1: "
+        "pass target - 1",
+    ),
+    "labels from 0 to C": (SOFTMAX, (XC, Y + (Y == 2).long()), "if 3 marks what does not count"),
+    "labels of 0 and 255": (
+        SOFTMAX, (logits(2, 2, 6), mask(2, 6) * 255),
+        "target: expected class numbers from 0 to 1, got values 0 and 255: is this a mask? Pass "
+        "(target > 0).long(); or ignore_index=255, if",
+    ),
+    "labels of 0, 1 and 255": (
+        SOFTMAX, (logits(2, 2, 6), torch.where(numbers(3, 2, 6) == 2, 255, numbers(3, 2, 6))),
+        "got 255; if 255 marks what does not count, pass ignore_index=255",
     ),
     "a label beyond": (SOFTMAX, (XC, Y * 5), "has 3 classes), got 10; if 10 marks"),
     "a label below": (
@@ -84,19 +128,62 @@ ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
     "input and target swapped": (
         {}, (T.float(), X),
         "input, target: expected logits and then their targets, got an input of 0 and 1 and a "
-        "target values from -3 to 3: they seem to be swapped",
+        "target with values from -3 to 3: they seem to be swapped, logits come first",
     ),
 }  # fmt: skip
 
 # options, operands, and what the warning says
 WARNINGS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
     "rows that add up to more": (
-        SOFTMAX, (XC, mask(2, 3, 6)), "target: expected classes that add up to 1 in every pixel",
+        SOFTMAX, (XC, torch.ones(2, 3, 6)),
+        "target: expected classes that add up to 1 in every pixel with activation='softmax', got "
+        "sums of 3: where several classes may be there at once, pass activation='sigmoid'",
     ),
-    "a negative weight": ({}, (X, T, logits(2, 1, 6)), "weight: expected numbers >= 0, got -3"),
+    "pixels without a class": (
+        SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * mask(2, 1, 6)),
+        "got sums from 0 to 1: is the background missing? It is a class as well;",
+    ),
+    "chosen rows that add up to more": (
+        {**SOFTMAX, "classes": (0, 2)}, (XC, torch.ones(2, 3, 6)), "got sums of 2: where several",
+    ),
+    "probabilities": (
+        {}, (logits(2, 1, 32).sigmoid(), mask(2, 1, 32)),
+        "input: expected logits with activation='sigmoid', got values from 0.0474259 to 0.952574: "
+        "are these probabilities already? Pass the logits, without a sigmoid or softmax before the "
+        "loss; or activation='none', if the loss has that option",
+    ),
+    "decisions": ({}, (mask(2, 1, 32).float(), mask(2, 1, 32)), "got values from 0 to 1: are"),
+    "probabilities of classes": (
+        SOFTMAX, (logits(2, 2, 16).softmax(1), numbers(2, 2, 16)),
+        "input: expected logits with activation='softmax', got values from 0.178901 to 0.821099 "
+        "that add up to 1 over the classes: are these probabilities already?",
+    ),
+    "halves of probabilities of classes": (
+        SOFTMAX, (logits(2, 4, 16).softmax(1).bfloat16(), numbers(4, 2, 16)),
+        "are these probabilities already?",
+    ),
+    "probabilities that are swapped": (
+        PROBABILITIES, (T.float(), X.sigmoid().requires_grad_()),
+        "input, target: expected predictions and then their targets, got a target that requires a "
+        "gradient and an input that does not: they seem to be swapped, predictions come first",
+    ),
+    "a negative weight": (
+        {}, (X, T, logits(2, 1, 6)),
+        "weight: expected numbers >= 0, got -3: the sums may become negative and the loss leave "
+        "its range. A boundary loss means that; else, is this tensor a weight?",
+    ),
     "everything is ignored": (
         {**SOFTMAX, "ignore_index": 7}, (XC, torch.full_like(Y, 7)),
-        "target: expected something that counts, but every element is ignored",
+        "target: expected something that counts, but every element is ignored (ignore_index=7), so "
+        "that nothing is learnt: is that meant?",
+    ),
+    "everything is NaN": (
+        {"nan_targets": "ignore"}, (X, torch.full_like(X, NAN)),
+        "target: expected something that counts, but every element is NaN, so that nothing",
+    ),
+    "every class weighs 0": (
+        {"class_weight": [0.0, 0.0, 0.0]}, (XC, mask(2, 3, 6)),
+        "every element belongs to a class of weight 0, so that nothing is learnt",
     ),
     "a weight of 0": (
         {}, (X, T, torch.zeros(2, 1, 1)), "weight: expected something that counts, but every",
@@ -115,7 +202,14 @@ WARNINGS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
     ),
     "one-hot with the classes last": (
         {}, (logits(2, 3, 3), torch.eye(3)[torch.tensor([[0, 0, 1], [2, 2, 2]])]),
-        "target: expected the classes in dim 1 of [2, 3, 3], but its last dim adds up to 1",
+        "target: expected the classes in dim 1 of [2, 3, 3], but it adds up to 1 over its last "
+        "dim, as if that held the classes: pass target.movedim(-1, 1), and input alike",
+    ),
+    "logits and one-hot with the classes last": (
+        {}, (logits(4, 6, 3), torch.eye(3)[numbers(3, 4, 6)]), "adds up to 1 over its last dim",
+    ),
+    "the same of a softmax": (
+        SOFTMAX, (logits(2, 6, 3), torch.eye(3)[numbers(3, 2, 6)]), "adds up to 1 over its last",
     ),
 }  # fmt: skip
 
@@ -139,6 +233,34 @@ RIGHT: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {
     "hidden pixels of no class": (
         SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * ~T, ~T),
     ),
+    "hidden classes": (
+        {"classes": (0, 2)}, (XC, torch.where(torch.arange(3)[:, None] == 1, NAN, mask(2, 3, 6))),
+    ),
+    "classes of weight 0": (
+        {"class_weight": [1.0, 0.0, 1.0]},
+        (XC, torch.where(torch.arange(3)[:, None] == 1, 255, mask(2, 3, 6).int())),
+    ),
+    "background that is not scored": (
+        {**SOFTMAX, "include_background": False},
+        (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * (torch.arange(3)[:, None] > 0)),
+    ),
+    "logits of hidden classes": (
+        {**PROBABILITIES, "classes": [1]},
+        (torch.where(torch.arange(3)[:, None] == 1, XC.sigmoid(), XC), mask(2, 3, 6)),
+    ),
+    "rows of which weights hide a part": (
+        SOFTMAX,
+        (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * ~mask(2, 3, 6), ~mask(2, 3, 6)),
+    ),
+    "hidden negative weights": ({"ignore_index": 7}, (X, torch.where(T, 7, 1), 1 - 2 * T.float())),
+    "a few logits between 0 and 1": ({}, (X.sigmoid(), T)),
+    "logits on one side of 1/2": ({}, (logits(2, 1, 64).sigmoid() / 2, mask(2, 1, 64))),
+    "logits of a constant": ({}, (torch.full((2, 1, 64), 0.5), mask(2, 1, 64))),
+    "logits of 0 and more classes": (SOFTMAX, (torch.zeros(2, 3, 64), numbers(3, 2, 64))),
+    "equal logits of a softmax": (SOFTMAX, (torch.full((2, 2, 64), 0.5), numbers(2, 2, 64))),
+    "logits between 0 and 1": (SOFTMAX, (logits(2, 3, 64).sigmoid(), numbers(3, 2, 64))),
+    "a learned target": ({}, (X.clone().requires_grad_(), X.sigmoid().requires_grad_())),
+    "few lines that add up to 1": ({}, (logits(1, 3, 2), torch.eye(2)[numbers(2, 1, 3)])),
     "hidden logits": (PROBABILITIES, (torch.where(T, 7.0, 0.5), T, ~T)),
     "NaN of a step that is skipped": ({}, (torch.where(T, NAN, X), T)),
     "NaN probabilities": (PROBABILITIES, (torch.where(T, NAN, 0.5), T)),
@@ -185,7 +307,7 @@ def test_what_is_right(name: str) -> None:
 def test_every_dtype_of_input_and_weight(dtype: torch.dtype) -> None:
     x = X.to(dtype)
     customloss.DiceLoss()(x, T.to(dtype), torch.ones(6, dtype=dtype))
-    with pytest.raises(ValueError, match=r"^input: .* got -3"):
+    with pytest.raises(ValueError, match=r"^input: .* got values from -3 to 3"):
         customloss.DiceLoss(activation="none")(x, T)
 
 
@@ -201,11 +323,11 @@ def test_a_mistake_of_rounding_is_none_unless_asked_for() -> None:
 
 def test_losses_that_take_probabilities() -> None:
     """Their functions set the activation, so no option of the module shows it."""
-    with pytest.raises(ValueError, match=r"^input: expected probabilities .*'none', got -3"):
+    with pytest.raises(ValueError, match=r"^input: expected probabilities .*'none', got values"):
         customloss.CustomF1Loss()(X, T)
-    with pytest.raises(ValueError, match=r"^input: .*AnyLoss has it, got -3: .* input\.sigmoid"):
+    with pytest.raises(ValueError, match=r"^input: .*AnyLoss has it, got values .* input\.sigmoid"):
         customloss.AnyLoss()(X, T)
-    customloss.AnyLoss()(X.sigmoid(), T)
+    customloss.AnyLoss()(logits(2, 1, 64).sigmoid(), mask(2, 1, 64))
     customloss.SigmoidF1Loss(shift=-0.5)(X, T)  # an offset of 1/2 that sharpens nothing
 
 
@@ -216,16 +338,30 @@ def test_the_input_may_be_integer_when_swapped() -> None:
 
 def test_labels_out_of_range_that_are_meant() -> None:
     """``out_of_range="ignore"`` allows them; labels from 1 to C still look like a mistake."""
-    batch = batch_checks.Batch(
-        XC, Y[:, None] + 1, None, (2, 3, 6), True, "softmax", 1.0, 0.0, (), True, False, False
+    criterion = customloss.DiceLoss(activation="softmax", out_of_range="ignore")
+    criterion(XC, Y * 50)
+    criterion = customloss.DiceLoss(activation="softmax", out_of_range="ignore")
+    message = (
+        "^target: expected class numbers from 0 to 2, got some from 1 to 3, as if they began at 1, "
+        "so that the last class falls out: pass target - 1"
     )
-    errors, found = batch_checks.found(batch)
-    assert not errors
-    assert found == [
-        "target: expected class numbers from 0 to 2, got some from 1 to 3, so that the last class "
-        "falls out: target - 1"
-    ]
-    assert batch_checks.found(batch._replace(target=Y[:, None] * 50)) == ([], [])
+    with pytest.warns(UserWarning, match=message):
+        criterion(XC, Y + 1)
+
+
+def test_classes_of_a_compound_count_in_either_part() -> None:
+    """``classes`` is about the score; what a cross-entropy counts is judged as well."""
+    rows = torch.nn.functional.one_hot(Y).movedim(-1, 1) * (torch.arange(3)[:, None] > 0)
+    options: dict[str, Any] = {"include_background": False, "ce_weight": 1.0}
+    with pytest.warns(UserWarning, match="add up to 1"):
+        customloss.DiceCELoss(**options)(XC, rows)
+    customloss.DiceCELoss(**options, pointwise_classes=[1, 2])(XC, rows)
+    customloss.DiceCELoss(**{**options, "ce_weight": 0.0})(XC, rows)
+    with pytest.warns(UserWarning, match="add up to 1"):
+        customloss.DiceCELoss(**options, pointwise_class_weight=[1.0, 0.0, 0.0])(XC, rows)
+    with pytest.warns(UserWarning, match="add up to 1"):
+        customloss.CrossEntropyLoss()(XC, rows)
+    customloss.CrossEntropyLoss(class_weight=[0.0, 1.0, 1.0])(XC, rows)
 
 
 # ---- when it looks -------------------------------------------------------------------------------
@@ -258,6 +394,49 @@ def test_once_always_or_never(reads: list[Any]) -> None:
             customloss.DiceLoss(check_target=option)
     with pytest.raises(ValueError, match=r"^check_target: expected .* got 'once'"):
         customloss.dice_loss(X, T, check_target="once")
+
+
+def test_until_a_positive_that_counts(reads: list[Any]) -> None:
+    """A batch without one says little of its labels, so that more are looked at, but no more than
+    eight. A batch that is refused is not counted."""
+    none, hides = torch.zeros_like(T), {"ignore_index": 7}
+    for options, operands in (
+        ({}, (X, none)), ({}, (X, T, (~T).float())), (SOFTMAX, (XC, Y * 0)),
+        (hides, (X, torch.where(T, 7, 0))), ({"class_weight": [1.0, 0.0, 1.0]}, (
+            XC, mask(2, 3, 6) & (torch.arange(3)[:, None] == 1)
+        )),
+    ):  # fmt: skip
+        reads.clear()
+        criterion = customloss.DiceLoss(**options)
+        for _ in range(2):
+            criterion(*operands)
+        wrong = operands[1].int() * 0 + 255
+        with pytest.raises(ValueError, match="255"):
+            criterion(operands[0], wrong)
+        for _ in range(8):
+            criterion(*operands)
+        assert len(reads) == 9
+        criterion(operands[0], T if options in ({}, hides) else operands[1])
+        assert len(reads) == 9
+    reads.clear()
+    criterion = customloss.DiceLoss()
+    for target in (none, none, T, T, none):
+        criterion(X, target)
+    assert len(reads) == 3
+
+
+def test_the_batches_before_a_positive_warn_once() -> None:
+    criterion = customloss.DiceLoss()
+    with pytest.warns(UserWarning, match=r"^weight: expected numbers >= 0"):
+        criterion(X, torch.zeros_like(T), -torch.ones(6))
+    criterion(X, torch.zeros_like(T), -2 * torch.ones(6))
+    with pytest.warns(UserWarning, match=r"^weight: expected something that counts"):
+        criterion(X, T, torch.zeros(6))
+    # a warning that was turned into an error was not seen
+    criterion = customloss.DiceLoss()
+    for _ in range(2):
+        with pytest.raises(UserWarning, match=r"^weight"):
+            criterion(X, T, -torch.ones(6))
 
 
 def test_the_option_can_be_set_later(reads: list[Any]) -> None:
@@ -307,7 +486,7 @@ def test_copies_have_seen_what_the_original_saw(reads: list[Any]) -> None:
 
 
 def test_modules_that_hold_a_loss(reads: list[Any]) -> None:
-    """The first batch, the first micro-batch and the first output."""
+    """The first batch, the first micro-batch and every output of the first batch."""
     stream = customloss.StreamingLoss(customloss.DiceLoss())
     with pytest.raises(ValueError, match="255"):
         stream(X, T.int() * 255)
@@ -323,8 +502,41 @@ def test_modules_that_hold_a_loss(reads: list[Any]) -> None:
     criterion = customloss.DeepSupervision(customloss.DiceLoss())
     with pytest.raises(ValueError, match=r"255.*\(output 0\)"):
         criterion([X, X], [T.int() * 255, T])
-    criterion([X, X], [T, T])
-    assert len(reads) == 5
+    with pytest.raises(ValueError, match=r"255.*\(output 1\)"):
+        criterion([X, X], [T, T.int() * 255])
+    reads.clear()
+    for _ in range(2):
+        criterion([X, X, X], [T, T, T])
+    assert [batch.coarse for batch in reads] == [False, True, True]
+
+
+def test_what_is_resized_is_not_judged_by_its_shape() -> None:
+    """The finest output tells how shapes are read. A coarser target may have its height and width
+    equal to the number of classes, and nothing left of it but what is ignored."""
+    y = numbers(4, 2, 16, 16)
+    y[:, 1::4] = 255
+    y[:, ::4] = 255  # the coarsest target is ignored altogether
+    x = [logits(2, 4, 16 >> i, 16 >> i) for i in range(3)]
+    for resize, targets in (("nearest", y), (None, [y[:, :: 2**i, :: 2**i] for i in range(3)])):
+        criterion = customloss.DeepSupervision(
+            customloss.DiceLoss(activation="softmax", ignore_index=255), resize=resize
+        )
+        criterion(x, targets)
+    # no output has the size of the target
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss(), resize="nearest")
+    criterion([logits(2, 4, 4, 4)], numbers(4, 2, 16, 16))
+
+
+def test_values_of_every_output_are_judged() -> None:
+    """Its labels, and its input; of one mistake there is one warning."""
+    x, y = [logits(2, 4, 16 >> i, 16 >> i) for i in range(3)], numbers(4, 2, 16, 16)
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss())
+    with pytest.raises(ValueError, match=r"from 1 to 4.*\(output 1\)$"):
+        criterion(x[:2], [y, numbers(4, 2, 8, 8) + 1])
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss(), resize="nearest")
+    with pytest.warns(UserWarning, match=r"^input: .* are these probabilities") as caught:
+        criterion([x[0], x[1].softmax(1), x[2].softmax(1)], y)
+    assert len(caught) == 1
 
 
 def test_what_holds_no_values_is_not_read(reads: list[Any]) -> None:
@@ -345,6 +557,33 @@ def test_what_holds_no_values_is_not_read(reads: list[Any]) -> None:
     assert not reads
     criterion(X, T)
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("method", ["__call__", "with_sums"])
+def test_a_compiled_module_waits_for_nothing(reads: list[Any], method: str) -> None:
+    """It is one graph, in which no value is brought to the host, and the same before and after the
+    module has seen its first batch."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss(), resize="nearest")
+    compiled = torch.compile(getattr(criterion, method), backend=backend, fullgraph=True)
+    x = [logits(2, 3, 8 >> i, 6 >> i) for i in range(2)]
+    y = numbers(3, 2, 8, 6)
+    compiled(x, y)
+    criterion(x, y)
+    assert len(reads) == 2
+    compiled(x, y)
+    assert len(graphs) == 1
+    waits = {"item", "tolist", "_local_scalar_dense", "is_nonzero", "nonzero", "equal"}
+    assert graphs[0].graph.nodes
+    assert not [node for node in graphs[0].graph.nodes if str(node.target).split(".")[0] in waits]
+    assert len(reads) == 2
+    torch._dynamo.reset()
 
 
 def test_a_capture_is_not_waited_for(reads: list[Any]) -> None:
@@ -376,19 +615,26 @@ def test_one_transfer_and_no_copy_of_the_input() -> None:
 
     batch = batch_checks.Batch(
         XC, torch.where(Y == 2, 255, Y)[:, None], torch.ones(2, 1, 6), (2, 3, 6), True, "softmax",
-        1.0, 0.0, (255,), False, False, False,
+        1.0, 0.0, (255,), False, False, torch.float64, False,
     )  # fmt: skip
-    transfers = []
+    rows = torch.nn.functional.one_hot(Y).movedim(-1, 1)
+    plain = batch._replace(target=rows, weight=None, labels=False, ignored=())
+    hiding = plain._replace(
+        activation="sigmoid", weight=~mask(2, 3, 6), ignored=(7,), counting=torch.arange(3) > 0
+    )
+    transfers: list[Tensor] = []
     tolist = Tensor.tolist
 
     def counted(tensor: Tensor) -> Any:
         transfers.append(tensor)
         return tolist(tensor)
 
-    with patch.object(Tensor, "tolist", counted), Largest() as made:
-        assert batch_checks.found(batch) == ([], [])
-    assert len(transfers) == 1
-    assert made.elements < XC.numel()
+    for each, copies in ((batch, False), (plain, False), (hiding, True)):
+        transfers.clear()
+        with patch.object(Tensor, "tolist", counted), Largest() as made:
+            assert batch_checks.found(each) == ([], {}, True)
+        assert len(transfers) == 1
+        assert (made.elements >= XC.numel()) == copies
 
 
 def test_no_graph_and_the_same_loss() -> None:
