@@ -65,7 +65,7 @@ def read(batch: Batch) -> Numbers:
     """
     input, target, weight = batch.input, batch.target, batch.weight
     kept = _kept(batch)
-    counts = kept if weight is None else _both(kept, _aligned(weight, input) != 0)
+    counts = kept if weight is None else _both(kept, _reducible(_aligned(weight, input)) != 0)
     softmax = batch.activation == "softmax"
     found: dict[str, Tensor] = {}
     found["input_low"], found["input_high"] = _bounds(input, None if softmax else counts)
@@ -105,8 +105,9 @@ def _kept(batch: Batch) -> Tensor | None:
     """Where an element is not ignored and its class counts, broadcastable to the input; None:
     everywhere."""
     kept = None
-    if batch.counting is not None and len(batch.shape) > 1:
-        kept = batch.counting.reshape(1, -1, *(1 for _ in batch.shape[2:]))
+    if batch.counting is not None:
+        along_classes = (1, -1, *(1 for _ in batch.shape[2:]))[-len(batch.shape) :]
+        kept = batch.counting.reshape(along_classes)
     for number in batch.ignored:
         kept = _both(kept, _comparable(batch.target) != number)
     if batch.ignores_nan and batch.target.is_floating_point():

@@ -129,10 +129,10 @@ def prepared(
 
 def _beside(input: Tensor, class_weight: object, parts: Parts) -> Classes | None:
     """The classes of the pointwise loss, if there is one that does not count all of them alike."""
-    own = (parts.class_weight, parts.classes)
-    if all(each is None for each in own) and (class_weight is None or not parts.pointwise):
+    shares = class_weight is not None and parts.pointwise
+    if not shares and parts.class_weight is None and parts.classes is None:
         return None
-    return classes.beside(input, class_weight, *own)
+    return classes.beside(input, class_weight, parts.class_weight, parts.classes)
 
 
 def _warn_of_parts(input: Tensor) -> None:

@@ -185,6 +185,9 @@ WARNINGS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
         {"class_weight": [0.0, 0.0, 0.0]}, (XC, mask(2, 3, 6)),
         "every element belongs to a class of weight 0, so that nothing is learnt",
     ),
+    "the only class weighs 0": (
+        {"class_weight": [0.0]}, (X[0, 0], T[0, 0]), "every element belongs to a class of weight 0",
+    ),
     "a weight of 0": (
         {}, (X, T, torch.zeros(2, 1, 1)), "weight: expected something that counts, but every",
     ),
@@ -228,6 +231,9 @@ RIGHT: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {
         {**SOFTMAX, "ignore_index": -100}, (XC, Y.to(torch.uint8)),
     ),
     "hidden targets": ({}, (X, torch.where(T, 255.0, 1.0), ~T)),
+    "targets hidden by an unsigned mask": (
+        {}, (X, torch.where(T, 255.0, 1.0), (~T).to(torch.uint16)),
+    ),
     "hidden NaN targets": ({}, (X, torch.where(T, NAN, 1.0), ~T)),
     "hidden labels": (SOFTMAX, (XC, torch.where(Y == 2, 99, Y), (Y != 2)[:, None])),
     "hidden pixels of no class": (
