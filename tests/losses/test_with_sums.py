@@ -30,13 +30,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NEEDED = {
     "dice_ce": ("log_loss",), "dice_bce": ("log_loss",), "tversky_ce": ("log_loss",),
     "weighted_log": ("log_loss",), "dice_focal": ("focal",), "squared_dice": ("squares",),
+    "cross_entropy": ("log_loss",), "bce": ("log_loss",), "focal": ("focal",),
     "semimetric_dice": ("distance",), "semimetric_jaccard": ("distance",),
     "semimetric_tversky": ("distance",),
 }  # fmt: skip
+# one class in every pixel
+CLASS_NUMBERS = ("dice_ce", "tversky_ce", "cross_entropy", "multiclass_mcc")
 # what these losses set themselves
 SET: dict[str, dict[str, Any]] = {
     "custom_f1": {"activation": "none", "average": "micro"},
     "any": {"logit_scale": 73.0, "logit_offset": 0.5},
+    "cross_entropy": {"activation": "softmax"},
 }
 
 
@@ -58,7 +62,7 @@ def batch(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
     x = torch.randn(6, CLASSES, 4, dtype=dtype, generator=generator)
     weight = torch.rand(6, CLASSES, 4, dtype=dtype, generator=generator)
     x = x.sigmoid() if name in ("any", "custom_f1") else x
-    if name in ("dice_ce", "tversky_ce"):
+    if name in CLASS_NUMBERS:
         target = torch.randint(0, CLASSES, (6, 4), generator=generator)
     else:
         target = (torch.rand(6, CLASSES, 4, generator=generator) < 0.4).to(torch.uint8)

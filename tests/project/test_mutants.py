@@ -32,7 +32,7 @@ KILLERS = (
     "ops/test_errors.py", "ops/test_functorch.py", "values/test_elements_numerics.py",
     "values/test_memory.py", "values/test_determinism.py", "backends/test_backend_choice.py",
     "ops/test_sums_values.py", "values/test_log_floor.py", "losses/test_infinite_and_hidden.py",
-    "losses/test_weights_on_every_route.py",
+    "losses/test_weights_on_every_route.py", "values/test_which_count.py",
 )  # fmt: skip
 # Tests in these files that start processes or take long are left out.
 SPARED = ("error_budget", "instruction_set", "peak", "environment", "many_small", "triton")
