@@ -20,6 +20,7 @@ from customloss._spec.arguments import Data, Elements
 from customloss._spec.options import Ratio, ScoringWords
 from customloss.losses import classes, first_batch
 from customloss.losses.classes import Classes
+from customloss.reference.sums import ROWS
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,7 +38,7 @@ class Request(NamedTuple):
     extra: dict[str, Any]  # the further sums, as ``confusion_sums`` takes them
     group: ProcessGroup | distributed.Adder | None
     classes: Classes | None  # None: all of them count alike
-    beside: Classes | None = None  # the same of the pointwise loss
+    pointwise_classes: Classes | None = None  # the same of the pointwise loss
     pointwise_alone: bool = False  # whether that is of this rank's part of the batch alone
 
     def sharded(self) -> bool:
@@ -63,7 +64,7 @@ class ExtraNumbers(NamedTuple):
 
 PLAIN = ExtraNumbers()
 # pointwise_class_weight and pointwise_classes
-BesideClasses = tuple[object, object]
+PointwiseClasses = tuple[object, object]
 _ALIKE = (None, None)
 
 # two options whose types the dispatcher does not tell apart: it takes True for 1, and 1 for True
@@ -161,19 +162,19 @@ def of_score(
     given: dict[str, Any],
     words: tuple[str, ...] = (),
     numbers: ExtraNumbers = PLAIN,
-    beside: BesideClasses | None = None,
+    pointwise: PointwiseClasses | None = None,
 ) -> Request:
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs,
-    ``numbers`` what these depend on, and ``beside`` the weights and the choice of classes of the
-    pointwise loss, if there is one."""
+    ``numbers`` what these depend on, and ``pointwise`` the weights and the choice of classes of
+    the pointwise loss, if there is one."""
     data = data._replace(target=readable(data.input, data.target))
     class_weight = given.get("class_weight")
     group, asked = prepared(*data, given)
     rank = data.input.dim()
     elements, scoring_words, extra = _for_score(rank, words, numbers, **given)
     of_pointwise = None
-    if beside is not None and (class_weight is not None or beside != _ALIKE):
-        of_pointwise = classes.beside(data.input, class_weight, *beside)
+    if pointwise is not None and (class_weight is not None or pointwise != _ALIKE):
+        of_pointwise = classes.of_pointwise(data.input, class_weight, *pointwise)
     return Request(data, elements, scoring_words, given, extra, group, asked, of_pointwise)
 
 
@@ -182,16 +183,16 @@ def bad_options(operator: str, given: dict[str, Any]) -> None:
     checks.option_types(given, {**options.PARAMETERS[operator], **options.LOSS})
 
 
-def once(check: _F) -> _F:
+def cached(check: _F) -> _F:
     """Calls a pure function of options once for each distinct set of them."""
-    cached = lru_cache(maxsize=1024, typed=True)(check)
+    from_cache = lru_cache(maxsize=1024, typed=True)(check)
 
     @wraps(check)
     def checked(*given: Any, **keywords: Any) -> Any:
         if torch.compiler.is_compiling():  # dynamo does not trace through a cache
             return check(*given, **keywords)
         try:
-            return cached(*given, **keywords)
+            return from_cache(*given, **keywords)
         except TypeError:  # an unhashable option: the check names it
             return check(*given, **keywords)
 
@@ -201,19 +202,19 @@ def once(check: _F) -> _F:
 _SCORED = {name: value for name, value in options.LOSS.items() if not name.startswith("smooth")}
 
 
-@once
+@cached
 def _for_score(
     rank: int, words: tuple[str, ...], numbers: ExtraNumbers, /, **given: Any
 ) -> tuple[Elements, ScoringWords, dict[str, Any]]:
     checks.option_types(given, _SCORED)
     elements, scoring_words = options.for_score(rank, **given)
-    extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
+    extra: dict[str, Any] = {word: True for word in ROWS if word in words}
     needed = numbers._asdict() if words else {}
     elements = elements._replace(extra=options.extra_bits(extra), **needed)
     return elements, scoring_words, extra | needed
 
 
-@once
+@cached
 def _for_ratio(operator: str, rank: int, **given: Any) -> tuple[Elements, Ratio, ScoringWords]:
     bad_options(operator, given)
     return options.for_ratio(operator, rank, **given)

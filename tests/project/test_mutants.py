@@ -156,7 +156,8 @@ MUTANTS = {
     ),
     "a NaN of a hidden class reaches a transform": Mutant(
         "customloss/losses/route.py",
-        "return request._replace(data=data, classes=kept[0], beside=kept[1])", "return request",
+        "return request._replace(data=data, classes=kept[0], pointwise_classes=kept[1])",
+        "return request",
     ),
     # ---- csrc: the walk
     "size-1 dimensions of a weight keep their stride": Mutant(
@@ -233,8 +234,8 @@ MUTANTS = {
         "to[row_of(kExtra, kSupport)] = y.t;",
     ),
     "the log-loss is smoothed like the score": Mutant(
-        "csrc/pixel.h", "return {t, T(1) - t, log_t, T(1) - log_t, given};",
-        "return {t, T(1) - t, t, T(1) - t, given};",
+        "csrc/pixel.h", "return {t, T(1) - t, log_t, T(1) - log_t, given, T(1) - given};",
+        "return {t, T(1) - t, t, T(1) - t, given, T(1) - given};",
     ),
     "a loss without a divisor is divided": Mutant(
         "csrc/score.h", "return {lost, factors.divided() ? counted : 1.0};",
