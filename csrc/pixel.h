@@ -56,7 +56,8 @@ enum Extra : unsigned {
   kSquares = 2,   // w p^2, w t^2, w t p^2
   kDistance = 4,  // w |p - t|
   kFocal = 8,     // w t m^gamma (-log p), w (1-t) m^gamma (-log q), m = t q + (1-t) p; see Bases
-  kHard = 16,     // tp, fp, fn, tn of the decision: p > 1/2, or the first largest of a softmax
+  kHard = 16,     // tp, fp, fn, tn of the decision, p > 1/2 or the first largest of a softmax, with
+                  // t before smoothing
   kSupport = 32,  // w t, with t before smoothing
 };
 constexpr unsigned kEveryExtra = 63;
@@ -163,29 +164,32 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
 // A target as the sums take it.
 template <class T>
 struct Target {
-  T t, u;          // smoothed, and 1 - t
-  T log_t, log_u;  // smoothed for the log-losses, and 1 - log_t
-  T given;         // not smoothed
+  T t, u;           // smoothed, and 1 - t
+  T log_t, log_u;   // smoothed for the log-losses, and 1 - log_t
+  T given, absent;  // not smoothed, and 1 - given
 
   // The same, times a weight.
-  CUSTOMLOSS_HD Target times(T w) const { return {w * t, w * u, w * log_t, w * log_u, w * given}; }
+  CUSTOMLOSS_HD Target times(T w) const {
+    return {w * t, w * u, w * log_t, w * log_u, w * given, w * absent};
+  }
 };
 
 template <class T>
 CUSTOMLOSS_HD Target<T> unsmoothed(T t) {
-  return {t, T(1) - t, t, T(1) - t, t};
+  return {t, T(1) - t, t, T(1) - t, t, T(1) - t};
 }
 
 template <class T>
 CUSTOMLOSS_HD Target<T> soft_target(const Smoothing<T>& by, T given) {
   const T t = given * (by.on - by.off) + by.off;
   const T log_t = given * (by.log_on - by.log_off) + by.log_off;
-  return {t, T(1) - t, log_t, T(1) - log_t, given};
+  return {t, T(1) - t, log_t, T(1) - log_t, given, T(1) - given};
 }
 template <class T>
 CUSTOMLOSS_HD Target<T> hard_target(const Smoothing<T>& by, bool given) {
   const T t = given ? by.on : by.off, log_t = given ? by.log_on : by.log_off;
-  return {t, T(1) - t, log_t, T(1) - log_t, given ? T(1) : T(0)};
+  const T one = given ? T(1) : T(0);
+  return {t, T(1) - t, log_t, T(1) - log_t, one, T(1) - one};
 }
 
 // What is raised to gamma before -log p (`one`) and before -log q (`other`), and the slopes of
@@ -256,10 +260,10 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
   if constexpr ((kExtra & kHard) != 0) {
     constexpr int kRow = row_of(kExtra, kHard);
     const T refused = T(1) - o.decided;
-    to[kRow] = t * o.decided;
-    to[kRow + 1] = u * o.decided;
-    to[kRow + 2] = t * refused;
-    to[kRow + 3] = u * refused;
+    to[kRow] = y.given * o.decided;
+    to[kRow + 1] = y.absent * o.decided;
+    to[kRow + 2] = y.given * refused;
+    to[kRow + 3] = y.absent * refused;
   }
   if constexpr ((kExtra & kSupport) != 0) to[row_of(kExtra, kSupport)] = y.given;
 }
@@ -402,16 +406,16 @@ CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, const Target<T>& y,
     dt += T(2) * y.t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
   }
   if constexpr ((kExtra & kFocal) != 0) dt += focal_by_target<kActivation, kExtra>(o, y, focal, g);
-  if constexpr ((kExtra & kHard) != 0) {
-    constexpr int kRow = row_of(kExtra, kHard);
-    dt += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
-  }
   dt *= smoothing.on - smoothing.off;
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
     T by_log = times(g[kRow], o.positive);
     if constexpr (!kSoftmax) by_log -= times(g[kRow + 1], o.negative);
     dt += (smoothing.log_on - smoothing.log_off) * by_log;
+  }
+  if constexpr ((kExtra & kHard) != 0) {
+    constexpr int kRow = row_of(kExtra, kHard);
+    dt += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
   }
   if constexpr ((kExtra & kSupport) != 0) dt += g[row_of(kExtra, kSupport)];
   return dt;

@@ -23,7 +23,7 @@ from customloss._spec.words import (
     OUT_OF_RANGE,
     REDUCTIONS,
 )
-from customloss.reference.sums import EXTRA_ROWS
+from customloss.reference.sums import ROWS, Extra
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ ELEMENTS: dict[str, Any] = {
     "out_of_range": "raise", "nan_targets": "propagate",
 }  # fmt: skip
 EXTRA: dict[str, Any] = {
-    **{str(flag.name).lower(): False for flag in EXTRA_ROWS}, "focal_gamma": 2.0,
+    **dict.fromkeys(ROWS, False), "focal_gamma": 2.0,
     "focal_split": False, "log_smoothing": None,
 }  # fmt: skip
 SUMS: dict[str, Any] = {**ELEMENTS, **EXTRA}
@@ -56,8 +56,6 @@ POINTWISE: dict[str, Any] = {
     "focal_split": False, "pointwise_class_weight": None, "pointwise_classes": None,
     "pointwise_reduction": "mean", "pointwise_group": "score",
 }  # fmt: skip
-# the words of the extra sums, and the names of the rows they add
-ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
 
 
 # "once" is what modules have by default: they check the first batch that they see
@@ -286,7 +284,7 @@ def smooth_fits(smooth: scores.Smooth, link: str) -> None:
 
 def extra_bits(asked: Mapping[str, Any]) -> int:
     """The bits of ``reference.Extra`` that these words ask for."""
-    return int(sum(flag for flag in EXTRA_ROWS if asked.get(str(flag.name).lower())))
+    return int(sum(Extra[word.upper()] for word in ROWS if asked.get(word)))
 
 
 def _elements(

@@ -158,13 +158,13 @@ class Classes(NamedTuple):
 ALL = Classes(None, None)
 
 
-def table(input: Tensor, scored: Classes | None, beside: Classes | None) -> Tensor | None:
+def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> Tensor | None:
     """``[2, classes]``: the weight of each class in the score, and in the pointwise loss; 0 where
     it does not count. None if all of them count alike in both."""
-    if scored is None and beside is None:
+    if scored is None and pointwise is None:
         return None
     one = scored or ALL
-    other = beside or Classes(one.weight, None)
+    other = pointwise or Classes(one.weight, None)
     count = input.shape[1] if input.dim() > 1 else 1
     chosen = _chosen(input, (one.runs, other.runs), count, sums_dtype(input.device))
     if one.weight is other.weight:
@@ -229,7 +229,9 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     return Classes(weight, _runs(classes, background, count))
 
 
-def beside(input: Tensor, class_weight: object, own_weight: object, own: object) -> Classes | None:
+def of_pointwise(
+    input: Tensor, class_weight: object, own_weight: object, own: object
+) -> Classes | None:
     """The classes of a pointwise loss: all of them, with the weights of the score, unless it has
     weights (``own_weight``) or a choice of classes (``own``) of its own."""
     name, weight = "pointwise_class_weight", own_weight

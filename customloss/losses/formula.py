@@ -51,7 +51,7 @@ def _parameters(score: Score) -> dict[str, Any]:
 def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
     """The linked score as a function of the rows; ``extra`` says which rows there are."""
     names = reference.rows(extra)
-    wanted = [name for word in scores.used_by(score) for name in options.ROWS[word]]
+    wanted = [name for word in scores.used_by(score) for name in reference.ROWS[word]]
 
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         further = {name: rows[names.index(name)] for name in wanted}

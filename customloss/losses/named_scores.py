@@ -23,6 +23,7 @@ from customloss import scores
 from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.losses.formula import Score
+from customloss.reference.sums import ROWS
 
 ENTRY_POINTS = "customloss.scores"
 
@@ -113,7 +114,7 @@ def _parameters(score: Score) -> list[str] | None:
         return None
     if any(each.kind is each.VAR_KEYWORD for each in shown):
         return None
-    sums = {name for word in scores.used_by(score) for name in spec.ROWS[word]}
+    sums = {name for word in scores.used_by(score) for name in ROWS[word]}
     more = [each for i, each in enumerate(shown) if i > 3 or each.kind is each.KEYWORD_ONLY]
     return [each.name for each in more if each.name not in sums]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,13 +39,29 @@ def _added(one: Any, other: object) -> Any:
     """The sums of two batches; 0 is where ``sum`` of a list begins."""
     if isinstance(other, int) and other == 0:
         return one
-    kind: Any = type(one)
-    if type(other) is not kind:
+    if not isinstance(other, (ConfusionSums, ExtendedSums)):
         return NotImplemented
-    pairs: list[tuple[Any, Any]] = list(zip(tuple(one), cast(Any, other)))
-    if any((mine is None) != (theirs is None) for mine, theirs in pairs):
-        raise ValueError("sums: expected the same sums of both batches, got some of one alone")
-    return kind(*(None if mine is None else mine + theirs for mine, theirs in pairs))
+    mine, theirs = _given(one), _given(other)
+    alone = [*(mine.keys() ^ theirs.keys())]
+    if alone:
+        raise ValueError(
+            f"sums: expected the same sums of both batches, got {', '.join(sorted(alone))} of one "
+            "alone: ask confusion_sums for the same ones each time"
+        )
+    for name, value in mine.items():
+        shapes = [list(getattr(each, "shape", ())) for each in (value, theirs[name])]
+        if name != "hard" and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"sums: expected the same groups of both batches, got {name} of shape {shapes[0]} "
+                f"and {shapes[1]}: the classes have to be the same, and with samplewise=True the "
+                "samples too"
+            )
+    return type(one)(**{name: value + theirs[name] for name, value in mine.items()})
+
+
+def _given(sums: ConfusionSums | ExtendedSums) -> dict[str, Any]:
+    """The sums that are there."""
+    return {name: value for name, value in sums._asdict().items() if value is not None}
 
 
 class ExtendedSums(NamedTuple):
@@ -56,8 +72,8 @@ class ExtendedSums(NamedTuple):
     ``focal_pos = Σ w t m^γ (-log p)``, ``focal_neg = Σ w (1-t) m^γ (-log (1-p))`` with
     ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
     ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
-    of a softmax, in float64 and without a gradient, so that they can be added up over an epoch.
-    ``a + b``, and ``sum`` of a list, are the sums of both batches.
+    of a softmax, with t before smoothing too, in float64 and without a gradient, so that they can
+    be added up over an epoch. ``a + b``, and ``sum`` of a list, are the sums of both batches.
     """
 
     tp: Tensor

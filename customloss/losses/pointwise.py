@@ -8,7 +8,7 @@ from torch import Tensor
 
 from customloss._spec.options import PointwiseAlone
 from customloss.losses.base import Loss, takes
-from customloss.losses.beside import PosWeight, binary, compound
+from customloss.losses.parts import PosWeight, binary, compound
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -20,6 +20,7 @@ from customloss._spec.arguments import Data, Elements
 from customloss._spec.options import Ratio, ScoringWords
 from customloss.losses import classes, first_batch
 from customloss.losses.classes import Classes
+from customloss.reference.sums import ROWS
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,7 +38,7 @@ class Request(NamedTuple):
     extra: dict[str, Any]  # the further sums, as ``confusion_sums`` takes them
     group: ProcessGroup | distributed.Adder | None
     classes: Classes | None  # None: all of them count alike
-    beside: Classes | None = None  # the same of the pointwise loss
+    pointwise_classes: Classes | None = None  # the same of the pointwise loss
     pointwise_alone: bool = False  # whether that is of this rank's part of the batch alone
 
     def sharded(self) -> bool:
@@ -97,15 +98,15 @@ def prepared(
             break
     else:
         _warn_of_parts(input)
-        return None, None, _beside(input, None, parts)
+        return None, None, _of_pointwise(input, None, parts)
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
     if isinstance(given.get("ignore_index"), list):  # options are looked up, so they are hashed
         given["ignore_index"] = tuple(given["ignore_index"])
     looks, class_weight = given.pop("check_target", False), given.get("class_weight")
     asked = classes.asked_for(input, given)
-    beside = _beside(input, class_weight, parts)
+    of_pointwise = _of_pointwise(input, class_weight, parts)
     if looks is not False:
-        table = classes.table(input, asked, beside)
+        table = classes.table(input, asked, of_pointwise)
         counting = None if table is None else ~classes.hidden(table, parts.score, parts.pointwise)
         first_batch.check(looks, Data(input, target, weight), given, counting)
     for name, value in given.items():
@@ -124,15 +125,15 @@ def prepared(
         group = distributed.resolved(group)
         # A group of one rank has nothing to add, so the fused operator serves it.
         group = group if distributed.group_size(group) > 1 else None
-    return group, asked, beside
+    return group, asked, of_pointwise
 
 
-def _beside(input: Tensor, class_weight: object, parts: Parts) -> Classes | None:
+def _of_pointwise(input: Tensor, class_weight: object, parts: Parts) -> Classes | None:
     """The classes of the pointwise loss, if there is one that does not count all of them alike."""
     shares = class_weight is not None and parts.pointwise
     if not shares and parts.class_weight is None and parts.classes is None:
         return None
-    return classes.beside(input, class_weight, parts.class_weight, parts.classes)
+    return classes.of_pointwise(input, class_weight, parts.class_weight, parts.classes)
 
 
 def _warn_of_parts(input: Tensor) -> None:
@@ -193,10 +194,10 @@ def of_score(
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs, and
     ``numbers`` what these depend on."""
     data = data._replace(target=readable(data.input, data.target))
-    group, asked, beside = prepared(*data, given, parts)
+    group, asked, of_pointwise = prepared(*data, given, parts)
     rank = data.input.dim()
     elements, scoring_words, extra = _for_score(rank, words, numbers, **given)
-    return Request(data, elements, scoring_words, given, extra, group, asked, beside)
+    return Request(data, elements, scoring_words, given, extra, group, asked, of_pointwise)
 
 
 def bad_options(operator: str, given: dict[str, Any]) -> None:
@@ -204,16 +205,16 @@ def bad_options(operator: str, given: dict[str, Any]) -> None:
     checks.option_types(given, {**options.PARAMETERS[operator], **options.LOSS})
 
 
-def once(check: _F) -> _F:
+def cached(check: _F) -> _F:
     """Calls a pure function of options once for each distinct set of them."""
-    cached = lru_cache(maxsize=1024, typed=True)(check)
+    from_cache = lru_cache(maxsize=1024, typed=True)(check)
 
     @wraps(check)
     def checked(*given: Any, **keywords: Any) -> Any:
         if torch.compiler.is_compiling():  # dynamo does not trace through a cache
             return check(*given, **keywords)
         try:
-            return cached(*given, **keywords)
+            return from_cache(*given, **keywords)
         except TypeError:  # an unhashable option: the check names it
             return check(*given, **keywords)
 
@@ -223,19 +224,19 @@ def once(check: _F) -> _F:
 _SCORED = {name: value for name, value in options.LOSS.items() if not name.startswith("smooth")}
 
 
-@once
+@cached
 def _for_score(
     rank: int, words: tuple[str, ...], numbers: ExtraNumbers, /, **given: Any
 ) -> tuple[Elements, ScoringWords, dict[str, Any]]:
     checks.option_types(given, _SCORED)
     elements, scoring_words = options.for_score(rank, **given)
-    extra: dict[str, Any] = {word: True for word in options.ROWS if word in words}
+    extra: dict[str, Any] = {word: True for word in ROWS if word in words}
     needed = numbers._asdict() if words else {}
     elements = elements._replace(extra=options.extra_bits(extra), **needed)
     return elements, scoring_words, extra | needed
 
 
-@once
+@cached
 def _for_ratio(operator: str, rank: int, **given: Any) -> tuple[Elements, Ratio, ScoringWords]:
     bad_options(operator, given)
     return options.for_ratio(operator, rank, **given)

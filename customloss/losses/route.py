@@ -57,7 +57,7 @@ def route(request: Request, formula: Formula) -> Route:
 def _has_closed_form(request: Request, formula: Formula) -> bool:
     """Whether the operators can compute this loss."""
     words = request.words
-    asked = [each for each in (request.classes, request.beside) if each is not None]
+    asked = [each for each in (request.classes, request.pointwise_classes) if each is not None]
     if not isinstance(formula.score, Ratio) or words.link not in LINKS:
         return False
     if formula.pos_weight is not None or pools_classes(request, formula):
@@ -73,7 +73,7 @@ def pools_classes(request: Request, formula: Formula) -> bool:
     pos_weight = formula.pos_weight
     micro = request.options.get("average") == "micro"
     one_group = not request.elements.per_class and (micro or request.data.input.dim() > 1)
-    by_class = request.classes is not None or request.beside is not None
+    by_class = request.classes is not None or request.pointwise_classes is not None
     by_class = by_class or (pos_weight is not None and pos_weight.dim() > 0)
     return one_group and by_class
 
@@ -121,8 +121,8 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     softmax = request.options.get("activation") == "softmax"
     data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
     kept = [None if each is None else each.without(lost)
-            for each in (request.classes, request.beside)]  # fmt: skip
-    return request._replace(data=data, classes=kept[0], beside=kept[1])
+            for each in (request.classes, request.pointwise_classes)]  # fmt: skip
+    return request._replace(data=data, classes=kept[0], pointwise_classes=kept[1])
 
 
 def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
@@ -174,23 +174,23 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """COMPOSED: torch operations on the sums."""
     words, samplewise = request.words, request.elements.per_sample
     groups_of = partial(_groups, request, formula)
-    beside = _has_pointwise(formula)
+    has_pointwise = _has_pointwise(formula)
     if request.group is None:
         rows = sums.unbind(0)
         result = groups_of(sums, rows).averaged(words.average, samplewise, words.reduction)
     else:
         part = totals.of_part(sums, groups_of, words.average, samplewise)
-        if beside and samplewise:
+        if has_pointwise and samplewise:
             # the pointwise loss is one of the whole batch, so it needs the sums as well
             of_batch = sums.sum(1, keepdim=True)
             part = torch.cat([part, of_batch.flatten()])
         total = distributed.global_sums(part, request.group, options=_must_agree(request, formula))
-        if beside:
+        if has_pointwise:
             rows = (total[2:].reshape(of_batch.shape) if samplewise else total).unbind(0)
             total = total[:2] if samplewise else total
         result = totals.loss(total, groups_of, words.average, samplewise, words.reduction)
     score_weight = formula.pointwise.score_weight
-    if beside:
+    if has_pointwise:
         return torch.add(_pointwise(request, formula, rows), result, alpha=score_weight)
     return result if score_weight == 1 else score_weight * result
 
@@ -217,7 +217,7 @@ def _sums(request: Request, pools: bool) -> Tensor:
 
 
 def _class_table(request: Request) -> Tensor | None:
-    return classes.table(request.data.input, request.classes, request.beside)
+    return classes.table(request.data.input, request.classes, request.pointwise_classes)
 
 
 def _must_agree(request: Request, formula: Formula) -> object:
@@ -228,7 +228,7 @@ def _must_agree(request: Request, formula: Formula) -> object:
     return _listed(
         (
             formula.name, request.elements, sorted(request.options.items()), request.classes,
-            request.beside, formula.must_agree,
+            request.pointwise_classes, formula.must_agree,
         )
     )  # fmt: skip
 
@@ -292,7 +292,7 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
     """The loss beside the score, of the rows of the whole batch."""
     factors, pos_weight = formula.pointwise, formula.pos_weight
     weight = None
-    if request.beside is not None:
+    if request.pointwise_classes is not None:
         table = _class_table(request)
         assert table is not None
         weight = table[1].to(rows[0].dtype)

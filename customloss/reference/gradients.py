@@ -156,15 +156,15 @@ def _by_target(
         total = total + _focal_by_target(x, t, g, activation, scale, offset, gamma, split)
     if extra & Extra.SQUARES:
         total = total + 2 * t * g["t2"] + p * p * g["tp2"]
-    if extra & Extra.HARD:
-        decided = decision(deciding(x, p, activation, scale, offset), activation)
-        hit, miss = g["hard_tp"] - g["hard_fp"], g["hard_fn"] - g["hard_tn"]
-        total = total + torch.where(decided, hit, miss)
     total = keep[0] * total
     if extra & Extra.LOG_LOSS:
         positive, negative = log_losses(x, activation, scale, offset)
         by_logs = times(g["log_loss_pos"], positive) - times(g["log_loss_neg"], negative)
         total = total + keep[1] * by_logs
+    if extra & Extra.HARD:
+        decided = decision(deciding(x, p, activation, scale, offset), activation)
+        hit, miss = g["hard_tp"] - g["hard_fp"], g["hard_fn"] - g["hard_tn"]
+        total = total + torch.where(decided, hit, miss)
     return total + g["support"] if extra & Extra.SUPPORT else total
 
 

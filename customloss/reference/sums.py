@@ -25,7 +25,7 @@ class Extra(enum.IntFlag):
     SQUARES = 2  # Σ w p², Σ w t², Σ w t p²
     DISTANCE = 4  # Σ w |p - t|
     FOCAL = 8  # Σ w t m^γ (-log p), Σ w (1-t) m^γ (-log q), m = t q + (1-t) p; see ``focal_bases``
-    HARD = 16  # tp, fp, fn, tn of the decision: p > 1/2, or the largest of a softmax
+    HARD = 16  # tp, fp, fn, tn of p > 1/2, or of the largest of a softmax; t before smoothing
     SUPPORT = 32  # Σ w t with t before smoothing: what the cross-entropy of a softmax is divided by
 
 
@@ -37,6 +37,10 @@ EXTRA_ROWS = {
     Extra.HARD: ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
     Extra.SUPPORT: ("support",),
 }
+
+
+# the same by the words of the extra sums: those of ``customloss.scores.uses``
+ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
 
 
 def rows(extra: int) -> tuple[str, ...]:
@@ -326,7 +330,8 @@ def shares(
         found += [times(1 - t, negative) * power(other, focal_gamma)]
     if extra & Extra.HARD:
         decided = decision(deciding(input, p, activation, scale, offset), activation).to(t.dtype)
-        found += [t * decided, (1 - t) * decided, t * (1 - decided), (1 - t) * (1 - decided)]
+        one, other, rest = target.given, 1 - target.given, 1 - decided
+        found += [one * decided, other * decided, one * rest, other * rest]
     if extra & Extra.SUPPORT:
         found += [target.given]
     return torch.stack(torch.broadcast_tensors(*found))

@@ -130,8 +130,8 @@ def expected_shares(
         "log_loss_pos": log_t * missed, "log_loss_neg": (1 - log_t) * alarm,
         "p2": p * p, "t2": t * t, "tp2": t * p * p, "distance": np.abs(p - t),
         "focal_pos": t * missed * one**gamma, "focal_neg": u * alarm * other**gamma,
-        "hard_tp": t * hit, "hard_fp": u * hit, "hard_fn": t * ~hit, "hard_tn": u * ~hit,
-        "support": given,
+        "hard_tp": given * hit, "hard_fp": (1 - given) * hit, "hard_fn": given * ~hit,
+        "hard_tn": (1 - given) * ~hit, "support": given,
     }  # fmt: skip
     return np.stack([found[name] for name in reference.rows(EVERY)])
 

@@ -392,7 +392,7 @@ def test_sums_of_two_batches() -> None:
 
 
 def test_words_and_rows_agree() -> None:
-    assert spec_options.ROWS == scores.SUMS
+    assert reference.ROWS == scores.SUMS
 
 
 # ---- the operators ----------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A pointwise loss beside a score: its options, its factors, and the loss of both parts."""
+"""The parts of a loss, a score and a pointwise loss: options of one part alone, the factors of the
+pointwise loss, and the loss of both."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from customloss._spec.options import ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
-from customloss.losses.request import ExtraNumbers, Parts, Request, once
+from customloss.losses.request import ExtraNumbers, Parts, Request, cached
 
 PosWeight = Tensor | Sequence[float] | float | None
 
 
-class _Beside(NamedTuple):
-    """The options of the pointwise loss."""
+class PointwiseOptions(NamedTuple):
+    """The options of the pointwise loss alone."""
 
     pos_weight: PosWeight = None
     ce_label_smoothing: float | None = None
@@ -35,16 +36,17 @@ class _Beside(NamedTuple):
     pointwise_group: str | None = "score"
 
 
-_PLAIN = _Beside()
-_OF_POINTWISE = frozenset(_Beside._fields)
+_PLAIN = PointwiseOptions()
+_OF_POINTWISE = frozenset(PointwiseOptions._fields)
 assert _PLAIN._asdict() == spec.POINTWISE
 
 
-def _taken_from(options: dict[str, Any]) -> _Beside:
+def _taken_from(options: dict[str, Any]) -> PointwiseOptions:
     """Takes the options of the pointwise loss out of those of a call."""
     if _OF_POINTWISE.isdisjoint(options):
         return _PLAIN
-    return _Beside(**{name: options.pop(name) for name in _Beside._fields if name in options})
+    given = [name for name in PointwiseOptions._fields if name in options]
+    return PointwiseOptions(**{name: options.pop(name) for name in given})
 
 
 def compound(
@@ -63,7 +65,7 @@ def compound(
 ) -> Tensor:
     """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
     weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
-    beside = _taken_from(options)
+    of_part = _taken_from(options)
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
@@ -77,23 +79,23 @@ def compound(
     smoothed = softmax and options.get("label_smoothing", 0.0) != 0
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
-    numbers = _numbers(*beside[1:5], softmax) if beside is not _PLAIN else request.PLAIN
-    own = (beside.pointwise_class_weight, beside.pointwise_classes)
+    numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
+    own = (of_part.pointwise_class_weight, of_part.pointwise_classes)
     parts = Parts(bool(score_weight), any(weights[1:]), *own)
     call = request.of_score(data, options, words, numbers, parts)
-    if beside.pointwise_group != "score":
-        call = _alone(call, beside.pointwise_group)
-    by_class = None if beside.pos_weight is None else _pos_weight(beside.pos_weight, call)
+    if of_part.pointwise_group != "score":
+        call = _alone(call, of_part.pointwise_group)
+    by_class = None if of_part.pos_weight is None else _pos_weight(of_part.pos_weight, call)
     if not any(weights[1:]):
         by_class = None
-    divisor = _divisor(call, beside.pointwise_reduction, reduction_called)
-    factors = _factors(*weights, softmax, smoothed, beside.focal_alpha, divisor)
+    divisor = _divisor(call, of_part.pointwise_reduction, reduction_called)
+    factors = _factors(*weights, softmax, smoothed, of_part.focal_alpha, divisor)
     if isinstance(by_class, float):
         more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
         factors, by_class = factors._replace(**more), None
     make = _formula_at if parameters else formula_of
     name, made, *_, must_agree = make(score, call.words, call.elements.extra, **parameters)
-    must_agree = (weights, beside, must_agree)
+    must_agree = (weights, of_part, must_agree)
     return route.loss(call, Formula(name, made, factors, by_class, must_agree))
 
 
@@ -106,7 +108,7 @@ def known_score(score: Score | str | None, score_weight: float) -> Score:
     return scores.dice  # a ratio, so that the loss is fused
 
 
-@once
+@cached
 def _words(
     used: tuple[str, ...],
     called: tuple[str, ...],
@@ -129,7 +131,7 @@ def _words(
     return (*words, *(("support",) if smoothed and any(weights[1:]) else ()))
 
 
-@once
+@cached
 def _numbers(
     ce_label_smoothing: float | None,
     focal_gamma: float,
@@ -163,7 +165,7 @@ def binary(other: str, activation: str) -> str:
     return activation
 
 
-@once
+@cached
 def _formula_at(score: Score, words: ScoringWords, extra: int, **parameters: Any) -> Formula:
     return formula_of(at(score, **parameters), words, extra)
 
@@ -219,7 +221,7 @@ def _divisor(call: Request, reduction: str, called: str) -> float | None:
     return max(size // shape[0] if each and shape[0] else size, 1)
 
 
-@once
+@cached
 def _factors(
     score_weight: float, cross_entropy: float, focal: float, softmax: bool, smoothed: bool,
     alpha: float | None, divisor: float | None,
