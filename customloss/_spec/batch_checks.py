@@ -183,7 +183,7 @@ def _probabilities(batch: Batch, numbers: Numbers) -> str | None:
         return None
     if batch.activation == "softmax":
         # sums of 1 in every pixel are no accident, whatever the spread
-        if numbers.get("input_rows_off", 1) > rounding(batch.input):
+        if not _add_up(numbers, "input_rows", rounding(batch.input)):
             return None
         got = f"{_span(low, high)} that add up to 1 over the classes"
     else:
@@ -249,10 +249,10 @@ def _classes_last(batch: Batch, numbers: Numbers) -> str | None:
 def _rows_off(batch: Batch, numbers: Numbers) -> str | None:
     if batch.activation != "softmax" or (not batch.coarse and _lines_sum_to_one(batch, numbers)):
         return None
-    low, high = numbers.get("rows_low", 1), numbers.get("rows_high", 1)
     slack = rounding(batch.target)
-    if not (low < 1 - slack or high > 1 + slack):
+    if "rows_low" not in numbers or _add_up(numbers, "rows", slack):
         return None
+    low, high = numbers["rows_low"], numbers["rows_high"]
     if high > 1 + slack:
         cure = "where several classes may be there at once, pass activation='sigmoid'"
     else:
@@ -307,8 +307,13 @@ def _lines_sum_to_one(batch: Batch, numbers: Numbers) -> bool:
     square = batch.shape[1:2] == batch.shape[-1:]
     if not (square or batch.activation == "softmax" or numbers["counted"] >= _ENOUGH):
         return False
-    off = max(1 - numbers.get("rows_low", 1), numbers.get("rows_high", 1) - 1)
-    return numbers.get("lines_off", 1) <= slack < off
+    return _add_up(numbers, "lines", slack) and not _add_up(numbers, "rows", slack)
+
+
+def _add_up(numbers: Numbers, name: str, slack: float) -> bool:
+    """Whether sums of this name were read, and all are 1."""
+    low, high = numbers.get(f"{name}_low", 0), numbers.get(f"{name}_high", 0)
+    return 1 - low <= slack and high - 1 <= slack
 
 
 def _holds_only(batch: Batch, *values: float) -> bool:

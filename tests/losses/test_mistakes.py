@@ -121,6 +121,9 @@ WARNINGS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
         SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * mask(2, 1, 6)),
         "got sums from 0 to 1: is the background missing? It is a class as well;",
     ),
+    "more classes at once than a byte can count": (
+        SOFTMAX, (logits(2, 300), (torch.arange(300) < 257).expand(2, 300)), "got sums of 257: ",
+    ),
     "chosen rows that add up to more": (
         {**SOFTMAX, "classes": (0, 2)}, (XC, torch.ones(2, 3, 6)), "got sums of 2: where several",
     ),
