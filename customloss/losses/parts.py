@@ -74,6 +74,8 @@ def compound(
     if not score_weight and not parameters:
         score = None  # at weight 0 it is not computed
     score = known_score(score, score_weight)
+    if focal_weight:
+        _is_of_link(options)
     weights = (score_weight, cross_entropy_weight, focal_weight)
     softmax = options.get("activation") == "softmax"
     smoothed = softmax and options.get("label_smoothing", 0.0) != 0
@@ -96,6 +98,17 @@ def compound(
     name, made, *_, must_agree = make(score, call.words, call.elements.extra, **parameters)
     must_agree = (weights, of_part, must_agree)
     return route.loss(call, Formula(name, made, factors, by_class, must_agree))
+
+
+def _is_of_link(options: dict[str, Any]) -> None:
+    """A ``gamma`` beside a focal loss is that of the link; where the link has none, the exponent of
+    the focal loss was meant."""
+    link = options.get("link", "complement")
+    if "gamma" in options and isinstance(link, str) and not scores.LINKS.get(link, True):
+        raise ValueError(
+            f"gamma: expected none with link={link!r} (link='focal' has an exponent), got "
+            f"{options['gamma']}: that of the focal loss is focal_gamma"
+        )
 
 
 def known_score(score: Score | str | None, score_weight: float) -> Score:
