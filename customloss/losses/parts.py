@@ -17,6 +17,7 @@ from customloss._spec.options import ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
+from customloss.losses.named_sums import SumsTaker
 from customloss.losses.request import ExtraNumbers, Request, cached
 
 PosWeight = Tensor | Sequence[float] | float | None
@@ -212,6 +213,14 @@ def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
     return classes.per_class("pos_weight", pos_weight, call.data.input)
 
 
+def _in_parts(call: Request) -> bool:
+    """Whether the pointwise loss is that of a batch of which the call has a part."""
+    group = call.group
+    if isinstance(group, SumsTaker) and distributed.group_size(group.process_group) == 1:
+        group = None  # it hands out the sums, and adds nothing
+    return call.sharded() or (group is not None and not call.pointwise_alone)
+
+
 def _divisor(call: Request, reduction: str, called: str) -> float | None:
     """What the pointwise loss is divided by; None: by the sum of its weights."""
     if reduction == "mean":
@@ -219,8 +228,7 @@ def _divisor(call: Request, reduction: str, called: str) -> float | None:
     checks.one_of(called, reduction, ("mean", "mean_all", "sum"))
     if reduction == "sum":
         return 1.0
-    shared = call.group is not None and not call.pointwise_alone
-    if shared or call.sharded() or isinstance(call.group, distributed.Adder):
+    if _in_parts(call):
         raise ValueError(
             f"{called}: expected 'mean' or 'sum' for a batch in parts (each part knows "
             "the size of its own alone), got 'mean_all'"

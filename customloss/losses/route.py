@@ -128,10 +128,12 @@ def _differentiable(request: Request, formula: Formula) -> Request:
 def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """The loss of the sums of this process."""
     if request.pointwise_alone and request.group is not None and _has_pointwise(formula):
-        scored = Pointwise(formula.pointwise.score_weight)
-        of_score = formula._replace(pointwise=scored, pos_weight=None)
+        # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
+        of_score = formula._replace(pointwise=Pointwise(formula.pointwise.score_weight))
         alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
         own = _of_sums(request._replace(group=None), alone, sums)
+        if isinstance(request.group, distributed.Adder):
+            own = request.group.of_part(own)
         return own + _of_sums(request, of_score, sums)
     if route(request, formula) is Route.COMPOSED:
         return composed(request, formula, sums)
