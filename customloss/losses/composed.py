@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +90,9 @@ class ConfusionLoss(Loss):
         result: Tensor = function(self.score, input, target, weight, **options)
         return result
 
-    def _try_options(self, function: Callable[..., Tensor]) -> None:
+    def _try_options(self, function: Callable[..., Tensor], given: Iterable[str]) -> None:
         """With a score of this package, since another may expect a whole batch."""
-        super()._try_options(partial(function, scores.dice))
+        super()._try_options(partial(function, scores.dice), given)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (score_name(self.score), super().extra_repr())))
