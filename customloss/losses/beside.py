@@ -16,6 +16,7 @@ from customloss._spec.options import ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
+from customloss.losses.named_sums import SumsTaker
 from customloss.losses.request import ExtraNumbers, Request, once
 
 PosWeight = Tensor | Sequence[float] | float | None
@@ -204,8 +205,12 @@ def _divisor(call: Request, reduction: str, called: str) -> float | None:
     checks.one_of(called, reduction, ("mean", "mean_all", "sum"))
     if reduction == "sum":
         return 1.0
-    shared = call.group is not None and not call.pointwise_alone
-    if shared or call.sharded() or isinstance(call.group, distributed.Adder):
+    group: Any = call.group
+    if isinstance(group, SumsTaker):  # it adds up what ranks hold, if there are any
+        ranks = group.process_group
+        group = ranks if distributed.group_size(ranks) > 1 else None
+    shared = group is not None and not call.pointwise_alone
+    if shared or call.sharded() or isinstance(group, distributed.Adder):
         raise ValueError(
             f"{called}: expected 'mean' or 'sum' for a batch in parts (each part knows "
             "the size of its own alone), got 'mean_all'"
