@@ -305,6 +305,8 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
         rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
     by_row: list[float | Tensor] = [*factors[1:]]
     if pos_weight is not None:
+        # a float32 weight times a factor would be rounded once more
+        pos_weight = pos_weight.to(rows[0].dtype)
         for positives in (0, 2):  # a part that is not there has no row
             by_row[positives] = by_row[positives] * pos_weight if by_row[positives] else 0.0
     lost = reference.pointwise_loss(
