@@ -173,6 +173,12 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
 
 
+def hidden(table: Tensor, has_score: bool, has_pointwise: bool) -> Tensor:
+    """Which classes count in no part of a loss, of those that it has; ``table`` is theirs."""
+    rows = zip(table.unbind(0), (has_score, has_pointwise))
+    return torch.stack([row == 0 for row, has in rows if has]).all(0)
+
+
 def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
     """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
     differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. Also

@@ -19,7 +19,7 @@ from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
 from customloss.losses.named_sums import SumsTaker
-from customloss.losses.request import ExtraNumbers, Request, cached
+from customloss.losses.request import ExtraNumbers, Parts, Request, cached
 
 PosWeight = Tensor | Sequence[float] | float | None
 
@@ -84,8 +84,9 @@ def compound(
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
     numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
-    chosen = (of_part.pointwise_class_weight, of_part.pointwise_classes)
-    call = request.of_score(data, options, words, numbers, chosen)
+    own = (of_part.pointwise_class_weight, of_part.pointwise_classes)
+    parts = Parts(bool(score_weight), any(weights[1:]), *own)
+    call = request.of_score(data, options, words, numbers, parts)
     if of_part.pointwise_group != "score":
         call = _alone(call, of_part.pointwise_group)
     by_class = None if of_part.pos_weight is None else _pos_weight(of_part.pos_weight, call)

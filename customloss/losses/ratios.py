@@ -31,7 +31,7 @@ def ratio_loss(
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes = request.prepared(*data, options)
+    group, classes, _ = request.prepared(*data, options)
     if group is None and classes is None:
         try:
             loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)
@@ -111,7 +111,7 @@ def soft_f1_loss(
         check_target: look at the values of input, target and weight, and raise an error where they
             are certainly wrong, as a mask of 0 and 255 is, or warn where they may be. This reads
             the tensors and waits for their device. In a module it is ``"once"`` by default: the
-            first batch is checked. See docs/checks.md.
+            first batch is checked, and more until one has a positive. See docs/checks.md.
         process_group: the ranks that share the batch: their sums are added up in one collective,
             and the loss is that of the whole batch. A ProcessGroup, or ``"world"`` for the default
             group of torch.distributed at the time of the call. None and ``"local"`` score the batch

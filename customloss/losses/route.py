@@ -119,7 +119,7 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     if table is None:
         return request
     parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
-    hidden = torch.stack([row == 0 for row, has in zip(table.unbind(0), parts) if has]).all(0)
+    hidden = classes.hidden(table, *parts)
     softmax = request.options.get("activation") == "softmax"
     data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
     kept = [None if each is None else each.without(lost)
