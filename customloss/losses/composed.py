@@ -222,10 +222,10 @@ def log_precision_recall_loss(
     Degenerate minima: at w = 1 "predict everything" is perfect, at w = 0 "predict almost nothing,
     but only true positives". In between a network that has learnt nothing is driven towards
     "everything" at a constant speed w. "Everything" costs -(1-w) log π at a prevalence of π: 0.70
-    at π = 0.03 and w = 0.8, where precision and recall of 1/2 cost 0.69. So for a large w add binary
-    cross-entropy, or use ``soft_f1_loss(link="log")``, which bounds this loss from above. The similarity of
-    :func:`fowlkes_mallows_loss` is raised to ``log_floor`` before its logarithm is taken; see
-    :func:`soft_f1_loss`. Arguments: :func:`fowlkes_mallows_loss`.
+    at π = 0.03 and w = 0.8, where precision and recall of 1/2 cost 0.69. So for a large w add
+    binary cross-entropy, or use ``soft_f1_loss(link="log")``, which bounds this loss from above.
+    The similarity of :func:`fowlkes_mallows_loss` is raised to ``log_floor`` before its logarithm
+    is taken; see :func:`soft_f1_loss`. Arguments: :func:`fowlkes_mallows_loss`.
     """
     score = at(scores.fowlkes_mallows, recall_weight=recall_weight, smooth=smooth)
     return confusion_loss(score, input, target, weight, link="log", log_floor=log_floor, **options)

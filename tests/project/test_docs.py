@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,28 @@ def test_the_readme_has_snippets():
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code):
     run(code)
+
+
+# ---- links ---------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which headings can be linked, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https:"):
+            continue
+        file, _, anchor = link.partition("#")
+        to = (page.parent / file).resolve() if file else page
+        assert to.exists(), link
+        assert not anchor or anchor in anchors(to), link
 
 
 # ---- recipes that are losses of MONAI ------------------------------------------------------------
