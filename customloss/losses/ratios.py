@@ -93,7 +93,8 @@ def soft_f1_loss(
             denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
         link: ``"complement"`` 1 - F, ``"log"`` -log F, ``"focal"`` (1 - F)^gamma or
             ``"negative"`` -F.
-        gamma: the exponent of ``link="focal"``, > 0; the slope at a perfect score is 0.
+        gamma: the exponent of ``link="focal"``, > 0. 1 is the complement; else the slope at a
+            perfect score is 0.
         log_floor: F is raised to it before its logarithm is taken, so below it the loss is constant
             and the gradient 0. At least 1e-100, below 1.
         logit_scale, logit_offset: p = sigmoid(logit_scale * (input - logit_offset)).
