@@ -44,6 +44,10 @@ class Adder(ABC):
     def total(self, sums: Tensor, options: object) -> Tensor:
         """The sums to score instead of ``sums``."""
 
+    def of_part(self, loss: Tensor) -> Tensor:
+        """What a loss that is that of each part alone adds, as with ``pointwise_group=None``."""
+        return loss
+
 
 # ---- which group an argument means ---------------------------------------------------------------
 

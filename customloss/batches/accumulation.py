@@ -57,6 +57,10 @@ class accumulate(distributed.Adder):
     If the loss has a ``process_group``, the batch is that of all ranks, and the first call of
     :meth:`loss` makes one all-reduce. Every rank needs a micro-batch, even if it is empty.
 
+    With a compound whose ``pointwise_group`` is None, the score is that of the batch, and the
+    pointwise loss that of each micro-batch. The gradients add up to those of the score and of the
+    mean of the pointwise losses, which is what ranks have under data parallelism.
+
     Both forwards have to give the same logits: dropout and batch norm in training mode break that
     (batch norm would also count every batch twice). Where the sums of the two passes differ, the
     end of the ``with`` block warns, once in a process. On a GPU only the first block is looked at,
@@ -70,7 +74,8 @@ class accumulate(distributed.Adder):
 
     Raises:
         TypeError: another kind of loss.
-        ValueError: micro-batches with unlike numbers of classes, or (debug) forwards that differ.
+        ValueError: a loss that learns itself, as a class weight that is a parameter; micro-batches
+            with unlike numbers of classes; or (debug) forwards that differ.
         RuntimeError: steps out of order, or a ``with`` block left before every micro-batch that was
             added had its loss.
 
@@ -90,6 +95,13 @@ class accumulate(distributed.Adder):
             raise TypeError(
                 "loss: expected a loss module of customloss, such as SoftF1Loss(), got "
                 f"{type(loss).__name__}"
+            )
+        tensors = (*loss.named_parameters(), *loss.named_buffers())
+        learned = [name for name, tensor in tensors if tensor.requires_grad]
+        if learned:
+            raise ValueError(
+                f"loss: expected one that learns nothing itself, got {', '.join(learned)} with a "
+                "gradient, which every micro-batch would have in full: requires_grad_(False)"
             )
         self.process_group = loss.options()["process_group"]
         self._size = distributed.group_size(self.process_group)
@@ -144,6 +156,12 @@ class accumulate(distributed.Adder):
         # The value is that of the whole batch, to the bit. Data parallelism averages gradients over
         # the ranks, so this rank's share is multiplied by their number.
         return whole + self._size * (sums - detached)
+
+    def of_part(self, loss: Tensor) -> Tensor:
+        """Called with a pointwise loss of the micro-batch alone. The gradients of micro-batches add
+        up, so each is divided by their number; the value is left as it is."""
+        share = loss / max(self._added, 1)
+        return loss.detach() + (share - share.detach())
 
     def __enter__(self) -> accumulate:
         return self

@@ -246,7 +246,10 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
     """One number per class, as a tensor; a sequence becomes one on the device of ``like``."""
     if isinstance(values, Tensor):
         if values.dim() != 1:
-            raise ValueError(f"{name}: expected one number per class, got {list(values.shape)}")
+            cure = f": {name}.flatten()" if values.numel() in values.shape else ""
+            raise ValueError(
+                f"{name}: expected one number per class, got {list(values.shape)}{cure}"
+            )
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"{name}: expected a float or integer dtype, got {values.dtype}")
         return values

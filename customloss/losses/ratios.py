@@ -12,7 +12,7 @@ from customloss._spec import checks
 from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Averaging, Grouping, Options
-from customloss.losses import request, route
+from customloss.losses import float_labels, request, route
 from customloss.losses.base import Loss, takes
 from customloss.losses.formula import Formula
 from customloss.scores import Smooth
@@ -26,20 +26,19 @@ def ratio_loss(
 ) -> Tensor:
     """The loss that ``torch.ops.customloss.<operator>`` computes, also with the options that the
     operator lacks: a process group, and those of classes."""
-    target = request.readable(input, target)
+    data = float_labels.read(Data(input, target, weight), options)
     smooth = options["smooth"]
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes, _ = request.prepared(input, target, weight, options)
+    group, classes, _ = request.prepared(*data, options)
     if group is None and classes is None:
         try:
-            loss: Tensor = getattr(torch.ops.customloss, operator)(input, target, weight, **options)
+            loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)
         except RuntimeError:
             request.bad_options(operator, options)
             raise
         return loss
-    data = Data(input, target, weight)
     call, ratio = request.of_ratio(operator, data, options, group, classes)
     return route.loss(call, Formula(operator, ratio))
 
@@ -94,7 +93,8 @@ def soft_f1_loss(
             denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
         link: ``"complement"`` 1 - F, ``"log"`` -log F, ``"focal"`` (1 - F)^gamma or
             ``"negative"`` -F.
-        gamma: the exponent of ``link="focal"``, > 0; the slope at a perfect score is 0.
+        gamma: the exponent of ``link="focal"``, > 0. 1 is the complement; else the slope at a
+            perfect score is 0.
         log_floor: F is raised to it before its logarithm is taken, so below it the loss is constant
             and the gradient 0. At least 1e-100, below 1.
         logit_scale, logit_offset: p = sigmoid(logit_scale * (input - logit_offset)).
@@ -105,7 +105,8 @@ def soft_f1_loss(
             ``torch.func``, where nothing may wait; see docs/nan.md. ``"ignore"``: as
             ``ignore_index``.
         nan_targets: ``"propagate"``: a NaN in a dense target makes the loss NaN. ``"ignore"``: such
-            an element does not count, and its gradient is 0. Not for a dense target of a softmax.
+            an element does not count, and its gradient is 0; nor does a NaN among float class
+            numbers. Not for a dense target of a softmax.
         label_smoothing: ε in [0, 1): t becomes (1 - ε) t + ε / K, K the classes of a softmax or of
             class numbers, else 2.
         check_target: look at the values of input, target and weight, and raise an error where they

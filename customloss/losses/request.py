@@ -18,7 +18,7 @@ from customloss._ops.modes import transformed
 from customloss._spec import checks, operands, options
 from customloss._spec.arguments import Data, Elements
 from customloss._spec.options import Ratio, ScoringWords
-from customloss.losses import classes, first_batch
+from customloss.losses import classes, first_batch, float_labels
 from customloss.losses.classes import Classes
 from customloss.reference.sums import ROWS
 
@@ -142,40 +142,6 @@ def _warn_of_parts(input: Tensor) -> None:
         distributed.warn_of_parts()
 
 
-def readable(input: Tensor, target: Tensor) -> Tensor:
-    """The target as kernels read it: class numbers that came as floats become integers.
-
-    MONAI loads and resizes labels so, ``[N, 1, *spatial]``. The shape says what they are, since a
-    dense target of several classes has the shape of the input. Numbers that are not whole are no
-    labels. On the CPU they raise; elsewhere, where nothing may wait, they become a label that no
-    class has.
-    """
-    if not isinstance(target, Tensor) or not target.is_floating_point() or target.requires_grad:
-        return target
-    if not isinstance(input, Tensor) or not input.dim() == target.dim() > 2:
-        return target
-    if target.shape[1] != 1 or input.shape[1] == 1 or target.shape[2:] != input.shape[2:]:
-        return target
-    numbers = target.to(torch.int32)
-    whole = numbers == target
-    if _may_look(input, target):
-        if not bool(whole.all()):
-            raise ValueError(
-                "target: expected whole class numbers in a float target of shape "
-                f"{list(target.shape)}, got {target[~whole][0].item()}: labels are resized with "
-                "mode='nearest', and a dense target has the shape of input"
-            )
-        return numbers
-    return torch.where(whole, numbers, torch.iinfo(torch.int32).min)
-
-
-def _may_look(input: Tensor, target: Tensor) -> bool:
-    """Whether Python may branch on the target: nothing waits, and it is an ordinary tensor."""
-    if torch.compiler.is_compiling() or not target.is_cpu or transformed():
-        return False
-    return not (torch._C._len_torch_dispatch_stack() or is_dtensor.sharded(input, target, None))
-
-
 def of_ratio(
     operator: str, data: Data, given: dict[str, Any], group: Any, asked: Classes | None
 ) -> tuple[Request, Ratio]:
@@ -193,7 +159,7 @@ def of_score(
 ) -> Request:
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs, and
     ``numbers`` what these depend on."""
-    data = data._replace(target=readable(data.input, data.target))
+    data = float_labels.read(data, given)
     group, asked, of_pointwise = prepared(*data, given, parts)
     rank = data.input.dim()
     elements, scoring_words, extra = _for_score(rank, words, numbers, **given)

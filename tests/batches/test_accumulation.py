@@ -199,6 +199,17 @@ def test_another_loss(loss: Any) -> None:
         customloss.accumulate(loss)
 
 
+def test_a_loss_that_learns_itself() -> None:
+    """Every micro-batch would have the whole gradient of its weights."""
+    learned = nn.Parameter(torch.ones(CLASSES))
+    for loss in (
+        customloss.DiceLoss(class_weight=learned), customloss.DiceLoss(class_weight=2 * learned),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"^loss: .* learns nothing.*got class_"):
+            customloss.accumulate(loss)
+    customloss.accumulate(customloss.DiceLoss(class_weight=learned.requires_grad_(False)))
+
+
 def test_losses_of_single_samples() -> None:
     whole = customloss.accumulate(customloss.SoftF1Loss(samplewise=True, reduction="none"))
     with pytest.raises(ValueError, match="reduction: expected 'mean' or 'sum'"):

@@ -200,6 +200,16 @@ def test_sequences_dtypes_and_gradients_of_the_weights() -> None:
         )
 
 
+def test_learned_weights_that_are_all_zero() -> None:
+    """Nothing counts, so the loss is 0 with gradient 0, whichever way the mean is taken."""
+    x, y, _ = batch(requires_grad=True)
+    for options in ({}, {"absent": "skip"}, {"average": "weighted"}, {"samplewise": True}):
+        v = torch.zeros(len(WEIGHTS), requires_grad=True)
+        loss = customloss.dice_loss(x, y, class_weight=v, **options)
+        gradients = torch.autograd.grad(loss, (x, v))
+        assert loss == 0 and all(bool((each == 0).all()) for each in gradients), options
+
+
 @pytest.mark.parametrize("name", [n for n in customloss.loss_names() if n not in FEW_OPTIONS])
 def test_every_loss_takes_them(name: str) -> None:
     x, y, _ = batch(requires_grad=True)
