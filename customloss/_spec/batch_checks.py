@@ -37,6 +37,7 @@ class Batch(NamedTuple):
     ignores_out_of_range: bool
     ignores_nan: bool  # a NaN target is not there
     exact: bool  # False lets the rounding of averages and interpolations pass
+    counted: Tensor | None = None  # [classes]: which of them any part of the loss counts; None: all
 
     @property
     def classes(self) -> int:
@@ -55,7 +56,7 @@ Mistake = Callable[[Batch, Numbers], str | None]
 
 def found(batch: Batch) -> tuple[list[str], list[str]]:
     """The messages of what is certainly wrong with a batch, and of what may be meant."""
-    hides = batch.weight is not None or batch.ignored
+    hides = batch.weight is not None or batch.ignored or batch.counted is not None
     for masked in (False, True) if hides else (False,):
         numbers = _read(batch, masked)
         errors = _messages(ERRORS, batch, numbers) if numbers.get("counted", 1) else []
@@ -84,10 +85,11 @@ def _read(batch: Batch, masked: bool) -> Numbers:
     """
     input, target, weight = batch.input, batch.target, batch.weight
     found: dict[str, Tensor] = {}
-    counts = _counts(batch, masked)
+    kept = _kept(batch, masked)
+    counts = _counts(batch, kept) if masked else kept
     found["input_low"], found["input_high"] = _bounds(input, counts if masked else None)
     if weight is not None:
-        found["weight_low"], high = _bounds(weight, None)
+        found["weight_low"], high = _bounds(weight, kept if masked else None)
         found["counted"] = (found["weight_low"] != 0) | (high != 0)
     of_target = counts
     if counts is not None:
@@ -97,28 +99,36 @@ def _read(batch: Batch, masked: bool) -> Numbers:
     # a local part may have only some of the classes
     if not batch.labels and batch.classes > 1 and input.shape[1] == batch.classes:
         if batch.activation == "softmax":
-            found["rows_off"] = _off(target, 1, counts)
+            found["rows_off"] = _off(target, 1, counts, batch.counted if masked else None)
         if input.dim() > 2 and input.shape[1] == input.shape[-1] and counts is None:
-            found["rows_off"], found["lines_off"] = _off(target, 1, None), _off(target, -1, None)
+            found["rows_off"], found["lines_off"] = _off(target, 1), _off(target, -1)
     dtype = sums_dtype(input.device)
     values = torch.stack([value.to(dtype) for value in found.values()]).tolist()
     return dict(zip(found, values))
 
 
-def _counts(batch: Batch, masked: bool) -> Tensor | None:
-    """Where an element counts, broadcastable to the input; None: everywhere. Without ``masked`` the
-    weight is not looked at."""
-    counts = None
-    if masked and batch.weight is not None:
-        counts = batch.weight != 0
-        counts = counts.reshape((1,) * (batch.input.dim() - counts.dim()) + counts.shape)
+def _counts(batch: Batch, kept: Tensor | None) -> Tensor | None:
+    """Where an element counts: it is ``kept``, and weighs anything."""
+    if batch.weight is None:
+        return kept
+    weighs = batch.weight != 0
+    weighs = weighs.reshape((1,) * (batch.input.dim() - weighs.dim()) + weighs.shape)
+    return weighs if kept is None else weighs & kept
+
+
+def _kept(batch: Batch, masked: bool) -> Tensor | None:
+    """Which elements are not ignored, and with ``masked`` of a class that counts, broadcastable to
+    the input; None: all."""
+    kept = None
+    if masked and batch.counted is not None:
+        kept = batch.counted.reshape(-1, *(1 for _ in batch.shape[2:]))[None]
     for number in batch.ignored:
-        kept = _comparable(batch.target) != number
-        counts = kept if counts is None else counts & kept
+        other = _comparable(batch.target) != number
+        kept = other if kept is None else kept & other
     if batch.ignores_nan and batch.target.is_floating_point():
-        kept = ~batch.target.isnan()
-        counts = kept if counts is None else counts & kept
-    return counts
+        known = ~batch.target.isnan()
+        kept = known if kept is None else kept & known
+    return kept
 
 
 def _comparable(values: Tensor) -> Tensor:
@@ -148,11 +158,17 @@ def _reducible(values: Tensor) -> Tensor:
     return values
 
 
-def _off(target: Tensor, dim: int, counts: Tensor | None) -> Tensor:
-    """How far the sums along ``dim`` get from 1, where anything counts."""
+def _off(
+    target: Tensor, dim: int, counts: Tensor | None = None, counted: Tensor | None = None
+) -> Tensor:
+    """How far the sums along ``dim`` get from 1, where anything counts. If only some classes are
+    ``counted`` the others may be anything, so that a sum may be less."""
     values = _reducible(target)
+    if counted is not None:
+        kept = counted.reshape(-1, *(1 for _ in target.shape[2:]))
+        values = torch.where(kept, values, torch.zeros_like(values))
     sums = values.sum(dim, dtype=sums_dtype(values.device) if values.is_floating_point() else None)
-    off = (sums - 1).abs()
+    off = (sums - 1).abs() if counted is None else (sums - 1).clamp_min(0)
     if counts is None:
         return off.amax()
     return torch.where(counts.any(dim), off, torch.zeros_like(off)).amax()

@@ -173,6 +173,17 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
 
 
+def counted(
+    input: Tensor, scored: Classes | None, pointwise: Classes | None, parts: tuple[bool, bool]
+) -> Tensor | None:
+    """Which classes count in any of the parts that there are, the score and the pointwise loss;
+    None: all of them."""
+    weights = table(input, scored, pointwise)
+    if weights is None:
+        return None
+    return torch.stack([row != 0 for row, has in zip(weights.unbind(0), parts) if has]).any(0)
+
+
 def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
     """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
     differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. Also

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
 import torch
+from torch import Tensor
 
 from customloss._ops import is_dtensor
 from customloss._ops.modes import holds_values
@@ -32,9 +34,12 @@ class FirstBatch:
         self.done = False
 
 
-def check(asked: object, data: Data, given: dict[str, Any]) -> None:
+def check(
+    asked: object, data: Data, given: dict[str, Any], counted: Callable[[], Tensor | None]
+) -> None:
     """Raises or warns of what is wrong with the values of a batch, if ``asked``, the option
-    ``check_target``, says so. The other options, ``given``, say how the values are read.
+    ``check_target``, says so. The other options, ``given``, say how the values are read, and
+    ``counted`` which classes count, None for all.
 
     Nothing is checked where there are no values, or nothing may wait for them: while compiling or
     tracing, under transforms, for meta tensors, while a CUDA graph is captured.
@@ -45,7 +50,7 @@ def check(asked: object, data: Data, given: dict[str, Any]) -> None:
         )
     if asked is False or not holds_values(data.input):
         return
-    batch = _batch(data, given, exact=asked is True)
+    batch = _batch(data, given, counted, exact=asked is True)
     if batch is None or batch.input.numel() == 0:
         return
     with torch.no_grad():
@@ -58,7 +63,9 @@ def check(asked: object, data: Data, given: dict[str, Any]) -> None:
         asked.done = True
 
 
-def _batch(data: Data, given: dict[str, Any], exact: bool) -> Batch | None:
+def _batch(
+    data: Data, given: dict[str, Any], counted: Callable[[], Tensor | None], exact: bool
+) -> Batch | None:
     """The batch as a pass reads it. None if its shapes or dtypes are wrong, which the operator is
     about to say, or if DTensors are cut in different ways, so that local parts tell nothing."""
     activation = given.get("activation", "sigmoid")
@@ -74,6 +81,8 @@ def _batch(data: Data, given: dict[str, Any], exact: bool) -> Batch | None:
         if not operands.broadcasts(part.shape, input.shape):
             return None
     ignored = checks.ignored(given.get("ignore_index")) or ()
+    # a local part may have only some of the classes
+    has_classes = input.dim() > 1 and input.shape[1] == whole.input.shape[1]
     return Batch(
         input,
         target,
@@ -86,6 +95,7 @@ def _batch(data: Data, given: dict[str, Any], exact: bool) -> Batch | None:
         ignored=ignored,
         ignores_out_of_range=given.get("out_of_range") == "ignore",
         ignores_nan=given.get("nan_targets") == "ignore",
+        counted=counted() if has_classes else None,
         exact=exact,
     )
 

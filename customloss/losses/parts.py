@@ -84,7 +84,10 @@ def compound(
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
     numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
-    chosen = (of_part.pointwise_class_weight, of_part.pointwise_classes)
+    parts = (bool(score_weight), any(weights[1:]))
+    chosen = request.PointwiseClasses(
+        of_part.pointwise_class_weight, of_part.pointwise_classes, parts
+    )
     call = request.of_score(data, options, words, numbers, chosen)
     if of_part.pointwise_group != "score":
         call = _alone(call, of_part.pointwise_group)

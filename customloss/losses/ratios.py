@@ -31,7 +31,7 @@ def ratio_loss(
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes = request.prepared(*data, options)
+    group, classes, _ = request.prepared(*data, options)
     if group is None and classes is None:
         try:
             loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)

@@ -6,7 +6,7 @@ Options are checked once for each distinct set, and the ones that no operator kn
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -63,9 +63,20 @@ class ExtraNumbers(NamedTuple):
 
 
 PLAIN = ExtraNumbers()
-# pointwise_class_weight and pointwise_classes
-PointwiseClasses = tuple[object, object]
-_ALIKE = (None, None)
+
+
+class PointwiseClasses(NamedTuple):
+    """What a compound says of the classes of its pointwise loss, and which parts it has."""
+
+    class_weight: object = None
+    classes: object = None
+    parts: tuple[bool, bool] = (True, True)  # whether there is a score, and a pointwise loss
+
+    @property
+    def alike(self) -> bool:
+        """Whether they count as the score has them."""
+        return self.class_weight is None and self.classes is None
+
 
 # two options whose types the dispatcher does not tell apart: it takes True for 1, and 1 for True
 _AMBIGUOUS = ("ignore_index", "samplewise")
@@ -73,9 +84,21 @@ _AMBIGUOUS = ("ignore_index", "samplewise")
 _BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {*_AMBIGUOUS}
 
 
+class Prepared(NamedTuple):
+    """What no operator knows of a call."""
+
+    group: ProcessGroup | distributed.Adder | None = None
+    classes: Classes | None = None
+    pointwise_classes: Classes | None = None
+
+
 def prepared(
-    input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any]
-) -> tuple[ProcessGroup | distributed.Adder | None, Classes | None]:
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    given: dict[str, Any],
+    pointwise: PointwiseClasses | None = None,
+) -> Prepared:
     """Checks what no operator checks, and takes out of ``given`` what no operator knows."""
     operands.are_tensors(input, target, weight)
     is_dtensor.ready(input)
@@ -83,13 +106,21 @@ def prepared(
         if name in _BEYOND_OPERATORS or isinstance(value, Tensor):
             break
     else:
-        _warn_of_parts(input)
-        return None, None
+        if pointwise is None or pointwise.alike:
+            _warn_of_parts(input)
+            return Prepared()
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
     if isinstance(given.get("ignore_index"), list):  # options are looked up, so they are hashed
         given["ignore_index"] = tuple(given["ignore_index"])
-    first_batch.check(given.pop("check_target", False), Data(input, target, weight), given)
+    to_check, class_weight = given.pop("check_target", False), given.get("class_weight")
     asked = classes.asked_for(input, given)
+    of_pointwise, parts = None, (True, False)
+    if pointwise is not None:
+        *own, parts = pointwise
+        if class_weight is not None or not pointwise.alike:
+            of_pointwise = classes.of_pointwise(input, class_weight, *own)
+    counted = partial(classes.counted, input, asked, of_pointwise, parts)
+    first_batch.check(to_check, Data(input, target, weight), given, counted)
     for name, value in given.items():
         if isinstance(value, Tensor):  # the dispatcher would read it, and lose its gradient
             raise TypeError(
@@ -106,7 +137,7 @@ def prepared(
         group = distributed.resolved(group)
         # A group of one rank has nothing to add, so the fused operator serves it.
         group = group if distributed.group_size(group) > 1 else None
-    return group, asked
+    return Prepared(group, asked, of_pointwise)
 
 
 def _warn_of_parts(input: Tensor) -> None:
@@ -134,14 +165,10 @@ def of_score(
     ``numbers`` what these depend on, and ``pointwise`` the weights and the choice of classes of
     the pointwise loss, if there is one."""
     data = float_labels.read(data, given)
-    class_weight = given.get("class_weight")
-    group, asked = prepared(*data, given)
+    ready = prepared(*data, given, pointwise)
     rank = data.input.dim()
     elements, scoring_words, extra = _for_score(rank, words, numbers, **given)
-    of_pointwise = None
-    if pointwise is not None and (class_weight is not None or pointwise != _ALIKE):
-        of_pointwise = classes.of_pointwise(data.input, class_weight, *pointwise)
-    return Request(data, elements, scoring_words, given, extra, group, asked, of_pointwise)
+    return Request(data, elements, scoring_words, given, extra, *ready)
 
 
 def bad_options(operator: str, given: dict[str, Any]) -> None:

@@ -115,11 +115,11 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     that count nowhere. Elsewhere the kernels see to that, without a pass of its own."""
     if torch.compiler.is_compiling() or not modes.differentiates():
         return request
-    table = _class_table(request)
-    if table is None:
-        return request
     parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
-    hidden = torch.stack([row == 0 for row, has in zip(table.unbind(0), parts) if has]).all(0)
+    counted = classes.counted(request.data.input, request.classes, request.pointwise_classes, parts)
+    if counted is None:
+        return request
+    hidden = ~counted
     softmax = request.options.get("activation") == "softmax"
     data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
     kept = [None if each is None else each.without(lost)
