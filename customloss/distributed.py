@@ -44,9 +44,9 @@ class Adder(ABC):
     def total(self, sums: Tensor, options: object) -> Tensor:
         """The sums to score instead of ``sums``."""
 
-    def of_part(self, loss: Tensor) -> Tensor:
-        """What a loss that is that of each part alone adds, as with ``pointwise_group=None``."""
-        return loss
+    def of_part(self, sums: Tensor) -> Tensor:
+        """The sums of a part for a loss of that part alone, as with ``pointwise_group=None``."""
+        return sums
 
 
 # ---- which group an argument means ---------------------------------------------------------------

@@ -134,9 +134,9 @@ def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
         # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
         of_score = formula._replace(pointwise=scored, pointwise_size=None)
         alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
-        own = _of_sums(request._replace(group=None), alone, sums)
-        if isinstance(request.group, distributed.Adder):
-            own = request.group.of_part(own)
+        group = request.group
+        part = group.of_part(sums) if isinstance(group, distributed.Adder) else sums
+        own = _of_sums(request._replace(group=None), alone, part)
         return own + _of_sums(request, of_score, sums)
     if route(request, formula) is Route.COMPOSED:
         return composed(request, formula, sums)
