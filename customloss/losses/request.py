@@ -47,8 +47,10 @@ class Request(NamedTuple):
 
     def constant_sums(self) -> bool:
         """Whether tp + fn and fp + tn are known to need no gradient: they depend on targets and
-        weights alone."""
+        weights alone, and pooled on those of the classes."""
         if torch.compiler.is_compiling() or transformed():
+            return False
+        if self.classes is not None and self.classes.learned():
             return False
         _, target, weight = self.data
         return not (target.requires_grad or (weight is not None and weight.requires_grad))

@@ -200,6 +200,19 @@ def test_sequences_dtypes_and_gradients_of_the_weights() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ("weighted_log", "dice_bce", "dice_focal", "mcc", "squared_dice"))
+def test_learned_weights_of_every_way(name: str) -> None:
+    """Pooled classes too: weighted_log_loss lost the part of the gradient that is by what it is
+    divided by."""
+    x, y, _ = batch()
+    v = (WEIGHTS + 0.1).requires_grad_()
+    loss = getattr(customloss, f"{name}_loss")
+    for average in ("macro", "micro", "weighted"):
+        assert torch.autograd.gradcheck(
+            lambda v, a=average: loss(x, y, class_weight=v, average=a), v
+        )
+
+
 def test_learned_weights_that_are_all_zero() -> None:
     """Nothing counts, so the loss is 0 with gradient 0, whichever way the mean is taken."""
     x, y, _ = batch(requires_grad=True)

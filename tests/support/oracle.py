@@ -175,8 +175,9 @@ def _far(b: Batch) -> Tensor:
     return (1 - b.t) * b.p - b.t * b.q
 
 
-def _only(chosen: Tensor, values: Tensor) -> Tensor:
-    return torch.where(chosen, values, torch.zeros_like(values))
+def _above_0(values: Tensor) -> Tensor:
+    """max(values, 0), whose slope at 0 is the mean of that of both sides."""
+    return torch.where(values > 0, values, torch.where(values == 0, values / 2, 0 * values))
 
 
 # what an element adds to each sum at weight 1
@@ -195,8 +196,8 @@ TERMS: dict[str, Callable[[Batch], Tensor]] = {
     "tp2": lambda b: b.t * b.p**2,
     "distance": lambda b: _far(b).abs(),
     "common": lambda b: torch.minimum(b.p, b.t),
-    "distance_pos": lambda b: _only(_far(b) > 0, _far(b)),
-    "distance_neg": lambda b: _only(_far(b) < 0, -_far(b)),
+    "distance_pos": lambda b: _above_0(_far(b)),
+    "distance_neg": lambda b: _above_0(-_far(b)),
     "focal_pos": lambda b: -b.t * _focal_base(b, True) ** b.gamma * b.log_p,
     "focal_neg": lambda b: -(1 - b.t) * _focal_base(b, False) ** b.gamma * b.log_q,
     # decisions are counted with the target before any smoothing
