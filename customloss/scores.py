@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ SUMS = {
     "hard": ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
     "support": ("support",),
 }
+# what else these similarities are called, as one word
+OTHER_NAMES = {
+    "f1": "dice", "softf1": "fbeta", "fscore": "fbeta", "iou": "jaccard", "sensitivity": "recall",
+    "truepositiverate": "recall", "phi": "mcc", "matthewscorrelation": "mcc",
+}  # fmt: skip
 _S = TypeVar("_S", bound=Callable[..., Any])
 
 
@@ -473,3 +478,13 @@ def multiclass_mcc(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
     undefined = product == 0
     root = torch.where(undefined, torch.ones_like(product), product).sqrt()
     return torch.where(undefined, torch.zeros_like(root), covariance / root)
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of this module
+
+    def __getattr__(name: str) -> NoReturn:
+        """Says what a similarity is called here. ``name`` is set and no object, or Python would
+        add a guess of its own."""
+        meant = OTHER_NAMES.get(name.replace("_", "").lower())
+        cure = f"; here it is {meant}" if meant else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{cure}", name=name)

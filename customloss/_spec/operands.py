@@ -5,7 +5,7 @@ Nothing here reads the data of a tensor; ``batch_checks.py`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ def are_tensors(input: object, target: object, weight: object) -> None:
     """The three operands are tensors (``weight`` may be None)."""
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+            raise TypeError(
+                f"{name}: expected a torch.Tensor, got {type(value).__name__}{_part(name, value)}"
+            )
         if isinstance(value, Tensor) and value.is_nested:
             raise TypeError(
                 f"{name}: expected a dense tensor, got a nested one: pad it, as with "
@@ -37,6 +39,20 @@ def are_tensors(input: object, target: object, weight: object) -> None:
             )
         if isinstance(value, Tensor) and value.layout is not torch.strided:
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
+
+
+def _part(name: str, value: object) -> str:
+    """The cure for what holds tensors where one was expected."""
+    if name == "input" and isinstance(value, Mapping):
+        keys = [key for key, each in value.items() if isinstance(each, Tensor)]
+        best = "out" if "out" in keys else next(iter(keys), None)  # as of torchvision's models
+        return "" if best is None else f": pass input[{best!r}]"
+    if isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) for each in value):
+        several = "customloss.DeepSupervision scores the outputs of several resolutions"
+        return f": {several}" if name == "input" else ": pass torch.stack or one of them"
+    if hasattr(value, "__array__"):
+        return f": torch.as_tensor({name})"
+    return ""
 
 
 def checked(
@@ -175,6 +191,8 @@ def _weight(weight: Tensor, input: Tensor, labels: bool) -> Tensor:
         cure = ""
         if of_pixels(came, shape) or (len(shape) == 2 and _alike(came, shape[:1])):
             cure = ": weight[:, None] is one number per sample and place"
+        elif len(shape) > 1 and _alike(came, shape[1:2]):
+            cure = ": the option class_weight has a number for each class"
         raise ValueError(f"weight: expected {expected}, got {list(came)}{cure}")
     return weight
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from customloss import distributed
 from customloss._ops.modes import transformed
+from customloss._spec import hints
 from customloss.losses.base import Loss
 
 # Whether the warning of unlike passes came already, and whether a device was waited for to see
@@ -100,7 +101,7 @@ class accumulate(distributed.Adder):
         if not isinstance(loss, Loss):
             raise TypeError(
                 "loss: expected a loss module of customloss, such as SoftF1Loss(), got "
-                f"{type(loss).__name__}"
+                f"{hints.instance_of(loss)}"
             )
         self.process_group = loss.options()["process_group"]
         self._size = distributed.group_size(self.process_group)

@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from customloss._spec import checks
+from customloss._spec import checks, hints
 from customloss.batches.streaming import StreamingLoss
 from customloss.losses import first_batch
 from customloss.losses.base import Loss
+from customloss.losses.keywords import known_only
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums
 
 _RESIZE = ("nearest", "nearest-exact")
 
 
+@known_only
 def deep_supervision_loss(
     loss: Callable[..., Tensor],
     inputs: Sequence[Tensor] | Tensor,
@@ -74,11 +76,7 @@ def deep_supervision_loss(
         targets = [target[:, :: 2**i, :: 2**i] for i in range(3)]  # the same
         loss = customloss.deep_supervision_loss(customloss.dice_ce_loss, outputs, targets)
     """
-    if isinstance(loss, StreamingLoss):
-        raise TypeError(
-            "loss: expected a loss without a state, got StreamingLoss, whose average would mix the "
-            "outputs: take one for each"
-        )
+    _check_loss(loss)
     outputs = _outputs(inputs, targets, weight, weights, resize)
     return reduce(add, _parts(outputs, [loss] * len(outputs)))
 
@@ -176,6 +174,17 @@ def _unstacked(targets: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     return targets.unbind(0)
 
 
+def _check_loss(loss: object) -> None:
+    """Checks what scores every output."""
+    if isinstance(loss, StreamingLoss):
+        raise TypeError(
+            "loss: expected a loss without a state, got StreamingLoss, whose average would mix the "
+            "outputs: take one for each"
+        )
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss: expected a loss module or function, got {hints.instance_of(loss)}")
+
+
 def _sequence(name: str, values: object, length: int | None = None, none: bool = False) -> None:
     """Checks a sequence of tensors, which may hold None if ``none``."""
     if isinstance(values, Tensor) or not isinstance(values, Sequence):
@@ -198,7 +207,7 @@ def _sequence(name: str, values: object, length: int | None = None, none: bool =
 def _check_resize(resize: object) -> None:
     """Checks how targets are resized."""
     if resize is not None:
-        checks.one_of("resize", resize, _RESIZE)  # type: ignore[arg-type]
+        checks.one_of("resize", resize, _RESIZE)
 
 
 def _resized(
@@ -280,6 +289,7 @@ class DeepSupervision(nn.Module):
         criterion(outputs, [target[:, :: 2**i, :: 2**i] for i in range(len(outputs))]).backward()
     """
 
+    @known_only
     def __init__(
         self,
         loss: Callable[..., Tensor],
@@ -287,8 +297,7 @@ class DeepSupervision(nn.Module):
         resize: str | None = None,
     ) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"loss: expected a loss module or function, got {loss!r}")
+        _check_loss(loss)
         if weights is not None:
             _check_weights(weights)
         _check_resize(resize)
@@ -296,6 +305,7 @@ class DeepSupervision(nn.Module):
         self.weights = None if weights is None else tuple(weights)
         self.resize = resize
 
+    @known_only
     def forward(
         self,
         inputs: Sequence[Tensor] | Tensor,

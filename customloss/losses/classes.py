@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from threading import Lock
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from customloss._ops import is_dtensor
-from customloss._ops.modes import ordinary_tensors
+from customloss._ops.modes import holds_values, ordinary_tensors
 from customloss._spec import checks
 from customloss._spec.arguments import Data
 from customloss._spec.words import INPUT
@@ -253,16 +253,49 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"{name}: expected a float or integer dtype, got {values.dtype}")
         return values
+    listed = _sequence(name, values)
+    _check_weights(name, listed)
+    if like is None:
+        return torch.tensor(listed, dtype=torch.float64)
+    return numbers(like, tuple(listed), sums_dtype(like.device))
+
+
+def check_values(name: str, weights: Tensor) -> None:
+    """Checks the numbers of a constant tensor on the CPU, as those of a sequence are. Nothing waits
+    for another device, and a tensor that is learned has other values later."""
+    if (
+        type(weights) is Tensor
+        and weights.is_cpu
+        and not weights.requires_grad
+        and holds_values(weights)
+    ):
+        _check_weights(name, weights.flatten().tolist())
+
+
+def _sequence(name: str, values: object) -> list[Any]:
+    """The elements of a sequence, or of an array of one dimension, as numpy's."""
+    shape = getattr(values, "shape", None)
+    if isinstance(shape, tuple) and hasattr(values, "tolist"):
+        if len(shape) != 1:
+            raise ValueError(f"{name}: expected one number per class, got {list(shape)}")
+        return list(values.tolist())
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: expected a Tensor or a sequence of numbers, got {values!r}")
+        cure = ""
+        if values == "balanced" and name != "pos_weight":  # scikit-learn's word
+            cure = (
+                ": count = torch.bincount(labels.flatten(), minlength=C) gives count.sum() / "
+                "(C * count)"
+            )
+        raise TypeError(f"{name}: expected a Tensor or a sequence of numbers, got {values!r}{cure}")
+    return list(values)
+
+
+def _check_weights(name: str, values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected numbers, got {value!r}")
         if not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{name}: expected finite numbers >= 0, got {checks.shown(value)}")
-    if like is None:
-        return torch.tensor(list(values), dtype=torch.float64)
-    return numbers(like, tuple(values), sums_dtype(like.device))
 
 
 def per_class(name: str, values: object, input: Tensor) -> Tensor:

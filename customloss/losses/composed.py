@@ -13,10 +13,12 @@ from customloss._spec import checks
 from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Grouping, Linking, Options
-from customloss.losses import request, route
-from customloss.losses.base import Loss, takes
+from customloss.losses import keywords, request, route
+from customloss.losses.base import Loss
 from customloss.losses.formula import Score, at, formula_of, score_name
+from customloss.losses.keywords import takes
 from customloss.losses.named_scores import score_of
+from customloss.losses.score_checks import check_score
 from customloss.scores import Smooth
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class ConfusionLoss(Loss):
 
     def __init__(self, score: Score | str, **options: Unpack[Options]) -> None:
         score = score_of(score)
+        check_score(score)
+        keywords.check_known(options, list(self.defaults), type(self), score)
         super().__init__(**options)
         self.score = score  # a score that is itself a module becomes a part of this one
 

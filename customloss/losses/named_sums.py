@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from customloss import distributed
 from customloss._spec.arguments import Elements
-from customloss.reference.sums import Extra, rows
+from customloss.reference.sums import ROWS, Extra, rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,6 +33,19 @@ class ConfusionSums(NamedTuple):
 
     def __radd__(self, other: object) -> ConfusionSums:
         return self + other
+
+
+def _not_asked_for(sums: ConfusionSums, name: str) -> NoReturn:
+    """Says how a further sum is asked for. ``name`` is set and no object, or Python would add a
+    guess of its own."""
+    asked = [word for word, names in ROWS.items() if name in (word, *names)]
+    cure = f": pass {asked[0]}=True to confusion_sums" if asked else ""
+    cure += " or with_sums" if asked == ["hard"] else ""
+    raise AttributeError(f"{type(sums).__name__} has no {name!r}{cure}", name=name)
+
+
+# not in the class, where type checkers would take every name for a sum
+ConfusionSums.__getattr__ = _not_asked_for  # type: ignore[attr-defined]
 
 
 def _added(one: Any, other: object) -> Any:

@@ -71,7 +71,9 @@ def compound(
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
-            "is one number for all classes), got 'none'"
+            "is one number for all classes), got 'none'; per class: sums of with_sums, of which "
+            "customloss.scores.dice(*sums[:4]) is the Dice score of each, and for a softmax "
+            "sums.log_loss_pos / (sums.tp + sums.fn) its cross-entropy"
         )
     if not score_weight and not parameters:
         score = None  # at weight 0 it is not computed
@@ -103,7 +105,7 @@ def compound(
         factors, by_class = factors._replace(**more), None
     make = _formula_at if parameters else formula_of
     formula = make(score, call.words, call.elements.extra, **parameters)
-    must_agree = (weights, of_part, formula.must_agree)
+    must_agree = ((called, weights), of_part, *formula.must_agree)
     formula = formula._replace(
         pointwise=factors, pos_weight=by_class, must_agree=must_agree,
         pointwise_size=size if later else None,

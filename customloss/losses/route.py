@@ -225,17 +225,22 @@ def _class_table(request: Request) -> Tensor | None:
     return classes.table(request.data.input, request.classes, request.pointwise_classes)
 
 
-def _must_agree(request: Request, formula: Formula) -> object:
-    """What has to be equal on every rank for their sums to mean the same; None unless it is asked
-    for, since it reads tensors."""
+def _must_agree(request: Request, formula: Formula) -> dict[str, object] | None:
+    """What has to be equal on every rank for their sums to mean the same, by name; None unless it
+    is asked for, since it reads tensors."""
     if not distributed.DEBUG or torch.compiler.is_compiling():
         return None
-    return _listed(
-        (
-            formula.name, request.elements, sorted(request.options.items()), request.classes,
-            request.pointwise_classes, formula.must_agree,
-        )
-    )  # fmt: skip
+    scored = request.classes or classes.ALL
+    named = {
+        "loss": formula.name, **options.LOSS, **request.options, **request.extra,
+        "class_weight": scored.weight, "runs of classes": scored.runs,
+    }  # fmt: skip
+    for values in formula.must_agree:
+        if hasattr(values, "_asdict"):
+            named |= values._asdict()
+        else:
+            named |= values if isinstance(values, dict) else dict(zip(*values))
+    return {name: _listed(value) for name, value in named.items()}
 
 
 def _listed(value: Any) -> Any:

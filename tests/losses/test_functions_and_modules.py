@@ -176,7 +176,7 @@ def test_custom_f1() -> None:
     none = customloss.CustomF1Loss()(everything, torch.zeros(4))
     assert float(none.detach()) == pytest.approx(69.08, abs=0.01)
     assert not torch.autograd.grad(none, everything)[0].any()
-    with pytest.raises(ValueError, match=r"^beta: expected a number <= 1"):
+    with pytest.raises(ValueError, match=r"^beta: expected a number in \[0, 1\]"):
         customloss.CustomF1Loss(beta=2.0)(p, t)
 
 

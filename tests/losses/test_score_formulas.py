@@ -186,7 +186,7 @@ def test_weighted_log_loss_is_a_cross_entropy() -> None:
     torch.testing.assert_close(2 * both, bce(x, t))
     with pytest.raises(ValueError, match=r"^activation: .*compound_loss"):
         customloss.weighted_log_loss(x, t, activation="softmax")
-    with pytest.raises(ValueError, match=r"^recall_weight: expected a number <= 1"):
+    with pytest.raises(ValueError, match=r"^recall_weight: expected a number in \[0, 1\]"):
         customloss.weighted_log_loss(x, t, recall_weight=1.5)
 
 
