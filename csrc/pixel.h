@@ -54,18 +54,19 @@ struct Ignored {
 enum Extra : unsigned {
   kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); the second is 0 for a softmax
   kSquares = 2,   // w p^2, w t^2, w t p^2
-  kDistance = 4,  // w |p - t|
+  kDistance = 4,  // w min(p, t), w max(p - t, 0), w max(t - p, 0)
   kFocal = 8,     // w t m^gamma (-log p), w (1-t) m^gamma (-log q), m = t q + (1-t) p; see Bases
-  kHard = 16,     // tp, fp, fn, tn of the decision: p > 1/2, or the first largest of a softmax
+  kHard = 16,     // tp, fp, fn, tn of the decision, p > 1/2 or the first largest of a softmax, with
+                  // t before smoothing
   kSupport = 32,  // w t, with t before smoothing
 };
 constexpr unsigned kEveryExtra = 63;
-constexpr int kMostRows = 17;  // of kEveryExtra
+constexpr int kMostRows = 19;  // of kEveryExtra
 // The last rows, on which the input has no influence.
 constexpr unsigned kFixedExtras = kHard | kSupport;
 
 CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
-  return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 1 : 0) +
+  return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 3 : 0) +
          (extra & kFocal ? 2 : 0) + (extra & kHard ? 4 : 0) + (extra & kSupport ? 1 : 0);
 }
 
@@ -163,29 +164,32 @@ CUSTOMLOSS_HD Outcome<T> outcome(T x, T scale, T offset) {
 // A target as the sums take it.
 template <class T>
 struct Target {
-  T t, u;          // smoothed, and 1 - t
-  T log_t, log_u;  // smoothed for the log-losses, and 1 - log_t
-  T given;         // not smoothed
+  T t, u;           // smoothed, and 1 - t
+  T log_t, log_u;   // smoothed for the log-losses, and 1 - log_t
+  T given, absent;  // not smoothed, and 1 - given
 
   // The same, times a weight.
-  CUSTOMLOSS_HD Target times(T w) const { return {w * t, w * u, w * log_t, w * log_u, w * given}; }
+  CUSTOMLOSS_HD Target times(T w) const {
+    return {w * t, w * u, w * log_t, w * log_u, w * given, w * absent};
+  }
 };
 
 template <class T>
 CUSTOMLOSS_HD Target<T> unsmoothed(T t) {
-  return {t, T(1) - t, t, T(1) - t, t};
+  return {t, T(1) - t, t, T(1) - t, t, T(1) - t};
 }
 
 template <class T>
 CUSTOMLOSS_HD Target<T> soft_target(const Smoothing<T>& by, T given) {
   const T t = given * (by.on - by.off) + by.off;
   const T log_t = given * (by.log_on - by.log_off) + by.log_off;
-  return {t, T(1) - t, log_t, T(1) - log_t, given};
+  return {t, T(1) - t, log_t, T(1) - log_t, given, T(1) - given};
 }
 template <class T>
 CUSTOMLOSS_HD Target<T> hard_target(const Smoothing<T>& by, bool given) {
   const T t = given ? by.on : by.off, log_t = given ? by.log_on : by.log_off;
-  return {t, T(1) - t, log_t, T(1) - log_t, given ? T(1) : T(0)};
+  const T one = given ? T(1) : T(0);
+  return {t, T(1) - t, log_t, T(1) - log_t, one, T(1) - one};
 }
 
 // What is raised to gamma before -log p (`one`) and before -log q (`other`), and the slopes of
@@ -240,8 +244,12 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
     to[kRow + 2] = t * (o.p * o.p);
   }
   if constexpr ((kExtra & kDistance) != 0) {
+    constexpr int kRow = row_of(kExtra, kDistance);
     const T far = to[1] - to[2];  // p - t, without cancellation
-    to[row_of(kExtra, kDistance)] = far < T(0) ? -far : far;
+    // A NaN, of p or of t, is one in each of them.
+    to[kRow] = far > T(0) ? t : o.p + (t - t);
+    to[kRow + 1] = far < T(0) ? T(0) : far;
+    to[kRow + 2] = to[kRow + 1] - far;
   }
   if constexpr ((kExtra & kFocal) != 0) {
     constexpr int kRow = row_of(kExtra, kFocal);
@@ -256,10 +264,10 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
   if constexpr ((kExtra & kHard) != 0) {
     constexpr int kRow = row_of(kExtra, kHard);
     const T refused = T(1) - o.decided;
-    to[kRow] = t * o.decided;
-    to[kRow + 1] = u * o.decided;
-    to[kRow + 2] = t * refused;
-    to[kRow + 3] = u * refused;
+    to[kRow] = y.given * o.decided;
+    to[kRow + 1] = y.absent * o.decided;
+    to[kRow + 2] = y.given * refused;
+    to[kRow + 3] = y.absent * refused;
   }
   if constexpr ((kExtra & kSupport) != 0) to[row_of(kExtra, kSupport)] = y.given;
 }
@@ -286,20 +294,25 @@ CUSTOMLOSS_HD bool has_influence(const T (&g)[kRows]) {
 
 // The first four rows of `g` as slopes() and target_gradient() take them, where at(row) is the
 // gradient by a sum of `extra`.  What counts is the factor of t (or of p, by the target) and that
-// of 1 - t (or q), each with the row of the distance added where p is above t and subtracted where
-// it is below: {first + d, second + d, first - d, second - d}.  The terms may have all but their
+// of 1 - t (or q), each with the slope of the distance where p is above t, and where it is below:
+// {first + above, second + above, first + below, second + below}.  The terms may have all but their
 // last digits in common, so they are put together in double, before anything is rounded.
 template <class At>
 CUSTOMLOSS_HD void combine_grads(Wrt wrt, unsigned extra, At at, double (&to)[4]) {
   const bool by_input = wrt == Wrt::kInput;
   const double first = at(0) - at(by_input ? 2 : 1);
   const double second = at(by_input ? 1 : 2) - at(3);
-  double distance = (extra & kDistance) != 0 ? at(row_of(extra, kDistance)) : 0.0;
-  if (!by_input) distance = -distance;  // |p - t| falls where t rises towards p
-  to[0] = first + distance;
-  to[1] = second + distance;
-  to[2] = first - distance;
-  to[3] = second - distance;
+  double above = 0.0, below = 0.0;
+  if ((extra & kDistance) != 0) {
+    // The smaller of p and t is in common; a distance grows with the larger one.
+    const int row = row_of(extra, kDistance);
+    above = by_input ? at(row + 1) : at(row) - at(row + 1);
+    below = by_input ? at(row) - at(row + 2) : at(row + 2);
+  }
+  to[0] = first + above;
+  to[1] = second + above;
+  to[2] = first + below;
+  to[3] = second + below;
 }
 
 // x g[0] + y g[1] where p is above t, x g[2] + y g[3] where it is below, and their mean at p = t.
@@ -402,16 +415,16 @@ CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, const Target<T>& y,
     dt += T(2) * y.t * g[kRow + 1] + o.p * o.p * g[kRow + 2];
   }
   if constexpr ((kExtra & kFocal) != 0) dt += focal_by_target<kActivation, kExtra>(o, y, focal, g);
-  if constexpr ((kExtra & kHard) != 0) {
-    constexpr int kRow = row_of(kExtra, kHard);
-    dt += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
-  }
   dt *= smoothing.on - smoothing.off;
   if constexpr ((kExtra & kLogLoss) != 0) {
     constexpr int kRow = row_of(kExtra, kLogLoss);
     T by_log = times(g[kRow], o.positive);
     if constexpr (!kSoftmax) by_log -= times(g[kRow + 1], o.negative);
     dt += (smoothing.log_on - smoothing.log_off) * by_log;
+  }
+  if constexpr ((kExtra & kHard) != 0) {
+    constexpr int kRow = row_of(kExtra, kHard);
+    dt += o.decided * (g[kRow] - g[kRow + 1]) + (T(1) - o.decided) * (g[kRow + 2] - g[kRow + 3]);
   }
   if constexpr ((kExtra & kSupport) != 0) dt += g[row_of(kExtra, kSupport)];
   return dt;

@@ -256,7 +256,13 @@ def shares(
                 _counted(t * (p * p), w, live, MASKED, HOW),
             )
         if DISTANCE & EXTRA:
-            result += (_counted(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
+            far = (1.0 - t) * p - t * q  # p - t, without cancellation
+            # a NaN, of p or of t, is one in each of them
+            result += (
+                _counted(tl.where(far > 0.0, t, p + (t - t)), w, live, MASKED, HOW),
+                _counted(tl.where(far < 0.0, 0.0, far), w, live, MASKED, HOW),
+                _counted(tl.where(far > 0.0, 0.0, -far), w, live, MASKED, HOW),
+            )
         if FOCAL & EXTRA:
             one, other, _, _ = _focal_bases(p, q, t, HOW)
             raised = power(one, gamma, HOW)
@@ -271,8 +277,9 @@ def shares(
                 _counted(alarm, w, live, MASKED, HOW),
             )
         if HARD & EXTRA:
-            tw = _counted(t, w, live, MASKED, HOW)
-            uw = _counted(u, w, live, MASKED, HOW)
+            # with the target before smoothing, so that they are counts
+            tw = _counted(given.to(p.dtype), w, live, MASKED, HOW)
+            uw = _counted(1.0 - given.to(p.dtype), w, live, MASKED, HOW)
             result += (
                 tl.where(decided, tw, 0.0),
                 tl.where(decided, uw, 0.0),
@@ -398,8 +405,6 @@ def target_gradient(
         total += 2.0 * t * g[S + 1] + p * p * g[S + 2]
     if FOCAL & EXTRA:
         total += _focal_by_target(p, q, positive, negative, t, gamma, g, EXTRA, HOW)
-    if HARD & EXTRA:
-        total += tl.where(decided, g[H], g[H + 2])
     if SMOOTH & HOW:
         total = (smoothing[0] - smoothing[1]) * total
     if LOG_LOSS & EXTRA:
@@ -409,6 +414,8 @@ def target_gradient(
         if LOG_SMOOTH & HOW:
             by_log = (smoothing[2] - smoothing[3]) * by_log
         total += by_log
+    if HARD & EXTRA:
+        total += tl.where(decided, g[H], g[H + 2])
     if SUPPORT & EXTRA:
         total += g[row_of(EXTRA, SUPPORT)]
     return total

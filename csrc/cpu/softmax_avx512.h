@@ -169,8 +169,9 @@ class SoftmaxSums {
         const int hard = row_of(tile_.extra, kHard);
         const int64_t wrong = count.first - count.target_first;
         const int64_t missing = count.target - count.target_first;
-        spread(count.target_first, wrong, row(hard), row(hard + 1));
-        spread(missing, live_count_ - count.target - wrong, row(hard + 2), row(hard + 3));
+        const int64_t none = live_count_ - count.target - wrong;
+        const int64_t of_decisions[] = {count.target_first, wrong, missing, none};
+        for (int k = 0; k < 4; ++k) *row(hard + k) += static_cast<double>(of_decisions[k]);
       }
     }
   }

@@ -23,7 +23,7 @@ from customloss._spec.words import (
     OUT_OF_RANGE,
     REDUCTIONS,
 )
-from customloss.reference.sums import EXTRA_ROWS
+from customloss.reference.sums import ROWS, Extra
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ ELEMENTS: dict[str, Any] = {
     "out_of_range": "raise", "nan_targets": "propagate",
 }  # fmt: skip
 EXTRA: dict[str, Any] = {
-    **{str(flag.name).lower(): False for flag in EXTRA_ROWS}, "focal_gamma": 2.0,
+    **dict.fromkeys(ROWS, False), "focal_gamma": 2.0,
     "focal_split": False, "log_smoothing": None,
 }  # fmt: skip
 SUMS: dict[str, Any] = {**ELEMENTS, **EXTRA}
@@ -56,8 +56,6 @@ POINTWISE: dict[str, Any] = {
     "focal_split": False, "pointwise_class_weight": None, "pointwise_classes": None,
     "pointwise_reduction": "mean", "pointwise_group": "score",
 }  # fmt: skip
-# the words of the extra sums, and the names of the rows they add
-ROWS = {str(flag.name).lower(): names for flag, names in EXTRA_ROWS.items()}
 
 
 # "once" is what modules have by default: they check the first batch that they see
@@ -271,6 +269,11 @@ def bounded(**parameters: Any) -> None:
                 "smooth: expected a denominator above 0 where the numerator is above 0 (the "
                 f"similarity of an empty group would be infinite), got {numbers}"
             )
+    if parameters.get("fp_weight", 1) == parameters.get("fn_weight", 1) == 0:
+        raise ValueError(
+            "fp_weight, fn_weight: expected one above 0 (a similarity that counts no misses has "
+            "nothing to learn from), got none"
+        )
 
 
 def smooth_fits(smooth: scores.Smooth, link: str) -> None:
@@ -286,7 +289,7 @@ def smooth_fits(smooth: scores.Smooth, link: str) -> None:
 
 def extra_bits(asked: Mapping[str, Any]) -> int:
     """The bits of ``reference.Extra`` that these words ask for."""
-    return int(sum(flag for flag in EXTRA_ROWS if asked.get(str(flag.name).lower())))
+    return int(sum(Extra[word.upper()] for word in ROWS if asked.get(word)))
 
 
 def _elements(
@@ -321,9 +324,10 @@ def _elements(
     checks.number("focal_gamma", focal_gamma, at_least=0)
     if log_smoothing is not None:
         checks.number("log_smoothing", log_smoothing, at_least=0, below=1)
-    if activation == "softmax" and logit_scale == 0:
+    if logit_scale == 0:
         raise ValueError(
-            "logit_scale: expected a number other than 0 with activation='softmax', got 0"
+            "logit_scale: expected a number other than 0 (with 0 all probabilities are alike, "
+            "whatever the input), got 0"
         )
     per_class = average != "micro" and rank > 1
     return Elements(
@@ -359,10 +363,7 @@ def _words(
     checks.one_of("reduction", reduction, REDUCTIONS)
     if not links[link] and gamma != 1.0:
         takers = " or ".join(repr(name) for name, takes in links.items() if takes)
-        raise ValueError(
-            f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r} (the exponent "
-            "of a focal loss beside a score is focal_gamma)"
-        )
+        raise ValueError(f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r}")
     checks.number("log_floor", log_floor, at_least=1e-100, below=1)
     if link not in scores.LOG_LINKS and log_floor != scores.LOG_FLOOR:
         takers = " or ".join(repr(name) for name in scores.LOG_LINKS if name in links)

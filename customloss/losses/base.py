@@ -1,12 +1,11 @@
-"""What the losses share: modules that keep options, and signatures that show them."""
+"""What the losses share: modules that keep options."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +13,14 @@ from torch.compiler import is_compiling
 
 from customloss import distributed
 from customloss._backends import choice
-from customloss._spec import hints
-from customloss._spec import options as spec
+from customloss._ops.modes import holds_values
 from customloss.distributed import is_group
-from customloss.losses import classes, help_text
+from customloss.losses import classes, help_text, keywords
 from customloss.losses.first_batch import ONCE, FirstBatch
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, SumsTaker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 # The losses of the package by name, as ``customloss.loss`` knows them.
 LOSSES: dict[str, type[Loss]] = {}
@@ -39,51 +35,15 @@ _PEERS = {
 _CLASS_WEIGHTS = ("class_weight", "pointwise_class_weight")
 
 
-# the types of most options, of which none is a number of numpy
-_PLAIN = frozenset((type(None), bool, int, float, str, Tensor))
-
-
-def _number(value: Any) -> Any:
-    """A number of numpy as a number of Python, alone or in a tuple or list; anything else as it
-    is."""
-    if isinstance(value, (tuple, list)):
-        numbers = map(_number, value)
-        return tuple(numbers) if isinstance(value, tuple) else list(numbers)
-    is_scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
-    return value.item() if is_scalar else value
-
-
-def takes(options: type) -> Callable[[_F], _F]:
-    """Spells ``**options`` out in the signature that ``help`` and ``inspect`` show, and refuses
-    options that are not in it: ``dice_loss(..., beta=2.0)`` would be the loss of F2."""
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in {**spec.FUNCTION, **spec.POINTWISE}.items()
-        if name in options.__annotations__
-    ]
-
-    def decorate(function: _F) -> _F:
-        signature = inspect.signature(function)
-        listed = list(signature.parameters.values())[:-1]
-        signature = signature.replace(parameters=[*listed, *more])
-        known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        # operands may be passed by name as well
-        names = frozenset(signature.parameters)
-
-        @wraps(function)
-        def checked(*operands: Any, **given: Any) -> Any:
-            if given:
-                if not names.issuperset(given):
-                    unknown = next(name for name in given if name not in names)
-                    raise hints.unknown_option(unknown, function.__name__, known)
-                if not (_PLAIN.issuperset(map(type, given.values())) or is_compiling()):
-                    given = {name: _number(value) for name, value in given.items()}
-            return function(*operands, **given)
-
-        checked.__signature__ = signature  # type: ignore[attr-defined]
-        return cast(_F, checked)
-
-    return decorate
+def _differs(value: Any, default: Any) -> bool:
+    """Whether an option is not at its default. 1 and 1.0 are one number, True is none; a tensor or
+    an array, whose comparison would be one, is never a default."""
+    if value is default:
+        return False
+    for kinds in ((int, float), (str,)):
+        if isinstance(value, kinds) and isinstance(default, kinds):
+            return isinstance(value, bool) or isinstance(default, bool) or value != default
+    return True
 
 
 class HoldsGroup(nn.Module):
@@ -115,10 +75,12 @@ class HoldsGroup(nn.Module):
 class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
-    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers: they move
-    with ``.to()``, and are in the state dict. A state dict without them leaves them as they are; in
-    their place it may have those of ``torch.nn.CrossEntropyLoss``, nnU-Net or MONAI. Weights for a
-    loss that was made without are unexpected keys, as for any module.
+    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers, or as the
+    ``nn.Parameter`` that was given: they move with ``.to()``, and are in the state dict. A state
+    dict without them leaves them as they are; in their place it may have those of
+    ``torch.nn.CrossEntropyLoss``, ``torch.nn.BCEWithLogitsLoss`` (``[C]``, or ``[C, 1, 1]`` as for
+    images), nnU-Net or MONAI. Weights for a loss that was made without are unexpected keys, as for
+    any module.
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
@@ -149,6 +111,8 @@ class Loss(HoldsGroup):
         cls.defaults = {name: option.default for name, option in options.items()}
         cls._passed = {n: default for n, default in cls.defaults.items() if n != "check_target"}
         # shown by help: what __init__ takes by position, then every option of the function
+        if "__init__" in vars(cls):
+            cls.__init__ = keywords.by_name(cls.__init__, cls.defaults)  # type: ignore[method-assign]
         _, *listed = inspect.signature(cls.__init__).parameters.values()
         listed = [p for p in listed if p.kind is p.POSITIONAL_OR_KEYWORD]
         names = {p.name for p in listed}
@@ -165,32 +129,39 @@ class Loss(HoldsGroup):
                 f"{type(self).__name__}: expected one of the losses, such as SoftF1Loss; this is "
                 "their common type, for isinstance and for annotations"
             )
-        for name in options:
-            if name not in self.defaults:
-                raise hints.unknown_option(name, type(self).__name__, list(self.defaults))
+        keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
-            value = _number(value)
-            is_class_weight = name in _CLASS_WEIGHTS and value is not None
-            if is_class_weight or (name == "pos_weight" and isinstance(value, Sequence)):
+            value = keywords.as_number(value)
+            single = isinstance(value, (int, float)) or (
+                isinstance(value, Tensor) and not value.dim()
+            )
+            by_class = name in _CLASS_WEIGHTS or (name == "pos_weight" and not single)
+            if value is not None and by_class:
                 value = classes.as_tensor(name, value)
-            if isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
+            if isinstance(value, Tensor) and (by_class or name == "pos_weight"):
+                classes.check_values(name, value)
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
         self._first_batch = FirstBatch()
         ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
-            self._try_options(type(self).function)
+            self._try_options(type(self).function, options)
 
-    def _try_options(self, function: Callable[..., Tensor]) -> None:
-        """Raises what the first batch would raise about the options, on a pixel that is no data."""
-        options = self.options()
+    def _try_options(self, function: Callable[..., Tensor], given: Iterable[str]) -> None:
+        """Raises what the first batch would raise about the options, on a pixel that is no data.
+        Only those that were given are tried, so that no message is about others."""
+        options: dict[str, Any] = {name: getattr(self, name) for name in given}
         asked = options.get("check_target")
         if asked is True or asked == ONCE:  # there is no batch yet
             del options["check_target"]
-        if not isinstance(options["process_group"], distributed.Adder):
+        group = options.get("process_group")
+        if not isinstance(group, distributed.Adder):
             # a rank that is no member may still make the module, and "world" may be yet to come
-            distributed.check_group(options["process_group"])
+            distributed.check_group(group)
         options["process_group"] = "local"
         count = 2
         for name in ("classes", "pointwise_classes"):
@@ -218,7 +189,7 @@ class Loss(HoldsGroup):
         changed = {
             name: value
             for name, default in self._passed.items()
-            if (value := getattr(self, name)) is not default
+            if _differs(value := getattr(self, name), default)
         }
         # compiled code checks nothing, and must not depend on what ran before
         if self.check_target is not False and not is_compiling():
@@ -228,9 +199,21 @@ class Loss(HoldsGroup):
         return changed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        for name, value in self._buffers.items():
-            if value is not None and prefix + name not in state_dict:
-                state_dict[prefix + name] = self._of_peers(state_dict, prefix, name, value)
+        *_, errors = more
+        for name, value in (*self._buffers.items(), *self._parameters.items()):
+            key = prefix + name
+            if value is None:
+                continue
+            if key not in state_dict:
+                state_dict[key] = self._of_peers(state_dict, prefix, name, value)
+            if name in (*_CLASS_WEIGHTS, "pos_weight"):
+                saved = _by_class(state_dict[key], value)
+                if saved is None:
+                    errors.append(
+                        f"{key}: expected one number per class, of shape [C], or [C, 1, 1] and "
+                        f"[1, C, 1, 1] as torch broadcasts it, got {list(state_dict[key].shape)}"
+                    )
+                state_dict[key] = value if saved is None else saved
         super()._load_from_state_dict(state_dict, prefix, *more)
 
     def _of_peers(
@@ -238,7 +221,7 @@ class Loss(HoldsGroup):
     ) -> Tensor:
         """Takes these weights out of the state dict of a peer; ``value`` if it has none."""
         others = _PEERS.get(name, ())
-        last = _CLASS_WEIGHTS[self._buffers.get(_CLASS_WEIGHTS[1]) is not None]
+        last = _CLASS_WEIGHTS[getattr(self, _CLASS_WEIGHTS[1], None) is not None]
         if name == last == "class_weight":  # it is about both parts
             others = (*others, *_PEERS["pointwise_class_weight"])
         if name == last and "pos_weight" not in self.defaults:
@@ -268,6 +251,7 @@ class Loss(HoldsGroup):
         """The loss at these options."""
         return type(self).function(input, target, weight, **options)
 
+    @keywords.known_only
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
@@ -287,6 +271,7 @@ class Loss(HoldsGroup):
         """
         return self._loss(input, target, weight, self._changed())
 
+    @keywords.known_only
     def with_sums(
         self, input: Tensor, target: Tensor, weight: Tensor | None = None, *, hard: bool = False
     ) -> tuple[Tensor, ConfusionSums | ExtendedSums]:
@@ -328,11 +313,13 @@ class Loss(HoldsGroup):
         return loss, taker.named()
 
     def added_by(self, adder: object) -> Loss:
-        """A copy with ``adder`` as process group; moving its buffers leaves this loss alone."""
+        """A copy with ``adder`` as process group; moving its buffers leaves this loss alone, its
+        parameters are those of this loss."""
         twin = copy.copy(self)
         attributes = vars(twin)
         attributes["process_group"] = adder  # nn.Module would make it a submodule
         attributes["_buffers"] = dict(self._buffers)
+        attributes["_parameters"] = dict(self._parameters)
         return twin
 
     def extra_repr(self) -> str:
@@ -342,7 +329,41 @@ class Loss(HoldsGroup):
             if isinstance(value, distributed.Adder):  # the module that holds this one
                 continue
             if isinstance(value, Tensor):
-                changed.append(f"{name}={value.tolist()}")
-            elif value != self.defaults[name]:
-                changed.append(f"{name}={value!r}")
+                changed.append(f"{name}={_short(value)}")
+            elif _differs(value, self.defaults[name]):
+                long = isinstance(value, (tuple, list)) and len(value) > _MOST_SHOWN
+                changed.append(f"{name}={_short(value) if long else repr(value)}")
         return ", ".join(changed)
+
+
+# How many numbers of an option a repr shows; torch prints none of its buffers.
+_MOST_SHOWN = 8
+
+
+def _short(values: Tensor | Sequence[float]) -> str:
+    """Numbers as a repr shows them: of many the first two, the last and how many there are. The
+    shape, where there are none to read, as on the meta device."""
+    if isinstance(values, Tensor) and not holds_values(values):
+        return f"<{list(values.shape)} on {values.device}>"
+    if isinstance(values, Tensor) and values.dim() == 0:
+        return f"{values.item():.4g}"
+    count = values.numel() if isinstance(values, Tensor) else len(values)
+    many = count > _MOST_SHOWN
+    ends = [values[0], values[1], values[-1]] if many else [*values]
+    numbers = [each.item() if isinstance(each, Tensor) else each for each in ends]
+    shown = [f"{each:.4g}" if isinstance(each, float) else str(each) for each in numbers]
+    if not many:
+        return f"[{', '.join(shown)}]"
+    return f"[{shown[0]}, {shown[1]}, …, {shown[2]}] ({count})"
+
+
+def _by_class(saved: Tensor, own: Tensor) -> Tensor | None:
+    """Saved weights in the shape of ``own``, one number per class, where they may lie as torch
+    broadcasts them along an input ``[N, C, *spatial]``. None if they mean something else; those of
+    one dimension stay as they are, whatever their number."""
+    shape = list(saved.shape)
+    if len(shape) <= 1:
+        return saved
+    of_class = shape[1:] if shape[0] == 1 else shape
+    fits = of_class[0] == own.numel() and all(size == 1 for size in of_class[1:])
+    return saved.reshape(own.shape) if fits else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from threading import Lock
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from customloss._ops import is_dtensor
-from customloss._ops.modes import ordinary_tensors
+from customloss._ops.modes import holds_values, ordinary_tensors
 from customloss._spec import checks
 from customloss._spec.arguments import Data
 from customloss._spec.words import INPUT
@@ -158,19 +158,25 @@ class Classes(NamedTuple):
 ALL = Classes(None, None)
 
 
-def table(input: Tensor, scored: Classes | None, beside: Classes | None) -> Tensor | None:
+def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> Tensor | None:
     """``[2, classes]``: the weight of each class in the score, and in the pointwise loss; 0 where
     it does not count. None if all of them count alike in both."""
-    if scored is None and beside is None:
+    if scored is None and pointwise is None:
         return None
     one = scored or ALL
-    other = beside or Classes(one.weight, None)
+    other = pointwise or Classes(one.weight, None)
     count = input.shape[1] if input.dim() > 1 else 1
     chosen = _chosen(input, (one.runs, other.runs), count, sums_dtype(input.device))
     if one.weight is other.weight:
         return chosen if one.weight is None else one.weight.to(chosen.dtype) * chosen
     rows = zip(chosen.unbind(0), (one.weight, other.weight))
     return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
+
+
+def hidden(table: Tensor, has_score: bool, has_pointwise: bool) -> Tensor:
+    """Which classes count in no part of a loss, of those that it has; ``table`` is theirs."""
+    rows = zip(table.unbind(0), (has_score, has_pointwise))
+    return torch.stack([row == 0 for row, has in rows if has]).all(0)
 
 
 def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
@@ -223,7 +229,9 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     return Classes(weight, _runs(classes, background, count))
 
 
-def beside(input: Tensor, class_weight: object, own_weight: object, own: object) -> Classes | None:
+def of_pointwise(
+    input: Tensor, class_weight: object, own_weight: object, own: object
+) -> Classes | None:
     """The classes of a pointwise loss: all of them, with the weights of the score, unless it has
     weights (``own_weight``) or a choice of classes (``own``) of its own."""
     name, weight = "pointwise_class_weight", own_weight
@@ -238,20 +246,56 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
     """One number per class, as a tensor; a sequence becomes one on the device of ``like``."""
     if isinstance(values, Tensor):
         if values.dim() != 1:
-            raise ValueError(f"{name}: expected one number per class, got {list(values.shape)}")
+            cure = f": {name}.flatten()" if values.numel() in values.shape else ""
+            raise ValueError(
+                f"{name}: expected one number per class, got {list(values.shape)}{cure}"
+            )
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"{name}: expected a float or integer dtype, got {values.dtype}")
         return values
+    listed = _sequence(name, values)
+    _check_weights(name, listed)
+    if like is None:
+        return torch.tensor(listed, dtype=torch.float64)
+    return numbers(like, tuple(listed), sums_dtype(like.device))
+
+
+def check_values(name: str, weights: Tensor) -> None:
+    """Checks the numbers of a constant tensor on the CPU, as those of a sequence are. Nothing waits
+    for another device, and a tensor that is learned has other values later."""
+    if (
+        type(weights) is Tensor
+        and weights.is_cpu
+        and not weights.requires_grad
+        and holds_values(weights)
+    ):
+        _check_weights(name, weights.flatten().tolist())
+
+
+def _sequence(name: str, values: object) -> list[Any]:
+    """The elements of a sequence, or of an array of one dimension, as numpy's."""
+    shape = getattr(values, "shape", None)
+    if isinstance(shape, tuple) and hasattr(values, "tolist"):
+        if len(shape) != 1:
+            raise ValueError(f"{name}: expected one number per class, got {list(shape)}")
+        return list(values.tolist())
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: expected a Tensor or a sequence of numbers, got {values!r}")
+        cure = ""
+        if values == "balanced" and name != "pos_weight":  # scikit-learn's word
+            cure = (
+                ": count = torch.bincount(labels.flatten(), minlength=C) gives count.sum() / "
+                "(C * count)"
+            )
+        raise TypeError(f"{name}: expected a Tensor or a sequence of numbers, got {values!r}{cure}")
+    return list(values)
+
+
+def _check_weights(name: str, values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected numbers, got {value!r}")
         if not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{name}: expected finite numbers >= 0, got {checks.shown(value)}")
-    if like is None:
-        return torch.tensor(list(values), dtype=torch.float64)
-    return numbers(like, tuple(values), sums_dtype(like.device))
 
 
 def per_class(name: str, values: object, input: Tensor) -> Tensor:

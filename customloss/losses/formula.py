@@ -12,11 +12,14 @@ from customloss import scores
 from customloss._spec import options
 from customloss._spec.arguments import SCORE_ALONE, Pointwise
 from customloss._spec.options import Ratio, ScoringWords
+from customloss.losses.score_checks import check_score
 from customloss.reference import sums as reference
 
 Score = Callable[..., Tensor]
 # from the rows of the sums to the losses of the groups
 LossOfRows = Callable[[Sequence[Tensor]], Tensor]
+# values with names: a NamedTuple of options, a dict, or the names and the values
+Named = Any
 
 
 class Formula(NamedTuple):
@@ -26,7 +29,9 @@ class Formula(NamedTuple):
     score: Ratio | LossOfRows
     pointwise: Pointwise = SCORE_ALONE
     pos_weight: Tensor | None = None  # how often the pointwise loss counts positives
-    must_agree: object = None  # beside the options, what has to be equal on every rank
+    must_agree: tuple[Named, ...] = ()  # beside the options, what has to be equal on every rank
+    # what the pointwise loss is divided by at last, where it is no number yet
+    pointwise_size: int | None = None
 
 
 def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Formula:
@@ -51,7 +56,7 @@ def _parameters(score: Score) -> dict[str, Any]:
 def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
     """The linked score as a function of the rows; ``extra`` says which rows there are."""
     names = reference.rows(extra)
-    wanted = [name for word in scores.used_by(score) for name in options.ROWS[word]]
+    wanted = [name for word in scores.used_by(score) for name in reference.ROWS[word]]
 
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         further = {name: rows[names.index(name)] for name in wanted}
@@ -63,7 +68,11 @@ def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
 
 def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]) -> Tensor:
     """The score of the sums, checked to be a similarity of every group."""
-    value: Any = score(*sums, **further)
+    try:
+        value: Any = score(*sums, **further)
+    except TypeError:
+        check_score(score)  # says what is wrong with its arguments, if it is that
+        raise
     samples, classes = sums[0].shape
     if not isinstance(value, Tensor):
         got: object = f"{type(value).__name__} {value!r}"

@@ -57,10 +57,12 @@ def route(request: Request, formula: Formula) -> Route:
 def _has_closed_form(request: Request, formula: Formula) -> bool:
     """Whether the operators can compute this loss."""
     words = request.words
-    asked = [each for each in (request.classes, request.beside) if each is not None]
+    asked = [each for each in (request.classes, request.pointwise_classes) if each is not None]
     if not isinstance(formula.score, Ratio) or words.link not in LINKS:
         return False
     if formula.pos_weight is not None or pools_classes(request, formula):
+        return False
+    if formula.pointwise_size is not None:  # operators take numbers
         return False
     if request.group is not None and request.elements.per_sample:
         return False
@@ -73,7 +75,7 @@ def pools_classes(request: Request, formula: Formula) -> bool:
     pos_weight = formula.pos_weight
     micro = request.options.get("average") == "micro"
     one_group = not request.elements.per_class and (micro or request.data.input.dim() > 1)
-    by_class = request.classes is not None or request.beside is not None
+    by_class = request.classes is not None or request.pointwise_classes is not None
     by_class = by_class or (pos_weight is not None and pos_weight.dim() > 0)
     return one_group and by_class
 
@@ -117,21 +119,24 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     if table is None:
         return request
     parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
-    hidden = torch.stack([row == 0 for row, has in zip(table.unbind(0), parts) if has]).all(0)
+    hidden = classes.hidden(table, *parts)
     softmax = request.options.get("activation") == "softmax"
     data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
     kept = [None if each is None else each.without(lost)
-            for each in (request.classes, request.beside)]  # fmt: skip
-    return request._replace(data=data, classes=kept[0], beside=kept[1])
+            for each in (request.classes, request.pointwise_classes)]  # fmt: skip
+    return request._replace(data=data, classes=kept[0], pointwise_classes=kept[1])
 
 
 def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """The loss of the sums of this process."""
     if request.pointwise_alone and request.group is not None and _has_pointwise(formula):
         scored = Pointwise(formula.pointwise.score_weight)
-        of_score = formula._replace(pointwise=scored, pos_weight=None)
+        # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
+        of_score = formula._replace(pointwise=scored, pointwise_size=None)
         alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
-        own = _of_sums(request._replace(group=None), alone, sums)
+        group = request.group
+        part = group.of_part(sums) if isinstance(group, distributed.Adder) else sums
+        own = _of_sums(request._replace(group=None), alone, part)
         return own + _of_sums(request, of_score, sums)
     if route(request, formula) is Route.COMPOSED:
         return composed(request, formula, sums)
@@ -174,23 +179,23 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """COMPOSED: torch operations on the sums."""
     words, samplewise = request.words, request.elements.per_sample
     groups_of = partial(_groups, request, formula)
-    beside = _has_pointwise(formula)
+    has_pointwise = _has_pointwise(formula)
     if request.group is None:
         rows = sums.unbind(0)
         result = groups_of(sums, rows).averaged(words.average, samplewise, words.reduction)
     else:
         part = totals.of_part(sums, groups_of, words.average, samplewise)
-        if beside and samplewise:
+        if has_pointwise and samplewise:
             # the pointwise loss is one of the whole batch, so it needs the sums as well
             of_batch = sums.sum(1, keepdim=True)
             part = torch.cat([part, of_batch.flatten()])
         total = distributed.global_sums(part, request.group, options=_must_agree(request, formula))
-        if beside:
+        if has_pointwise:
             rows = (total[2:].reshape(of_batch.shape) if samplewise else total).unbind(0)
             total = total[:2] if samplewise else total
         result = totals.loss(total, groups_of, words.average, samplewise, words.reduction)
     score_weight = formula.pointwise.score_weight
-    if beside:
+    if has_pointwise:
         return torch.add(_pointwise(request, formula, rows), result, alpha=score_weight)
     return result if score_weight == 1 else score_weight * result
 
@@ -217,20 +222,25 @@ def _sums(request: Request, pools: bool) -> Tensor:
 
 
 def _class_table(request: Request) -> Tensor | None:
-    return classes.table(request.data.input, request.classes, request.beside)
+    return classes.table(request.data.input, request.classes, request.pointwise_classes)
 
 
-def _must_agree(request: Request, formula: Formula) -> object:
-    """What has to be equal on every rank for their sums to mean the same; None unless it is asked
-    for, since it reads tensors."""
+def _must_agree(request: Request, formula: Formula) -> dict[str, object] | None:
+    """What has to be equal on every rank for their sums to mean the same, by name; None unless it
+    is asked for, since it reads tensors."""
     if not distributed.DEBUG or torch.compiler.is_compiling():
         return None
-    return _listed(
-        (
-            formula.name, request.elements, sorted(request.options.items()), request.classes,
-            request.beside, formula.must_agree,
-        )
-    )  # fmt: skip
+    scored = request.classes or classes.ALL
+    named = {
+        "loss": formula.name, **options.LOSS, **request.options, **request.extra,
+        "class_weight": scored.weight, "runs of classes": scored.runs,
+    }  # fmt: skip
+    for values in formula.must_agree:
+        if hasattr(values, "_asdict"):
+            named |= values._asdict()
+        else:
+            named |= values if isinstance(values, dict) else dict(zip(*values))
+    return {name: _listed(value) for name, value in named.items()}
 
 
 def _listed(value: Any) -> Any:
@@ -292,7 +302,7 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
     """The loss beside the score, of the rows of the whole batch."""
     factors, pos_weight = formula.pointwise, formula.pos_weight
     weight = None
-    if request.beside is not None:
+    if request.pointwise_classes is not None:
         table = _class_table(request)
         assert table is not None
         weight = table[1].to(rows[0].dtype)
@@ -304,10 +314,11 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
         pos_weight = pos_weight.to(rows[0].dtype)
         for positives in (0, 2):  # a part that is not there has no row
             by_row[positives] = by_row[positives] * pos_weight if by_row[positives] else 0.0
-    return reference.pointwise_loss(
+    lost = reference.pointwise_loss(
         rows,
         request.elements.extra,
         by_row,
         class_weight=weight,
         keep_samples=request.elements.per_sample and request.words.reduction == "none",
     )
+    return lost if formula.pointwise_size is None else lost / formula.pointwise_size

@@ -19,6 +19,7 @@ from customloss.reference.losses import (
 from customloss.reference.sums import (
     EXTRA_ROWS,
     LOG_FLOOR,
+    ROWS,
     Extra,
     Operands,
     Probability,
@@ -38,6 +39,7 @@ from customloss.reference.sums import (
 __all__ = [
     "EXTRA_ROWS",
     "LOG_FLOOR",
+    "ROWS",
     "Extra",
     "Operands",
     "Probability",

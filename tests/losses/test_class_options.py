@@ -391,7 +391,7 @@ def test_streaming() -> None:
 
 def test_a_buffer() -> None:
     criterion = customloss.SoftF1Loss(class_weight=[1, 2, 3, 4], classes=(0, 2))
-    assert repr(criterion) == "SoftF1Loss(class_weight=[1.0, 2.0, 3.0, 4.0], classes=(0, 2))"
+    assert repr(criterion) == "SoftF1Loss(class_weight=[1, 2, 3, 4], classes=(0, 2))"
     assert [name for name, _ in criterion.named_buffers()] == ["class_weight"]
     assert criterion.to("meta").class_weight.device.type == "meta"
     assert [*copy.deepcopy(criterion).buffers()]
@@ -472,7 +472,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "background": ({"include_background": 0}, TypeError, "include_background: .*got 0"),
     "ignore a half": ({"ignore_index": 0.5}, TypeError, "ignore_index: .*integer.*0.5"),
     "ignore a word": ({"ignore_index": "255"}, TypeError, "ignore_index: .*integer.*'255'"),
-    "smoothed away": ({"label_smoothing": 1.0}, ValueError, "label_smoothing: .*< 1"),
+    "smoothed away": ({"label_smoothing": 1.0}, ValueError, r"label_smoothing: .*in \[0, 1\)"),
 }  # fmt: skip
 
 
@@ -516,5 +516,5 @@ def test_check_target_of_dense_targets_with_ignored_ones() -> None:
     x = torch.randn(4, 3)
     t = torch.tensor([[1, 0, 9]] * 4)
     customloss.dice_loss(x, t, check_target=True, ignore_index=9)
-    with pytest.raises(ValueError, match=r"^target: expected values in \[0, 1\] .*to 9"):
+    with pytest.raises(ValueError, match=r"^target: expected values in \[0, 1\] .*got 9 beside"):
         customloss.dice_loss(x, t, check_target=True, ignore_index=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -30,13 +31,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NEEDED = {
     "dice_ce": ("log_loss",), "dice_bce": ("log_loss",), "tversky_ce": ("log_loss",),
     "weighted_log": ("log_loss",), "dice_focal": ("focal",), "squared_dice": ("squares",),
+    "cross_entropy": ("log_loss",), "bce": ("log_loss",), "focal": ("focal",),
     "semimetric_dice": ("distance",), "semimetric_jaccard": ("distance",),
     "semimetric_tversky": ("distance",),
 }  # fmt: skip
+# one class in every pixel
+CLASS_NUMBERS = ("dice_ce", "tversky_ce", "cross_entropy", "multiclass_mcc")
 # what these losses set themselves
 SET: dict[str, dict[str, Any]] = {
     "custom_f1": {"activation": "none", "average": "micro"},
     "any": {"logit_scale": 73.0, "logit_offset": 0.5},
+    "cross_entropy": {"activation": "softmax"},
 }
 
 
@@ -58,7 +63,7 @@ def batch(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
     x = torch.randn(6, CLASSES, 4, dtype=dtype, generator=generator)
     weight = torch.rand(6, CLASSES, 4, dtype=dtype, generator=generator)
     x = x.sigmoid() if name in ("any", "custom_f1") else x
-    if name in ("dice_ce", "tversky_ce"):
+    if name in CLASS_NUMBERS:
         target = torch.randint(0, CLASSES, (6, 4), generator=generator)
     else:
         target = (torch.rand(6, CLASSES, 4, generator=generator) < 0.4).to(torch.uint8)
@@ -173,3 +178,49 @@ def of_all_ranks() -> None:
 @pytest.mark.distributed
 def test_the_sums_are_those_of_all_ranks() -> None:
     run(2, of_all_ranks)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_hard_counts_are_those_of_the_labels_themselves(activation: str, weighted: bool) -> None:
+    """Label smoothing is about the loss; a metric of smoothed labels would be no metric."""
+    x, _, weight = batch("x", torch.float32)
+    x = x.detach()
+    labels = torch.randint(0, CLASSES, (6, 4), generator=torch.Generator().manual_seed(2))
+    every = torch.nn.functional.one_hot(labels, CLASSES).movedim(-1, 1)
+    w = weight[:, :1].round(decimals=2) if weighted else None
+    decided = x > 0 if activation == "sigmoid" else x == x.amax(1, keepdim=True)
+    each = torch.ones_like(every) if w is None else w.double()
+    one, other = every * each, (1 - every) * each
+    expected = [one * decided, other * decided, one * ~decided, other * ~decided]
+    expected = [each.sum((0, 2), dtype=torch.float64) for each in expected]
+    for target in (labels, every):
+        options = {"activation": activation, "label_smoothing": 0.3, "hard": True}
+        found = customloss.confusion_sums(x, target, w, **options).hard
+        torch.testing.assert_close([*found], expected, rtol=1e-6, atol=0)
+    _, sums = customloss.DiceLoss(activation=activation, label_smoothing=0.3).with_sums(
+        x, labels, w, hard=True
+    )
+    torch.testing.assert_close([*sums.hard], expected, rtol=1e-6, atol=0)
+
+
+def test_sums_of_unlike_batches_are_not_added() -> None:
+    x, target, _ = batch("x")
+    plain = customloss.confusion_sums(x, target)
+    more = customloss.confusion_sums(x, target, hard=True)
+    fewer = customloss.confusion_sums(x[:, :1], target[:, :1])
+    samples = customloss.confusion_sums(x, target, samplewise=True)
+    others = customloss.confusion_sums(x[:2], target[:2], samplewise=True)
+    with pytest.raises(ValueError, match=r"^sums: expected the same sums .* got hard of one alone"):
+        plain + more
+    with pytest.raises(ValueError, match=r"^sums: expected the same sums .* got hard, p2, t2, tp2"):
+        more + customloss.confusion_sums(x, target, squares=True)
+    for one, other, shapes in (
+        (plain, fewer, r"\[3\] and \[1\]"), (more.hard, fewer, r"\[3\] and \[1\]"),
+        (samples, others, r"\[6, 3\] and \[2, 3\]"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^sums: expected the same groups .* tp .*{shapes}"):
+            one + other
+    with pytest.raises(TypeError):
+        operator.add((1, 2), plain)
+    assert_equal(sum([plain, plain]).tp, 2 * plain.tp)

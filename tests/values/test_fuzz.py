@@ -19,7 +19,7 @@ from pixel_cases import LABEL_DTYPES as INTEGERS
 from selection import one_of_each
 
 import customloss
-from customloss._spec import options as spec_options
+from customloss import reference
 
 SEEDS = int(os.environ.get("CUSTOMLOSS_FUZZ", "240"))
 
@@ -95,7 +95,7 @@ def drawn_pixels(seed: int) -> tuple[Case, torch.dtype, dict[str, Any]]:
         options["ignore_index"] = ignored
     options["label_smoothing"] = draw.choice((0.0, 0.0, 0.1, 0.5))
     target = draw.choice(INTEGERS if numbers else (torch.bool, torch.uint8, torch.float32))
-    further = {name: True for name in spec_options.ROWS if draw.random() < 0.3}
+    further = {name: True for name in reference.ROWS if draw.random() < 0.3}
     if draw.random() < 0.3:
         further = {}
     further["focal_gamma"] = draw.choice((2.0, 1.0, 0.5, 0.0, 3.0))
