@@ -38,9 +38,9 @@ ERROR_OF = {
     torch.float16: 4e-6,
     torch.bfloat16: 4e-6,
 }
-# What is left of sums of numbers of size 1 in float64 where all of them cancel: the gradient by a
-# weight that all elements of a group share.
-LEAST = 5e-15
+# What is left of numbers of float64 where all of them cancel, relative to the loss: as of a
+# gradient by a weight that all elements of a group share.
+CANCELLED = 5e-15
 
 
 # ---- what is compared ----------------------------------------------------------------------------
@@ -119,12 +119,13 @@ def sums_by_package(call: Call) -> tuple[dict[str, Tensor], Result, tuple[str, .
 
 
 def assert_near(
-    what: str, actual: Tensor, exact: Tensor, noisy: list[Tensor], error: float
+    what: str, actual: Tensor, exact: Tensor, noisy: list[Tensor], error: float, size: float = 1.0
 ) -> None:
     """``actual`` is ``exact`` up to what errors of its sums make of it, and one rounding.
 
     ``noisy`` are results of the formula whose sums have errors: where a formula cancels, they show
-    how much of it is left. An element is also allowed the error of the largest one.
+    how much of it is left. An element is also allowed the error of the largest one; ``size`` is
+    that of the loss.
     """
     assert actual.shape == exact.shape, f"{what}: shape {list(actual.shape)}, not {exact.shape}"
     rounding, least = ROUNDING[actual.dtype]
@@ -132,7 +133,7 @@ def assert_near(
     exact = torch.where(exact.abs() > most, exact * torch.inf, exact)
     finite = exact[exact.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
-    allowed = (rounding + error) * exact.abs() + error * scale + least + LEAST
+    allowed = (rounding + error) * exact.abs() + error * scale + least + CANCELLED * size
     for other in noisy:
         allowed = allowed + 4 * (other - exact).abs().nan_to_num(0, 0)
     actual = actual.double()
@@ -157,16 +158,19 @@ def judge(
         rows = dict(zip(names, value, strict=True)) if names else {"loss": value}
         return {**rows, **{f"gradient by {name}": each for name, each in gradients.items()}}
 
-    own, exact = parts(found), parts(formula(Noise()))
+    exactly = formula(Noise())
+    own, exact = parts(found), parts(exactly)
+    size = max(1.0, float(exactly[0].abs().nan_to_num(0, 0).sum()))
     noisy: list[dict[str, Tensor]] | None = None
     for name, value in own.items():
         # by a float32 weight of classes, both parts of a compound are rounded before they are added
         allowed = max(error, ERROR_OF[value.dtype]) if name.startswith("gradient") else error
         try:
-            assert_near(name, value, exact[name], [], allowed)
+            assert_near(name, value, exact[name], [], allowed, size)
         except AssertionError:
             noisy = noisy or [parts(formula(Noise(error, seed))) for seed in (1, 2)]
-            assert_near(name, value, exact[name], [other[name] for other in noisy], allowed)
+            others = [other[name] for other in noisy]
+            assert_near(name, value, exact[name], others, allowed, size)
 
 
 def compare(call: Call) -> None:
