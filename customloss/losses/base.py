@@ -118,7 +118,7 @@ class Loss(HoldsGroup):
             )
         keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
-            value = keywords.as_number(value)
+            value = keywords.as_plain(value)
             is_pos_weights = name == "pos_weight" and not isinstance(value, (int, float, Tensor))
             if value is not None and (name in _CLASS_WEIGHTS or is_pos_weights):
                 value = classes.as_tensor(name, value)
