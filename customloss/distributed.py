@@ -45,6 +45,10 @@ class Adder(ABC):
     def total(self, sums: Tensor, options: object) -> Tensor:
         """The sums to score instead of ``sums``."""
 
+    def of_part(self, sums: Tensor) -> Tensor:
+        """The sums of a part for a loss of that part alone, as with ``pointwise_group=None``."""
+        return sums
+
 
 # ---- which group an argument means ---------------------------------------------------------------
 

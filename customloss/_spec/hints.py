@@ -20,11 +20,12 @@ def unknown_label(label: int, classes: int, ignored: Sequence[int] | None) -> Va
     """The error for a class number that is neither a class nor ignored. csrc/cpu/pixels.cpp has
     the same message."""
     known = "" if not ignored else f" or ignore_index={listed(ignored)}"
+    # the likelier mistake comes first: ignoring it would lose the last class
     shifted = f"; labels 1..{classes} need target - 1" if label == classes else ""
     return ValueError(
         f"target: expected class numbers from 0 to {classes - 1} (dim 1 of input has {classes} "
-        f"classes){known}, got {label}; if {label} marks what does not count, pass "
-        f"ignore_index={listed((*(ignored or ()), label))}{shifted}"
+        f"classes){known}, got {label}{shifted}; if {label} marks what does not count, pass "
+        f"ignore_index={listed((*(ignored or ()), label))}"
     )
 
 

@@ -71,7 +71,11 @@ def checked(
     """
     shape = input.shape
     if input.dtype not in INPUT_DTYPES:
-        hint = "; are input and target swapped?" if target.dtype in INPUT_DTYPES else ""
+        hint = ""
+        if target.dtype in INPUT_DTYPES:
+            hint = "; are input and target swapped?"
+        elif input.dtype in _TARGETS:
+            hint = "; are these decisions? A loss needs the logits or probabilities before them"
         raise TypeError(
             f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}{hint}"
         )
@@ -147,7 +151,7 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
         expected = f"the shape of input, {list(shape)}"
         if len(shape) > 1:
             expected += f", or {list(without_class_dim)} for class numbers"
-        raise ValueError(f"target: expected {expected}, got {list(came)}")
+        raise ValueError(f"target: expected {expected}, got {list(came)}{_shape_cure(came, shape)}")
     if shape[1] == 1:
         raise ValueError(
             f"target: expected the shape of input, {list(shape)}, got {list(came)}: an input with "
@@ -156,9 +160,21 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
     if target.dtype not in INDEX_DTYPES:
         raise TypeError(
             f"target: expected uint8, int8, int16, int32 or int64 for class numbers {list(came)}, "
-            f"got {target.dtype}; a dense target has the shape of input, {list(shape)}"
+            f"got {target.dtype}: pass target.long(), if these are class numbers; a dense target "
+            f"has the shape of input, {list(shape)}"
         )
     return target if len(came) == len(shape) else target.unsqueeze(1)
+
+
+def _shape_cure(came: Sequence[int], shape: Sequence[int]) -> str:
+    """What a target of shape ``came`` needs to fit an input of ``shape``, if that can be said."""
+    if len(shape) > 2 and _alike(came, (shape[0], *shape[2:], shape[1])):
+        return ": are the classes its last dimension? Pass target.movedim(-1, 1)"
+    if len(shape) > 2 and _alike(came, shape[:-1]):
+        return ": are the classes the last dimension of input? Pass input.movedim(-1, 1)"
+    if [size for size in came if size != 1] == [size for size in shape if size != 1]:
+        return ": pass target.view_as(input)"
+    return ""
 
 
 def _weight(weight: Tensor, input: Tensor, labels: bool) -> Tensor:

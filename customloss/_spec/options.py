@@ -363,10 +363,7 @@ def _words(
     checks.one_of("reduction", reduction, REDUCTIONS)
     if not links[link] and gamma != 1.0:
         takers = " or ".join(repr(name) for name, takes in links.items() if takes)
-        raise ValueError(
-            f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r} (the exponent "
-            "of a focal loss beside a score is focal_gamma)"
-        )
+        raise ValueError(f"gamma: expected 1 unless link={takers}, got {gamma} with link={link!r}")
     checks.number("log_floor", log_floor, at_least=1e-100, below=1)
     if link not in scores.LOG_LINKS and log_floor != scores.LOG_FLOOR:
         takers = " or ".join(repr(name) for name in scores.LOG_LINKS if name in links)

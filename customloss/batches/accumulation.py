@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from customloss import distributed
 from customloss._ops.modes import transformed
@@ -42,6 +43,12 @@ def _compares(sums: Tensor) -> bool:
     return first
 
 
+def _share(value: Tensor, count: int) -> Tensor:
+    """``value``, whose gradient is one of ``count`` equal parts."""
+    constant = value.detach()
+    return constant + (value - constant) / count
+
+
 class accumulate(distributed.Adder):
     """Gradients of micro-batches that add up to those of the whole batch, for one optimizer step.
 
@@ -57,6 +64,10 @@ class accumulate(distributed.Adder):
 
     If the loss has a ``process_group``, the batch is that of all ranks, and the first call of
     :meth:`loss` makes one all-reduce. Every rank needs a micro-batch, even if it is empty.
+
+    With a compound whose ``pointwise_group`` is None, the score is that of the batch, and the
+    pointwise loss that of each micro-batch. The gradients add up to those of the score and of the
+    mean of the pointwise losses, which is what ranks have under data parallelism.
 
     Both forwards have to give the same logits: dropout and batch norm in training mode break that
     (batch norm would also count every batch twice). Where the sums of the two passes differ, the
@@ -119,7 +130,10 @@ class accumulate(distributed.Adder):
                 "micro-batch is added once, without a graph, and then has its loss once"
             )
         self._adding = False
-        loss: Tensor = self._loss(input, target, weight)
+        learned, operands = self._learned(), (input, target, weight)
+        loss: Tensor = (
+            functional_call(self._loss, learned, operands) if learned else self._loss(*operands)
+        )
         self._scored += 1
         return loss
 
@@ -145,6 +159,17 @@ class accumulate(distributed.Adder):
         # The value is that of the whole batch, to the bit. Data parallelism averages gradients over
         # the ranks, so this rank's share is multiplied by their number.
         return whole + self._size * (sums - detached)
+
+    def of_part(self, sums: Tensor) -> Tensor:
+        """Called with the sums of a micro-batch whose pointwise loss is its own; the batch has the
+        mean of these losses."""
+        return sums if self._adding else _share(sums, self._added)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What the loss itself learns, as a class weight that is a parameter. Every micro-batch has
+        the whole gradient by it, so it takes its share."""
+        tensors = (*self._loss.named_parameters(), *self._loss.named_buffers())
+        return {name: _share(each, self._added) for name, each in tensors if each.requires_grad}
 
     def __enter__(self) -> accumulate:
         return self

@@ -17,25 +17,33 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
     """APPROXIMATION: the loss of a moving average of the sums, with one forward per batch.
 
     For batches with too few positives where :class:`customloss.accumulate`, which is exact, costs
-    too much. With decay d, the sums s of the n-th batch and ``stop`` a stopped gradient::
+    too much. With decay d, the sums s of a batch and ``stop`` a stopped gradient::
 
-        S <- d S + (1 - d) stop(s)        loss = score(S / (1 - d^n) + s - stop(s))
+        n <- n + 1      S <- d S + (1 - d) stop(s)      loss = score(S / (1 - d^n) + s - stop(s))
 
     The value is about the loss of the last 1 / (1 - d) batches. The gradient is that of one batch,
     taken at the average of the sums. Its direction is right as far as the model did not change
     during these batches. In ``eval`` mode the batch is scored by itself and S stays as it is.
 
+    Every class has its own S and n, which stay as they are in a batch that says nothing of it:
+    where nothing of the class counts, because it is ignored or of weight 0 there, and where its
+    sums are not finite. So a class that is seen late, or seldom, weighs as much as one of every
+    batch. With ``average="micro"`` the classes are one group, to which such a class adds nothing.
     A batch of NaN or infinite logits has a loss that is not finite either, so that a gradient
-    scaler skips the step. S and n stay as they are; where only some classes are not finite, S stays
-    as it is for these.
+    scaler skips the step.
+
+    With a compound whose ``pointwise_group`` is None, the average is about the score alone, and the
+    pointwise loss is that of the batch.
 
     Args:
         loss: a loss module of this package without ``samplewise``. If it has a ``process_group``,
             a batch is that of all ranks.
-        decay: d, 0 <= d < 1; with 0 the loss is exactly that of the batch alone.
+        decay: d, 0 <= d < 1; with 0 the loss is exactly that of the batch alone, but for classes
+            that it says nothing of.
 
     State:
-        ``average`` S, float64 in the shape of the sums, and ``steps`` n; saved with the module.
+        ``average`` S, float64 in the shape of the sums, and ``steps`` n of every class, once there
+        was a batch; saved with the module.
         They move with ``.to(device)`` and stay float64 when the module is cast.
 
     Raises:
@@ -61,6 +69,7 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
             )
         checks.number("decay", decay, at_least=0, below=1)
         self.decay = decay
+        self._one_group = options.get("average") == "micro"
         self.process_group = options["process_group"]
         self.loss = loss.added_by(self)
         self.register_buffer("average", torch.zeros(0, dtype=torch.float64))
@@ -84,11 +93,16 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
                 "StreamingLoss: every batch needs the same number of classes, got sums of shape "
                 f"{list(detached.shape)} after {list(self.average.shape)}"
             )
-        finite = detached.isfinite().all(0, keepdim=True)
+        counted = (detached[:4] != 0).any(0)  # whether anything is added up
+        if self._one_group:  # however its classes are told apart
+            counted = counted.any(-1, keepdim=True)
+        seen = counted & detached.isfinite().all(0)
         following = torch.lerp(detached, self.average, self.decay)
-        self.average = torch.where(finite, following, self.average)
-        self.steps = self.steps + finite.any()
-        return self.average / (1 - self.decay**self.steps) + (sums - detached)
+        self.average = torch.where(seen, following, self.average)
+        self.steps = self.steps + seen
+        share = 1 - self.decay**self.steps
+        never = self.steps == 0
+        return self.average / share.masked_fill(never, 1) + (sums - detached)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingLoss:
         """Moves the state, and does not cast it: the average needs its digits, whatever the dtype
@@ -102,9 +116,10 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        saved = state_dict.get(f"{prefix}average")
-        if saved is not None:  # the buffer is empty before the first batch
-            self.average = self.average.new_zeros(saved.shape)
+        for name in ("average", "steps"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:  # before the first batch there are no classes yet
+                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *more)
 
     def extra_repr(self) -> str:

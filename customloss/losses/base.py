@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -33,6 +33,17 @@ _PEERS = {
     "pos_weight": ("bce.pos_weight", "binary_cross_entropy.pos_weight"),
 }
 _CLASS_WEIGHTS = ("class_weight", "pointwise_class_weight")
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether an option is not at its default. 1 and 1.0 are one number, True is none; a tensor or
+    an array, whose comparison would be one, is never a default."""
+    if value is default:
+        return False
+    for kinds in ((int, float), (str,)):
+        if isinstance(value, kinds) and isinstance(default, kinds):
+            return isinstance(value, bool) or isinstance(default, bool) or value != default
+    return True
 
 
 class HoldsGroup(nn.Module):
@@ -64,10 +75,12 @@ class HoldsGroup(nn.Module):
 class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
-    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers: they move
-    with ``.to()``, and are in the state dict. A state dict without them leaves them as they are; in
-    their place it may have those of ``torch.nn.CrossEntropyLoss``, nnU-Net or MONAI. Weights for a
-    loss that was made without are unexpected keys, as for any module.
+    ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers, or as the
+    ``nn.Parameter`` that was given: they move with ``.to()``, and are in the state dict. A state
+    dict without them leaves them as they are; in their place it may have those of
+    ``torch.nn.CrossEntropyLoss``, ``torch.nn.BCEWithLogitsLoss`` (``[C]``, or ``[C, 1, 1]`` as for
+    images), nnU-Net or MONAI. Weights for a loss that was made without are unexpected keys, as for
+    any module.
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
@@ -119,29 +132,36 @@ class Loss(HoldsGroup):
         keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
             value = keywords.as_plain(value)
-            is_pos_weights = name == "pos_weight" and not isinstance(value, (int, float, Tensor))
-            if value is not None and (name in _CLASS_WEIGHTS or is_pos_weights):
+            single = isinstance(value, (int, float)) or (
+                isinstance(value, Tensor) and not value.dim()
+            )
+            by_class = name in _CLASS_WEIGHTS or (name == "pos_weight" and not single)
+            if value is not None and by_class:
                 value = classes.as_tensor(name, value)
-            if isinstance(value, Tensor) and (name in _CLASS_WEIGHTS or name == "pos_weight"):
+            if isinstance(value, Tensor) and (by_class or name == "pos_weight"):
                 classes.check_values(name, value)
-            if isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
         self._first_batch = FirstBatch()
         ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
-            self._try_options(type(self).function)
+            self._try_options(type(self).function, options)
 
-    def _try_options(self, function: Callable[..., Tensor]) -> None:
-        """Raises what the first batch would raise about the options, on a pixel that is no data."""
-        options = self.options()
+    def _try_options(self, function: Callable[..., Tensor], given: Iterable[str]) -> None:
+        """Raises what the first batch would raise about the options, on a pixel that is no data.
+        Only those that were given are tried, so that no message is about others."""
+        options: dict[str, Any] = {name: getattr(self, name) for name in given}
         asked = options.get("check_target")
         if asked is True or asked == ONCE:  # there is no batch yet
             del options["check_target"]
-        if not isinstance(options["process_group"], distributed.Adder):
+        group = options.get("process_group")
+        if not isinstance(group, distributed.Adder):
             # a rank that is no member may still make the module, and "world" may be yet to come
-            distributed.check_group(options["process_group"])
+            distributed.check_group(group)
         options["process_group"] = "local"
         count = 2
         for name in ("classes", "pointwise_classes"):
@@ -169,7 +189,7 @@ class Loss(HoldsGroup):
         changed = {
             name: value
             for name, default in self._passed.items()
-            if (value := getattr(self, name)) is not default
+            if _differs(value := getattr(self, name), default)
         }
         # compiled code checks nothing, and must not depend on what ran before
         if self.check_target is not False and not is_compiling():
@@ -179,9 +199,21 @@ class Loss(HoldsGroup):
         return changed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        for name, value in self._buffers.items():
-            if value is not None and prefix + name not in state_dict:
-                state_dict[prefix + name] = self._of_peers(state_dict, prefix, name, value)
+        *_, errors = more
+        for name, value in (*self._buffers.items(), *self._parameters.items()):
+            key = prefix + name
+            if value is None:
+                continue
+            if key not in state_dict:
+                state_dict[key] = self._of_peers(state_dict, prefix, name, value)
+            if name in (*_CLASS_WEIGHTS, "pos_weight"):
+                saved = _by_class(state_dict[key], value)
+                if saved is None:
+                    errors.append(
+                        f"{key}: expected one number per class, of shape [C], or [C, 1, 1] and "
+                        f"[1, C, 1, 1] as torch broadcasts it, got {list(state_dict[key].shape)}"
+                    )
+                state_dict[key] = value if saved is None else saved
         super()._load_from_state_dict(state_dict, prefix, *more)
 
     def _of_peers(
@@ -189,7 +221,7 @@ class Loss(HoldsGroup):
     ) -> Tensor:
         """Takes these weights out of the state dict of a peer; ``value`` if it has none."""
         others = _PEERS.get(name, ())
-        last = _CLASS_WEIGHTS[self._buffers.get(_CLASS_WEIGHTS[1]) is not None]
+        last = _CLASS_WEIGHTS[getattr(self, _CLASS_WEIGHTS[1], None) is not None]
         if name == last == "class_weight":  # it is about both parts
             others = (*others, *_PEERS["pointwise_class_weight"])
         if name == last and "pos_weight" not in self.defaults:
@@ -281,11 +313,13 @@ class Loss(HoldsGroup):
         return loss, taker.named()
 
     def added_by(self, adder: object) -> Loss:
-        """A copy with ``adder`` as process group; moving its buffers leaves this loss alone."""
+        """A copy with ``adder`` as process group; moving its buffers leaves this loss alone, its
+        parameters are those of this loss."""
         twin = copy.copy(self)
         attributes = vars(twin)
         attributes["process_group"] = adder  # nn.Module would make it a submodule
         attributes["_buffers"] = dict(self._buffers)
+        attributes["_parameters"] = dict(self._parameters)
         return twin
 
     def extra_repr(self) -> str:
@@ -296,7 +330,7 @@ class Loss(HoldsGroup):
                 continue
             if isinstance(value, Tensor):
                 changed.append(f"{name}={_short(value)}")
-            elif value != self.defaults[name]:
+            elif _differs(value, self.defaults[name]):
                 long = isinstance(value, (tuple, list)) and len(value) > _MOST_SHOWN
                 changed.append(f"{name}={_short(value) if long else repr(value)}")
         return ", ".join(changed)
@@ -307,12 +341,13 @@ _MOST_SHOWN = 8
 
 
 def _short(values: Tensor | Sequence[float]) -> str:
-    """Numbers as a repr shows them: of many the first two, the last and how many there are."""
-    count = values.numel() if isinstance(values, Tensor) else len(values)
+    """Numbers as a repr shows them: of many the first two, the last and how many there are. The
+    shape, where there are none to read, as on the meta device."""
     if isinstance(values, Tensor) and not holds_values(values):
-        return f"[…] ({count})"
+        return f"<{list(values.shape)} on {values.device}>"
     if isinstance(values, Tensor) and values.dim() == 0:
         return f"{values.item():.4g}"
+    count = values.numel() if isinstance(values, Tensor) else len(values)
     many = count > _MOST_SHOWN
     ends = [values[0], values[1], values[-1]] if many else [*values]
     numbers = [each.item() if isinstance(each, Tensor) else each for each in ends]
@@ -320,3 +355,15 @@ def _short(values: Tensor | Sequence[float]) -> str:
     if not many:
         return f"[{', '.join(shown)}]"
     return f"[{shown[0]}, {shown[1]}, …, {shown[2]}] ({count})"
+
+
+def _by_class(saved: Tensor, own: Tensor) -> Tensor | None:
+    """Saved weights in the shape of ``own``, one number per class, where they may lie as torch
+    broadcasts them along an input ``[N, C, *spatial]``. None if they mean something else; those of
+    one dimension stay as they are, whatever their number."""
+    shape = list(saved.shape)
+    if len(shape) <= 1:
+        return saved
+    of_class = shape[1:] if shape[0] == 1 else shape
+    fits = of_class[0] == own.numel() and all(size == 1 for size in of_class[1:])
+    return saved.reshape(own.shape) if fits else None

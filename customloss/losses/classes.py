@@ -173,6 +173,12 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
 
 
+def hidden(table: Tensor, has_score: bool, has_pointwise: bool) -> Tensor:
+    """Which classes count in no part of a loss, of those that it has; ``table`` is theirs."""
+    rows = zip(table.unbind(0), (has_score, has_pointwise))
+    return torch.stack([row == 0 for row, has in rows if has]).all(0)
+
+
 def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
     """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
     differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. Also
@@ -240,7 +246,10 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
     """One number per class, as a tensor; a sequence becomes one on the device of ``like``."""
     if isinstance(values, Tensor):
         if values.dim() != 1:
-            raise ValueError(f"{name}: expected one number per class, got {list(values.shape)}")
+            cure = f": {name}.flatten()" if values.numel() in values.shape else ""
+            raise ValueError(
+                f"{name}: expected one number per class, got {list(values.shape)}{cure}"
+            )
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"{name}: expected a float or integer dtype, got {values.dtype}")
         return values

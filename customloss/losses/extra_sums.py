@@ -145,8 +145,7 @@ def semimetric_tversky_loss(
 ) -> Tensor:
     """``1 - (tp' + s) / (tp' + fp_weight fp' + fn_weight fn' + s)``: Tversky for soft labels.
 
-    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0). They follow from sums: tp' =
-    (P + T - A) / 2 with P, T and A of :func:`semimetric_dice_loss`. With hard labels it is
+    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0). With hard labels it is
     :func:`tversky_loss`; with soft labels its minimum, 0, is at p = t. Other arguments and errors
     are those of :func:`tversky_loss`.
 

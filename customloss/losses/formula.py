@@ -30,6 +30,8 @@ class Formula(NamedTuple):
     pointwise: Pointwise = SCORE_ALONE
     pos_weight: Tensor | None = None  # how often the pointwise loss counts positives
     must_agree: tuple[Named, ...] = ()  # beside the options, what has to be equal on every rank
+    # what the pointwise loss is divided by at last, where it is no number yet
+    pointwise_size: int | None = None
 
 
 def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Formula:

@@ -26,7 +26,7 @@ OPTIONS = {
     "ce_label_smoothing": "ε of the cross-entropy alone; None: label_smoothing",
     "ce_weight": "what the cross-entropy counts",
     "check_target": 'whether values are looked at: False, in the first batch ("once"), or True',
-    "class_weight": "what each class counts, one number per class; a buffer of the module",
+    "class_weight": "what each class counts, one number per class: a buffer, or a Parameter",
     "classes": "the numbers of the classes that are scored; None: all",
     "cross_entropy_weight": "what the cross-entropy counts",
     "dice_weight": "what the Dice loss counts",

@@ -81,7 +81,9 @@ class ExtendedSums(NamedTuple):
     """The sums that were asked for, one number per group; None where they were not.
 
     ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
-    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
+    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``common = Σ w min(p, t)``,
+    ``distance_pos = Σ w max(p - t, 0)``, ``distance_neg = Σ w max(t - p, 0)``; ``distance``, their
+    sum, is Σ w |p - t|.
     ``focal_pos = Σ w t m^γ (-log p)``, ``focal_neg = Σ w (1-t) m^γ (-log (1-p))`` with
     ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
     ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
@@ -98,11 +100,20 @@ class ExtendedSums(NamedTuple):
     p2: Tensor | None = None
     t2: Tensor | None = None
     tp2: Tensor | None = None
-    distance: Tensor | None = None
+    common: Tensor | None = None
+    distance_pos: Tensor | None = None
+    distance_neg: Tensor | None = None
     focal_pos: Tensor | None = None
     focal_neg: Tensor | None = None
     hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
     support: Tensor | None = None
+
+    @property
+    def distance(self) -> Tensor | None:
+        """Σ w |p - t|, the sum of the distances of both signs."""
+        if self.distance_pos is None or self.distance_neg is None:
+            return None
+        return self.distance_pos + self.distance_neg
 
     @property
     def focal(self) -> Tensor | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from customloss import distributed, scores
@@ -17,7 +18,8 @@ from customloss._spec.options import ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
-from customloss.losses.request import ExtraNumbers, Request, cached
+from customloss.losses.named_sums import SumsTaker
+from customloss.losses.request import ExtraNumbers, Parts, Request, cached
 
 PosWeight = Tensor | Sequence[float] | float | None
 
@@ -76,28 +78,50 @@ def compound(
     if not score_weight and not parameters:
         score = None  # at weight 0 it is not computed
     score = known_score(score, score_weight)
+    if focal_weight:
+        _is_of_link(options)
     weights = (score_weight, cross_entropy_weight, focal_weight)
     softmax = options.get("activation") == "softmax"
     smoothed = softmax and options.get("label_smoothing", 0.0) != 0
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
     numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
-    chosen = (of_part.pointwise_class_weight, of_part.pointwise_classes)
-    call = request.of_score(data, options, words, numbers, chosen)
+    own = (of_part.pointwise_class_weight, of_part.pointwise_classes)
+    parts = Parts(bool(score_weight), any(weights[1:]), *own)
+    call = request.of_score(data, options, words, numbers, parts)
     if of_part.pointwise_group != "score":
         call = _alone(call, of_part.pointwise_group)
     by_class = None if of_part.pos_weight is None else _pos_weight(of_part.pos_weight, call)
     if not any(weights[1:]):
         by_class = None
-    divisor = _divisor(call, of_part.pointwise_reduction, reduction_called)
+    size = _counted_size(call, of_part.pointwise_reduction, reduction_called)
+    # an operator would take a symbol for a number, and the graph would be that of one size
+    later = of_part.pointwise_reduction == "mean_all"
+    later = later and (torch.compiler.is_compiling() or type(size) is not int)
+    divisor = 1 if later else size
     factors = _factors(*weights, softmax, smoothed, of_part.focal_alpha, divisor)
     if isinstance(by_class, float):
         more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
         factors, by_class = factors._replace(**more), None
     make = _formula_at if parameters else formula_of
-    name, made, *_, must_agree = make(score, call.words, call.elements.extra, **parameters)
-    must_agree = ((called, weights), of_part, *must_agree)
-    return route.loss(call, Formula(name, made, factors, by_class, must_agree))
+    formula = make(score, call.words, call.elements.extra, **parameters)
+    must_agree = ((called, weights), of_part, *formula.must_agree)
+    formula = formula._replace(
+        pointwise=factors, pos_weight=by_class, must_agree=must_agree,
+        pointwise_size=size if later else None,
+    )  # fmt: skip
+    return route.loss(call, formula)
+
+
+def _is_of_link(options: dict[str, Any]) -> None:
+    """A ``gamma`` beside a focal loss is that of the link; where the link has none, the exponent of
+    the focal loss was meant."""
+    link = options.get("link", "complement")
+    if "gamma" in options and isinstance(link, str) and not scores.LINKS.get(link, True):
+        raise ValueError(
+            f"gamma: expected none with link={link!r} (link='focal' has an exponent), got "
+            f"{options['gamma']}: that of the focal loss is focal_gamma"
+        )
 
 
 def known_score(score: Score | str | None, score_weight: float) -> Score:
@@ -201,31 +225,40 @@ def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
     return classes.per_class("pos_weight", pos_weight, call.data.input)
 
 
-def _divisor(call: Request, reduction: str, called: str) -> float | None:
-    """What the pointwise loss is divided by; None: by the sum of its weights."""
+def _in_parts(call: Request) -> bool:
+    """Whether the pointwise loss is that of a batch of which the call has a part."""
+    group = call.group
+    if isinstance(group, SumsTaker) and distributed.group_size(group.process_group) == 1:
+        group = None  # it hands out the sums, and adds nothing
+    return call.sharded() or (group is not None and not call.pointwise_alone)
+
+
+def _counted_size(call: Request, reduction: str, called: str) -> int | None:
+    """How many pixels or elements the pointwise loss is divided by, whatever they weigh: 1 for a
+    sum. None: by the sum of their weights. While compiling it may be a symbol."""
     if reduction == "mean":
         return None
     checks.one_of(called, reduction, ("mean", "mean_all", "sum"))
     if reduction == "sum":
-        return 1.0
-    shared = call.group is not None and not call.pointwise_alone
-    if shared or call.sharded() or isinstance(call.group, distributed.Adder):
+        return 1
+    if _in_parts(call):
         raise ValueError(
             f"{called}: expected 'mean' or 'sum' for a batch in parts (each part knows "
             "the size of its own alone), got 'mean_all'"
         )
-    shape = call.data.input.shape
-    size = math.prod(shape)
-    if call.options.get("activation") == "softmax":
-        size = size // shape[1]
+    softmax = call.options.get("activation") == "softmax"
     each = call.elements.per_sample and call.words.reduction == "none"
-    return max(size // shape[0] if each and shape[0] else size, 1)
+    left_out = (0,) * each + (1,) * softmax
+    shape = call.data.input.shape
+    lengths = [length for dim, length in enumerate(shape) if dim not in left_out]
+    size: int = torch.sym_max(math.prod(lengths), 1)
+    return size
 
 
 @cached
 def _factors(
     score_weight: float, cross_entropy: float, focal: float, softmax: bool, smoothed: bool,
-    alpha: float | None, divisor: float | None,
+    alpha: float | None, divisor: int | None,
 ) -> Pointwise:  # fmt: skip
     """The weight of the score and the factors of the pointwise loss."""
     if not (cross_entropy or focal):

@@ -12,7 +12,7 @@ from customloss._spec import checks
 from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Averaging, Grouping, Options
-from customloss.losses import request, route
+from customloss.losses import float_labels, request, route
 from customloss.losses.base import Loss
 from customloss.losses.formula import Formula
 from customloss.losses.keywords import takes
@@ -27,20 +27,19 @@ def ratio_loss(
 ) -> Tensor:
     """The loss that ``torch.ops.customloss.<operator>`` computes, also with the options that the
     operator lacks: a process group, and those of classes."""
-    target = request.readable(input, target)
+    data = float_labels.read(Data(input, target, weight), options)
     smooth = options["smooth"]
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes = request.prepared(input, target, weight, options)
+    group, classes, _ = request.prepared(*data, options)
     if group is None and classes is None:
         try:
-            loss: Tensor = getattr(torch.ops.customloss, operator)(input, target, weight, **options)
+            loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)
         except RuntimeError:
             request.bad_options(operator, options)
             raise
         return loss
-    data = Data(input, target, weight)
     call, ratio = request.of_ratio(operator, data, options, group, classes)
     return route.loss(call, Formula(operator, ratio))
 
@@ -108,13 +107,14 @@ def soft_f1_loss(
             ``torch.func``, where nothing may wait; see docs/nan.md. ``"ignore"``: as
             ``ignore_index``.
         nan_targets: ``"propagate"``: a NaN in a dense target makes the loss NaN. ``"ignore"``: such
-            an element does not count, and its gradient is 0. Not for a dense target of a softmax.
+            an element does not count, and its gradient is 0; nor does a NaN among float class
+            numbers. Not for a dense target of a softmax.
         label_smoothing: ε in [0, 1): t becomes (1 - ε) t + ε / K, K the classes of a softmax or of
             class numbers, else 2.
         check_target: look at the values of input, target and weight, and raise an error where they
             are certainly wrong, as a mask of 0 and 255 is, or warn where they may be. This reads
             the tensors and waits for their device. In a module it is ``"once"`` by default: the
-            first batch is checked. See docs/checks.md.
+            first batch is checked, and more until one has a positive. See docs/checks.md.
         process_group: the ranks that share the batch: their sums are added up in one collective,
             and the loss is that of the whole batch. A ProcessGroup, or ``"world"`` for the default
             group of torch.distributed at the time of the call. None and ``"local"`` score the batch

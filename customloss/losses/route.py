@@ -62,6 +62,8 @@ def _has_closed_form(request: Request, formula: Formula) -> bool:
         return False
     if formula.pos_weight is not None or pools_classes(request, formula):
         return False
+    if formula.pointwise_size is not None:  # operators take numbers
+        return False
     if request.group is not None and request.elements.per_sample:
         return False
     return not asked or (words.average != "none" and not any(each.learned() for each in asked))
@@ -117,7 +119,7 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     if table is None:
         return request
     parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
-    hidden = torch.stack([row == 0 for row, has in zip(table.unbind(0), parts) if has]).all(0)
+    hidden = classes.hidden(table, *parts)
     softmax = request.options.get("activation") == "softmax"
     data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
     kept = [None if each is None else each.without(lost)
@@ -129,9 +131,12 @@ def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """The loss of the sums of this process."""
     if request.pointwise_alone and request.group is not None and _has_pointwise(formula):
         scored = Pointwise(formula.pointwise.score_weight)
-        of_score = formula._replace(pointwise=scored, pos_weight=None)
+        # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
+        of_score = formula._replace(pointwise=scored, pointwise_size=None)
         alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
-        own = _of_sums(request._replace(group=None), alone, sums)
+        group = request.group
+        part = group.of_part(sums) if isinstance(group, distributed.Adder) else sums
+        own = _of_sums(request._replace(group=None), alone, part)
         return own + _of_sums(request, of_score, sums)
     if route(request, formula) is Route.COMPOSED:
         return composed(request, formula, sums)
@@ -305,12 +310,15 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
         rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
     by_row: list[float | Tensor] = [*factors[1:]]
     if pos_weight is not None:
+        # a float32 weight times a factor would be rounded once more
+        pos_weight = pos_weight.to(rows[0].dtype)
         for positives in (0, 2):  # a part that is not there has no row
             by_row[positives] = by_row[positives] * pos_weight if by_row[positives] else 0.0
-    return reference.pointwise_loss(
+    lost = reference.pointwise_loss(
         rows,
         request.elements.extra,
         by_row,
         class_weight=weight,
         keep_samples=request.elements.per_sample and request.words.reduction == "none",
     )
+    return lost if formula.pointwise_size is None else lost / formula.pointwise_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from customloss._spec import checks
 from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Reading
-from customloss.losses import request
+from customloss.losses import float_labels, request
 from customloss.losses.keywords import known_only
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, named
 from customloss.reference.sums import accumulator
@@ -111,7 +111,7 @@ def confusion_sums(
         loss = 1 - (2 * sums.tp / (sums.p2 + sums.t2)).mean()
         accuracy = (sums.hard.tp + sums.hard.tn) / sum(sums.hard)
     """
-    options = {
+    options: dict[str, Any] = {
         "activation": activation, "average": average, "samplewise": samplewise,
         "logit_scale": logit_scale, "logit_offset": logit_offset, "ignore_index": ignore_index,
         "label_smoothing": label_smoothing, "out_of_range": out_of_range,
@@ -122,8 +122,8 @@ def confusion_sums(
         "log_loss": log_loss, "squares": squares, "distance": distance, "focal": focal,
         "hard": hard, "support": support,
     }  # fmt: skip
+    data = float_labels.read(Data(input, target, weight), options)
     given = {**options, **asked}
-    data = Data(input, request.readable(input, target), weight)
     # "local": sums of a part are not wrong, so nobody is warned of them
     checked = {"check_target": check_target, "process_group": "local"}
     request.prepared(*data, {**options, **checked})

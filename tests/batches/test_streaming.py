@@ -160,3 +160,79 @@ def test_a_class_of_nan_does_not_stop_the_others() -> None:
         assert torch.equal(loss[[0, 2]], judge(x, target)[[0, 2]])
         assert loss[1].isnan()
     assert stream.average.isfinite().all()
+
+
+def left_out(how: str, seed: int, classes: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A batch of which some classes say nothing."""
+    x, target = batch(seed)
+    target = target.long()
+    if how == "ignored":
+        target[:, classes] = -1
+        return x, target, None
+    if how == "nan":
+        x = x.detach().clone()
+        x[3, classes] = float("nan")
+        return x.requires_grad_(), target, None
+    weight = torch.ones(3, dtype=torch.float64)
+    weight[classes] = 0
+    return x, target, weight
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize("how", ["ignored", "weight 0", "nan"])
+def test_a_class_that_is_seen_late_or_seldom_is_not_under_weighted(how: str, decay: float) -> None:
+    """Its average is that of the batches that had it, as if there were no others."""
+    criterion = customloss.SoftF1Loss(
+        average="none", reduction="none", smooth=1.0, ignore_index=-1, check_target=False
+    )
+    stream, judge = (customloss.StreamingLoss(criterion, decay) for _ in range(2))
+    late = slice(2, 3)
+    for seed in (*range(20), 40, 41, *range(20, 30), 42):
+        if seed < 40:
+            data = left_out(how, seed, late)
+            loss = stream(*data)
+            if how != "nan":
+                (gradient,) = torch.autograd.grad(loss.sum(), data[0])
+                assert (gradient[:, late] == 0).all()
+            continue
+        x, target = batch(seed)
+        own, expected = stream(x, target)[2], judge(x, target)[2]
+        torch.testing.assert_close(own, expected)
+        pair = (torch.autograd.grad(loss, x)[0] for loss in (own, expected))
+        torch.testing.assert_close(*pair)
+    assert stream.steps.tolist() == [[33, 33, 3]]
+
+
+def test_a_class_that_was_never_seen_is_an_empty_group() -> None:
+    criterion = customloss.SoftF1Loss(average="none", reduction="none", ignore_index=-1)
+    stream = customloss.StreamingLoss(criterion, 0.9)
+    for seed in range(2):
+        data = left_out("ignored", seed, slice(0, 1))
+        loss = stream(*data)
+        assert loss[0] == 0
+        assert torch.autograd.grad(loss.sum(), data[0])[0].isfinite().all()
+
+
+def test_pooled_classes_are_one_group_whatever_they_weigh() -> None:
+    one, other = (
+        customloss.StreamingLoss(
+            customloss.SoftF1Loss(average="micro", smooth=1.0, ignore_index=-1, **more)
+        )
+        for more in ({}, {"class_weight": [1.0, 1.0, 1.0]})
+    )
+    for seed, classes in enumerate((slice(0, 1), slice(0, 3), slice(1, 2), slice(2, 2))):
+        data = left_out("ignored", seed, classes)
+        torch.testing.assert_close(one(*data), other(*data))
+    assert one.steps.flatten().tolist() == [3]
+    assert other.steps.unique().tolist() == [3]
+
+
+def test_a_state_with_one_number_of_steps_loads() -> None:
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss())
+    for seed in range(3):
+        stream(*batch(seed))
+    saved = {**stream.state_dict(), "steps": torch.tensor(3.0, dtype=torch.float64)}
+    loaded = customloss.StreamingLoss(customloss.SoftF1Loss())
+    loaded.load_state_dict(saved)
+    assert torch.equal(loaded(*batch(3)), stream(*batch(3)))
+    assert torch.equal(loaded.steps, stream.steps)

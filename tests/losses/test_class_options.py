@@ -200,6 +200,29 @@ def test_sequences_dtypes_and_gradients_of_the_weights() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ("weighted_log", "dice_bce", "dice_focal", "mcc", "squared_dice"))
+def test_learned_weights_of_every_way(name: str) -> None:
+    """Pooled classes too: weighted_log_loss lost the part of the gradient that is by what it is
+    divided by."""
+    x, y, _ = batch()
+    v = (WEIGHTS + 0.1).requires_grad_()
+    loss = getattr(customloss, f"{name}_loss")
+    for average in ("macro", "micro", "weighted"):
+        assert torch.autograd.gradcheck(
+            lambda v, a=average: loss(x, y, class_weight=v, average=a), v
+        )
+
+
+def test_learned_weights_that_are_all_zero() -> None:
+    """Nothing counts, so the loss is 0 with gradient 0, whichever way the mean is taken."""
+    x, y, _ = batch(requires_grad=True)
+    for options in ({}, {"absent": "skip"}, {"average": "weighted"}, {"samplewise": True}):
+        v = torch.zeros(len(WEIGHTS), requires_grad=True)
+        loss = customloss.dice_loss(x, y, class_weight=v, **options)
+        gradients = torch.autograd.grad(loss, (x, v))
+        assert loss == 0 and all(bool((each == 0).all()) for each in gradients), options
+
+
 @pytest.mark.parametrize("name", [n for n in customloss.loss_names() if n not in FEW_OPTIONS])
 def test_every_loss_takes_them(name: str) -> None:
     x, y, _ = batch(requires_grad=True)
@@ -493,5 +516,5 @@ def test_check_target_of_dense_targets_with_ignored_ones() -> None:
     x = torch.randn(4, 3)
     t = torch.tensor([[1, 0, 9]] * 4)
     customloss.dice_loss(x, t, check_target=True, ignore_index=9)
-    with pytest.raises(ValueError, match=r"^target: expected values in \[0, 1\] .*to 9"):
+    with pytest.raises(ValueError, match=r"^target: expected values in \[0, 1\] .*got 9 beside"):
         customloss.dice_loss(x, t, check_target=True, ignore_index=8)

@@ -66,13 +66,14 @@ OWN: dict[str, str] = {
     "DiceBCELoss(activation='softmax')": "activation: .*dice_ce_loss",
     "DiceCELoss(average='none')": r"average: .*compound loss.*per class: .*log_loss_pos / \(",
     "DiceLoss(activation='none', logit_scale=2.0)": "logit_scale, logit_offset: ",
+    "DiceBCELoss(pos_weight=torch.ones(3, 1, 1))": r"pos_weight: .*pos_weight.flatten\(\)",
 }
 
 
 @pytest.mark.parametrize("call", OWN)
 def test_options_of_one(call: str) -> None:
     with pytest.raises(ValueError, match=f"^{OWN[call]}"):
-        eval(f"customloss.{call}", {"customloss": customloss})
+        eval(f"customloss.{call}", {"customloss": customloss, "torch": torch})
 
 
 def test_what_is_right_is_taken() -> None:
@@ -220,9 +221,51 @@ def test_a_repr_is_short() -> None:
     for options, text in (
         ({"class_weight": [1.0, 1 / 3]}, "class_weight=[1, 0.3333]"),
         ({"class_weight": many}, "class_weight=[0, 0.25, …, 1250] (5000)"),
-        ({"class_weight": torch.ones(5, device="meta")}, "class_weight=[…] (5)"),
+        ({"class_weight": torch.ones(5, device="meta")}, "class_weight=<[5] on meta>"),
         ({"classes": [*range(12, 40)]}, "classes=[12, 13, …, 39] (28)"),
         ({"classes": [1, 0]}, "classes=[1, 0]"), ({"smooth": (0, 1)}, "smooth=(0, 1)"),
     ):  # fmt: skip
         assert repr(customloss.DiceLoss(**options)) == f"DiceLoss({text})"
     assert repr(customloss.BCELoss(pos_weight=torch.tensor(3.0))) == "BCELoss(pos_weight=3)"
+
+
+def test_only_what_was_given_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message about a default would name what nobody wrote."""
+    found: list[set[str]] = []
+
+    def look(*operands: Any, **options: Any) -> torch.Tensor:
+        found.append({*options} - {"process_group"})
+        return torch.zeros(())
+
+    monkeypatch.setattr(customloss.ConfusionLoss, "function", staticmethod(look))
+    look.__module__ = "customloss.losses"
+    customloss.ConfusionLoss(hits)
+    customloss.ConfusionLoss(hits, average="micro", check_target=True)
+    assert found == [set(), {"average"}]
+
+
+def test_a_call_passes_on_what_differs_from_the_defaults() -> None:
+    """1 is 1.0, True is not, and tensors and arrays are compared with nothing."""
+    np = pytest.importorskip("numpy")
+    same = customloss.SoftF1Loss(beta=1, smooth=0, average="".join(["mac", "ro"]), log_floor=1e-30)
+    same.check_target = False
+    assert same._changed() == {}
+    assert repr(same) == "SoftF1Loss(check_target=False)"
+    for value in (torch.ones(2), np.ones(2), [1.0, 1.0], True, 2, "1.0"):
+        same.beta = value
+        assert same._changed()["beta"] is value
+        assert "beta=" in repr(same)
+
+
+def test_it_prints_where_there_are_no_numbers() -> None:
+    """On the meta device tensors have shapes alone."""
+    for make in (
+        lambda: customloss.DiceLoss(class_weight=[1.0, 2.0]),
+        lambda: customloss.DiceBCELoss(pos_weight=torch.ones(2), pointwise_class_weight=[1.0, 2.0]),
+        lambda: customloss.StreamingLoss(customloss.DiceLoss(class_weight=torch.ones(2))),
+    ):
+        with torch.device("meta"):
+            built = make()
+        for module in (built, make().to("meta"), torch.nn.Sequential(built)):
+            assert "weight=<[2] on meta>" in repr(module)
+        assert "weight=[1" in repr(make())

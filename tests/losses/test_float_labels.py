@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import customloss
-from customloss.losses import request
+from customloss._spec.arguments import Data
+from customloss.losses import float_labels
 
 Y = torch.tensor([[0, 1, 2, 255], [2, 2, 0, 1]])[:, None]  # [N, 1, L]
 X = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -44,7 +47,7 @@ def test_where_nothing_may_wait_it_is_a_label_that_no_class_has() -> None:
     found = []
 
     def look(x: Tensor) -> Tensor:
-        found.append(request.readable(x, labels))
+        found.append(float_labels.read(Data(x, labels, None), {}).target)
         return x.sum()
 
     torch.func.grad(look)(X)
@@ -63,3 +66,91 @@ def test_other_floats_are_what_they_were() -> None:
         customloss.dice_loss(one, soft),
         customloss.dice_loss(one[:, 0], soft[:, 0], average="micro"),
     )
+
+
+OF_PIXELS = torch.tensor([[1.0, 0.5, 0.0, 2.0], [1.0, 0.0, 0.5, 1.0]], dtype=torch.float64)
+WEIGHTS = {
+    "[N, L]": OF_PIXELS,
+    "[N, 1, L]": OF_PIXELS[:, None],
+    "[N, C, L]": OF_PIXELS[:, None] * torch.tensor([1.0, 0.0, 2.0])[:, None],
+}
+LOSSES = (
+    customloss.soft_f1_loss, customloss.mcc_loss, customloss.dice_ce_loss,
+    customloss.semimetric_dice_loss,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), -7.0, 2.0**40])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_what_weighs_nothing_is_not_looked_at(name: str, value: float) -> None:
+    """Whatever stands there, loss and gradients are those of any label."""
+    weight = WEIGHTS[name]
+    unread = (weight.expand(2, 3, 4) if weight.dim() == 3 else weight[:, None]) == 0
+    unread = unread.all(1, keepdim=True)
+    labels = Y.double().masked_fill(unread, value)
+    for loss in LOSSES:
+        found = []
+        for target in (labels, Y.masked_fill(unread, 0)):
+            x = X.clone().requires_grad_()
+            value_of = loss(x, target, weight, **OPTIONS)
+            found.append((value_of.detach(), *torch.autograd.grad(value_of, x)))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
+        expected = torch.func.grad(loss)(X, Y.masked_fill(unread, 0), weight, **OPTIONS)
+        torch.testing.assert_close(torch.func.grad(loss)(X, labels, weight, **OPTIONS), expected)
+    torch.compiler.reset()
+    compiled = torch.compile(customloss.dice_loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(X, labels, weight, **OPTIONS),
+        customloss.dice_loss(X, Y.masked_fill(unread, 0), weight, **OPTIONS),
+    )
+    counted = weight.masked_fill(weight == 0, 1e-300)
+    with pytest.raises(ValueError, match=r"^target: expected (whole )?class numbers"):
+        customloss.dice_loss(X, labels, counted, **OPTIONS)
+
+
+@pytest.mark.parametrize("ignored", [None, 255, (1, 255), 2**40, [2**40, 255]], ids=str)
+def test_a_missing_label_is_ignored(ignored: Any) -> None:
+    """``nan_targets="ignore"`` is about dense targets, and about labels that came as floats."""
+    missing = torch.zeros_like(Y, dtype=torch.bool)
+    missing[0, 0, 1] = missing[1, 0, 3] = True
+    every = Y.clamp(max=2)
+    labels = every.double().masked_fill(missing, float("nan"))
+    weight = (~missing).double()
+    options = {"activation": "softmax", "nan_targets": "ignore", "ignore_index": ignored}
+    plain = {**options, "nan_targets": "propagate"}
+    for loss in LOSSES:
+        expected = torch.func.grad_and_value(loss)(X, every, weight, **plain)
+        found = torch.func.grad_and_value(loss)(X, labels, **options)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(loss(X, labels, **options), expected[1])
+        with pytest.raises(ValueError, match=r"^target: expected whole class numbers.* got nan"):
+            loss(X, labels, **plain)
+        with pytest.raises(ValueError, match=r"^target: expected whole class numbers.* got 0.5"):
+            loss(X, labels.index_fill(2, torch.tensor([0]), 0.5), **options)
+    own = customloss.confusion_sums(X, labels, **options)
+    torch.testing.assert_close(own, customloss.confusion_sums(X, every, weight, **plain))
+    torch.compiler.reset()
+    compiled = torch.compile(customloss.dice_loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(X, labels, **options), customloss.dice_loss(X, every, weight, **plain)
+    )
+
+
+def test_beside_missing_labels_no_label_is_made_up_either() -> None:
+    """Where nothing may wait, a number that is none is not the label that a NaN became."""
+    labels = torch.tensor([[0.0, float("nan"), 0.5, 2.0]], dtype=torch.float64)[:, None]
+    options: dict[str, Any] = {"nan_targets": "ignore"}
+    found = []
+
+    def look(x: Tensor) -> Tensor:
+        found.append(float_labels.read(Data(x, labels, None), options).target)
+        return x.sum()
+
+    torch.func.grad(look)(X[:1])
+    numbers = found[0][0, 0].tolist()
+    assert [numbers[1]] == [*options["ignore_index"]]
+    assert numbers[2] not in (*options["ignore_index"], 0, 1, 2)
+    loss = torch.func.grad(customloss.dice_loss)(
+        X[:1], labels, activation="softmax", nan_targets="ignore"
+    )
+    assert loss.isnan().any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -305,9 +306,11 @@ def test_the_example_is_installed_and_found(tmp_path: Path) -> None:
          "--disable-pip-version-check", "-q", "--target", site, source],
         check=True,
     )  # fmt: skip
-    code = """
+    (documented,) = re.findall(r"```python\n(.*?)```", (source / "README.md").read_text(), re.S)
+    code = f"""
 import torch, customloss
 assert "recall_at_90" in customloss.loss_names()
+{documented}
 x = torch.randn(64, 3, requires_grad=True)
 loss = customloss.loss("recall_at_90", average="micro")(x, torch.rand(64, 3) < 0.3)
 loss.backward()

@@ -267,6 +267,24 @@ def test_mean_all_of_a_part_is_refused() -> None:
         adder(x, y)
 
 
+def test_mean_all_where_the_sums_are_handed_out() -> None:
+    """A batch whose sums are asked for is no part of another."""
+    x, y, _, _ = batch()
+    for criterion in (
+        customloss.CrossEntropyLoss(reduction="mean_all", ignore_index=1),
+        customloss.DiceCELoss(pointwise_reduction="mean_all", ignore_index=1),
+    ):
+        same(criterion.with_sums(x, y)[0], criterion(x, y), x)
+
+
+def test_a_pos_weight_in_float32_is_not_rounded_again() -> None:
+    """Its product with the weight of a part was float32, in a float64 loss."""
+    x, _, t, _ = batch()
+    pi = torch.tensor([0.2, 1.5, 0.2, 0.7])
+    own = customloss.bce_loss(x, t, pos_weight=pi, reduction="mean_all")
+    same(own, binary(x, t, by_class(pi.to(F64), x)).mean(), x)
+
+
 def half_is_local() -> None:
     """Each rank adds the cross-entropy of its own part to the Dice loss of the whole batch."""
     x, y, _, _ = batch(6, K, 5)

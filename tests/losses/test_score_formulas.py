@@ -238,10 +238,12 @@ class Mixed(torch.nn.Module):
         self.share = torch.nn.Parameter(torch.tensor(0.5, dtype=F64))
 
     def forward(self, tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, **more: Tensor) -> Tensor:
-        assert list(more) == ["hard_tp", "hard_fp", "hard_fn", "hard_tn", "distance"]
+        assert list(more) == ["hard_tp", "hard_fp", "hard_fn", "hard_tn",
+                              "common", "distance_pos", "distance_neg"]  # fmt: skip
         whole = sum(more[f"hard_{name}"] for name in ("tp", "fp", "fn", "tn"))
         decided = (more["hard_tp"] + more["hard_tn"]) / whole
-        return self.share * decided + (1 - self.share) * (1 - more["distance"] / whole)
+        distance = more["distance_pos"] + more["distance_neg"]
+        return self.share * decided + (1 - self.share) * (1 - distance / whole)
 
 
 def test_scores_get_what_they_ask_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -128,3 +129,33 @@ def test_unlike_ones_of_others_are_not_chosen_from() -> None:
     with pytest.raises(RuntimeError, match=r"Unexpected key.*weight"):
         own.load_state_dict({"weight": W, "ce.weight": 2 * W})
     assert weights(own).tolist() == OLD
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1), (1, 3), (1, 3, 1, 1), (1, 3, 1, 1, 1)])
+@pytest.mark.parametrize("key", ["pos_weight", "bce.pos_weight"])
+def test_positives_as_torch_broadcasts_them(key: str, shape: tuple[int, ...]) -> None:
+    saved = Model(nn.BCEWithLogitsLoss(pos_weight=W.reshape(shape))).state_dict()
+    saved[f"criterion.{key}"] = saved.pop("criterion.pos_weight")
+    for assign in (False, True):
+        model = Model(customloss.DiceBCELoss(pos_weight=OLD))
+        model.load_state_dict(saved, assign=assign)
+        assert model.criterion.pos_weight.tolist() == W.tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 3, 1), (3, 1, 3), (2, 1, 1), (3, 2)])
+def test_positives_of_something_else(shape: tuple[int, ...]) -> None:
+    model = Model(customloss.DiceBCELoss(pos_weight=OLD))
+    saved = Model(nn.BCEWithLogitsLoss(pos_weight=torch.ones(shape))).state_dict()
+    words = r"criterion.pos_weight: expected one number per class.*\[C, 1, 1\].*got "
+    with pytest.raises(RuntimeError, match=words + re.escape(str([*shape]))) as refused:
+        model.load_state_dict(saved)
+    assert "size mismatch" not in str(refused.value)
+    assert model.criterion.pos_weight.tolist() == OLD
+
+
+def test_one_positive_weight() -> None:
+    for own in (torch.tensor(1.0), torch.ones(1)):
+        model = Model(customloss.BCELoss(pos_weight=own))
+        saved = Model(nn.BCEWithLogitsLoss(pos_weight=torch.full((1, 1, 1), 2.0))).state_dict()
+        model.load_state_dict(saved)
+        assert torch.equal(model.criterion.pos_weight, 2 * torch.ones_like(own))

@@ -245,5 +245,24 @@ def test_the_words_of_others_are_loaded_by_errors_alone() -> None:
 
 def test_the_exponent_of_a_focal_loss_is_named() -> None:
     """``gamma`` is the exponent of ``link``, and other libraries call the focal one so."""
-    with pytest.raises(ValueError, match=r"^gamma: .*focal_gamma"):
-        customloss.DiceFocalLoss(gamma=2.0)(X, T)
+    refused = pytest.raises(ValueError, match=r"^gamma: .*focal_gamma")
+    for gamma in (2.0, 1.0):  # 1 is the default, but it was meant for the focal loss, which has 2
+        for call in (
+            lambda gamma: customloss.DiceFocalLoss(gamma=gamma),
+            lambda gamma: customloss.dice_focal_loss(X, T, gamma=gamma, link="log"),
+            lambda gamma: customloss.CompoundLoss("dice", focal_weight=1.0, gamma=gamma),
+        ):
+            with refused:
+                call(gamma)
+    for focal in (customloss.DiceFocalLoss, customloss.FocalLoss):
+        with pytest.raises((TypeError, ValueError), match=r"^gamma: .*focal_gamma"):
+            focal(gamma=2.0)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"^gamma: expected 1 unless link='focal'.*[^a-z_]$"):
+        customloss.SoftF1Loss(gamma=2.0)
+    own = customloss.DiceFocalLoss(link="focal", gamma=2.0, focal_gamma=1.0)(X, T)
+    parts = customloss.dice_loss(X, T, link="focal", gamma=2.0)
+    parts = parts + customloss.focal_loss(X, T, focal_gamma=1.0)
+    torch.testing.assert_close(own, parts)
+    torch.testing.assert_close(
+        customloss.DiceFocalLoss(link="focal", gamma=1.0)(X, T), customloss.DiceFocalLoss()(X, T)
+    )

@@ -263,3 +263,39 @@ def test_a_compiled_step_is_not_slower() -> None:
     rounds = [[seconds(function) for function in functions] for _ in range(25)]
     own, *others = (min(each) for each in zip(*rounds))
     assert own <= 1.1 * max(others), (own, others)
+
+
+SIZED = {
+    "softmax": {"score": "dice", "activation": "softmax", "cross_entropy_weight": 1.0},
+    "sigmoid": {"score": "mcc", "cross_entropy_weight": 0.5, "focal_weight": 2.0},
+    "alone": {"score": None, "score_weight": 0.0, "focal_weight": 1.0},
+    "samples": {
+        "score": "dice", "cross_entropy_weight": 1.0, "samplewise": True, "reduction": "none",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_the_number_of_elements_stays_a_symbol(name: str) -> None:
+    """``mean_all`` divides by it: one graph for all sizes, and no size in a program."""
+    criterion = customloss.CompoundLoss(**SIZED[name], pointwise_reduction="mean_all")
+    compiled = torch.compile(criterion, fullgraph=True, dynamic=True, backend=EAGER)
+
+    def batch(samples: int, height: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(samples, 4, height, 7, dtype=torch.float64).requires_grad_()
+        return x, torch.randint(0, 4, (samples, height, 7))
+
+    program = None
+    for samples, height in ((3, 8), (2, 11), (5, 9)):
+        x, target = batch(samples, height)
+        if program is None:
+            n, h = torch.export.Dim("n", min=2, max=64), torch.export.Dim("h", min=2, max=64)
+            shapes = ({0: n, 2: h}, {0: n, 1: h})
+            program = torch.export.export(criterion, (x, target), dynamic_shapes=shapes).module()
+        expected = criterion(x, target)
+        (gradient,) = torch.autograd.grad(expected.sum(), x)
+        for other in (compiled, program):
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                loss = other(x, target)
+            torch.testing.assert_close(loss, expected)
+            torch.testing.assert_close(torch.autograd.grad(loss.sum(), x)[0], gradient)

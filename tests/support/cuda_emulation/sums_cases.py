@@ -97,5 +97,15 @@ def assert_right(primitive: Any, how: How, shape: tuple[int, int]) -> None:
     expected, by_sums = flat.sums_score(sums, weight, *wide.arguments())
     assert loss.dtype == (torch.float64 if how.wide else torch.float32)
     assert coefficients.is_contiguous()
-    assert_near(loss, expected, torch.float64, f"{how} loss")
+    parts = parts_of(sums, weight, wide)
+    assert_near(loss, expected, torch.float64, f"{how} loss", parts)
     assert_near(coefficients, by_sums, torch.float64, f"{how} coefficients")
+
+
+def parts_of(sums: Tensor, weight: Tensor | None, how: How) -> Tensor:
+    """The size of the score's part and of the pointwise part, which may cancel in a loss."""
+    _, pointwise = POINTWISE[how.pointwise]
+    options = how.arguments()[: -len(pointwise)]
+    parts = (Pointwise(pointwise.score_weight), pointwise._replace(score_weight=0.0))
+    losses = [flat.sums_score(sums, weight, *options, *part)[0] for part in parts]
+    return losses[0].abs() + losses[1].abs()
