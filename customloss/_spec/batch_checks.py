@@ -151,6 +151,16 @@ def _what_came(batch: Batch, low: float, high: float) -> str:
     return f"{_span(low, high)}{cure}"
 
 
+def _weights_of_classes(batch: Batch, numbers: Numbers) -> str | None:
+    """Constant ones on the CPU were checked when the loss was made."""
+    for name, _ in batch.of_classes:
+        low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+        if not (low >= 0 and isfinite(high)):
+            wrong = high if low >= 0 else low
+            return f"{name}: expected finite numbers >= 0, got {_shown(wrong)}"
+    return None
+
+
 # ---- what may be meant ---------------------------------------------------------------------------
 
 
@@ -281,7 +291,9 @@ def _two_readings(batch: Batch, numbers: Numbers) -> str | None:
     )
 
 
-ERRORS: tuple[Mistake, ...] = (_swapped, _no_probabilities, _label_out_of_range, _outside)
+ERRORS: tuple[Mistake, ...] = (
+    _weights_of_classes, _swapped, _no_probabilities, _label_out_of_range, _outside,
+)  # fmt: skip
 WARNINGS: tuple[Mistake, ...] = (
     _gradient_of_target, _probabilities, _labels_from_one, _nothing_counts, _negative_weight,
     _classes_last, _rows_off, _two_readings,

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     exact: bool  # False lets the rounding of averages and interpolations pass
     counting: Tensor | None = None  # of each class, whether it counts; None: all do
     coarse: bool = False  # a further output of a batch, at a resolution of its own
+    of_classes: tuple[tuple[str, Tensor], ...] = ()  # weights of classes, by the name of the option
 
     @property
     def classes(self) -> int:
@@ -61,6 +62,7 @@ def read(batch: Batch) -> Numbers:
     softmax, which reads whole pixels, also those that do not count. ``counted``: how many elements
     count. ``rows_low``, ...: the sums of a dense target over the classes; ``lines_low``, ...: those
     over its last dimension; ``input_rows_low``, ...: those of the input over the classes.
+    ``class_weight_low``, ...: the weights of classes.
     """
     input, target, weight = batch.input, batch.target, batch.weight
     kept = _kept(batch)
@@ -77,6 +79,8 @@ def read(batch: Batch) -> Numbers:
     found["target_low"], found["target_high"] = _bounds(target, of_target)
     if batch.holds_every_class:
         found |= _sums(batch, counts)
+    for name, of_classes in batch.of_classes:
+        found[f"{name}_low"], found[f"{name}_high"] = torch.aminmax(_reducible(of_classes))
     values = torch.stack([value.to(batch.wide) for value in found.values()]).tolist()
     numbers = dict(zip(found, values))
     # the mask of what counts may be broadcast

@@ -12,7 +12,8 @@ def instance_of(value: object) -> str:
     """What came where an object was expected: its type, and the cure if it is a class."""
     if isinstance(value, type):
         return f"the class {value.__name__}: {value.__name__}()"
-    return type(value).__name__
+    short = value is None or isinstance(value, (str, int, float))
+    return repr(value) if short else type(value).__name__
 
 
 def unknown_label(label: int, classes: int, ignored: Sequence[int] | None) -> ValueError:

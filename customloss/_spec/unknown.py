@@ -146,8 +146,9 @@ _LOSSES: dict[str, str] = {
     "matthews": "mcc",
 }
 
-# How near a word has to be for "did you mean" (difflib's ratio): below, most pairs are chance.
-_NEAR = 0.75
+# How near a keyword has to be for "did you mean" (difflib's ratio): there are many, and below most
+# pairs are chance. An option has few words, and less will do.
+_NEAR, _NEAR_WORD = 0.75, 0.6
 
 
 # ---- messages ------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ _NEAR = 0.75
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """A question for a message, or nothing: a word that is near, or one that holds the name."""
     near = [each for each in known if name and name in each][:3] if name not in known else [name]
-    near = near or _nearest(name, known)
+    near = near or get_close_matches(name, known, n=1, cutoff=_NEAR_WORD)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
@@ -217,8 +218,7 @@ def _cure(name: str, owner: str, known: Collection[str]) -> str:
         fits = not needs or needs in known or needs.replace("_", "") == loss
         if name in words and fits:
             return re.sub(r"\{(\w+)\}", lambda field: _called(field[1], owner), text)
-    near = _nearest(name, known)
-    return f"did you mean {near[0]}?" if near else ""
+    return f"did you mean {near[0]}?" if (near := _nearest(name, known)) else ""
 
 
 def loss_name(plain: str) -> str:

@@ -131,7 +131,7 @@ class Loss(HoldsGroup):
             )
         keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
-            value = keywords.as_number(value)
+            value = keywords.as_plain(value)
             single = isinstance(value, (int, float)) or (
                 isinstance(value, Tensor) and not value.dim()
             )

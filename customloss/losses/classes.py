@@ -273,12 +273,10 @@ def check_values(name: str, weights: Tensor) -> None:
 
 
 def _sequence(name: str, values: object) -> list[Any]:
-    """The elements of a sequence, or of an array of one dimension, as numpy's."""
+    """The elements of a sequence; an array of one dimension has become one before."""
     shape = getattr(values, "shape", None)
-    if isinstance(shape, tuple) and hasattr(values, "tolist"):
-        if len(shape) != 1:
-            raise ValueError(f"{name}: expected one number per class, got {list(shape)}")
-        return list(values.tolist())
+    if isinstance(shape, tuple):
+        raise ValueError(f"{name}: expected one number per class, got shape {list(shape)}")
     if isinstance(values, str) or not isinstance(values, Sequence):
         cure = ""
         if values == "balanced" and name != "pos_weight":  # scikit-learn's word

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from warnings import warn
 
@@ -80,10 +81,16 @@ def outputs() -> Iterator[Outputs]:
     batch.end()
 
 
-def check(asked: object, data: Data, given: dict[str, Any], counting: Tensor | None = None) -> None:
+def check(
+    asked: object,
+    data: Data,
+    given: dict[str, Any],
+    counting: Tensor | None = None,
+    of_classes: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     """Raises or warns of what is wrong with the values of a batch, if ``asked``, the option
     ``check_target``, says so. The other options, ``given``, say how the values are read, and
-    ``counting`` which classes count; None: all of them.
+    ``counting`` which classes count; None: all of them. ``of_classes`` are the weights of classes.
 
     Nothing is checked where there are no values, or nothing may wait for them: while compiling or
     tracing, under transforms, for meta tensors, while a CUDA graph is captured.
@@ -97,6 +104,9 @@ def check(asked: object, data: Data, given: dict[str, Any], counting: Tensor | N
     batch = _batch(data, given, counting, exact=asked is True)
     if batch is None or batch.input.numel() == 0:
         return
+    weights = {n: is_dtensor.local(w) for n, w in of_classes.items() if isinstance(w, Tensor)}
+    here = ((n, w) for n, w in weights.items() if w.device == batch.input.device and w.numel())
+    batch = batch._replace(of_classes=tuple(here))
     with torch.no_grad():
         errors, warnings, has_positives = batch_checks.found(batch)
     if errors:

@@ -141,6 +141,7 @@ def takes(options: type) -> Callable[[_F], _F]:
         # operands may be passed by name as well
         known = list(signature.parameters)
         names = frozenset(known)
+        options_only = frozenset(p.name for p in [*listed, *more] if p.kind is p.KEYWORD_ONLY)
         numeric = frozenset(p.name for p in [*listed, *more] if type(p.default) is float)
 
         @wraps(function)
@@ -152,7 +153,10 @@ def takes(options: type) -> Callable[[_F], _F]:
                 if not (_PLAIN.issuperset(map(type, given.values())) or is_compiling()):
                     for name in numeric.intersection(given):
                         _no_truth(name, given[name])
-                    given = {name: as_number(value) for name, value in given.items()}
+                    given = {
+                        name: as_plain(value) if name in options_only else value
+                        for name, value in given.items()
+                    }
             return function(*operands, **given)
 
         checked.__signature__ = signature  # type: ignore[attr-defined]
@@ -167,11 +171,12 @@ def _no_truth(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a number, got {value}")
 
 
-def as_number(value: Any) -> Any:
-    """A number of numpy as a number of Python, alone or in a tuple or list; anything else as it
-    is."""
+def as_plain(value: Any) -> Any:
+    """A number of numpy as a number of Python, alone or in a tuple or list, and an array of one
+    dimension as a list; anything else as it is."""
     if isinstance(value, (tuple, list)):
-        numbers = map(as_number, value)
+        numbers = map(as_plain, value)
         return tuple(numbers) if isinstance(value, tuple) else list(numbers)
-    is_scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
-    return value.item() if is_scalar else value
+    shape = None if isinstance(value, Tensor) else getattr(value, "shape", None)
+    is_flat = isinstance(shape, tuple) and len(shape) < 2 and hasattr(value, "tolist")
+    return value.tolist() if is_flat else value

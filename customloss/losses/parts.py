@@ -87,7 +87,7 @@ def compound(
     data = Data(input, target, weight)
     numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
     own = (of_part.pointwise_class_weight, of_part.pointwise_classes)
-    parts = Parts(bool(score_weight), any(weights[1:]), *own)
+    parts = Parts(bool(score_weight), any(weights[1:]), *own, of_part.pos_weight)
     call = request.of_score(data, options, words, numbers, parts)
     if of_part.pointwise_group != "score":
         call = _alone(call, of_part.pointwise_group)

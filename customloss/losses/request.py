@@ -74,6 +74,7 @@ class Parts(NamedTuple):
     pointwise: bool = False
     class_weight: object = None  # pointwise_class_weight
     classes: object = None  # pointwise_classes
+    pos_weight: object = None
 
 
 SCORE_ALONE = Parts()
@@ -110,7 +111,11 @@ def prepared(
     if looks is not False:
         table = classes.table(input, asked, of_pointwise)
         counting = None if table is None else ~classes.hidden(table, parts.score, parts.pointwise)
-        first_batch.check(looks, Data(input, target, weight), given, counting)
+        of_classes = {
+            "class_weight": class_weight, "pointwise_class_weight": parts.class_weight,
+            "pos_weight": parts.pos_weight,
+        }  # fmt: skip
+        first_batch.check(looks, Data(input, target, weight), given, counting, of_classes)
     for name, value in given.items():
         if isinstance(value, Tensor):  # the dispatcher would read it, and lose its gradient
             raise TypeError(

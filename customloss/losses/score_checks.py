@@ -25,7 +25,7 @@ def check_score(score: Callable[..., Any]) -> None:
     if is_compiling():
         return
     if not callable(score):
-        raise TypeError(f"score: {_EXPECTED}, or the name of a score, got {score!r}")
+        raise TypeError(f"score: {_EXPECTED}, got {score!r}")
     call = getattr(score, "forward", score)
     if isinstance(score, type):
         got = _loss(score) if _is_loss(call) else hints.instance_of(score)

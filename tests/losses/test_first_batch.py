@@ -298,3 +298,27 @@ def test_no_graph_and_the_same_loss() -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("error")
         customloss.DiceLoss()(X, T)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("dice", "class_weight"), ("mcc", "class_weight"), ("dice_bce", "pointwise_class_weight"),
+        ("bce", "pos_weight"), ("focal", "class_weight"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_weights_of_classes_that_were_not_known_before(
+    name: str, option: str, wrong: float
+) -> None:
+    """Learned ones, and those on another device, where a constructor would wait for them."""
+    x, t = torch.randn(8, 3), torch.rand(8, 3) > 0.5
+    weight = torch.nn.Parameter(torch.tensor([1.0, wrong, 2.0]))
+    criterion = customloss.loss(name, **{option: weight})
+    with pytest.raises(
+        ValueError, match=rf"^{option}: expected finite numbers >= 0, got {wrong:g}"
+    ):
+        criterion(x, t)
+    with torch.no_grad():
+        weight[1] = 0.0
+    criterion(x, t)

@@ -165,6 +165,22 @@ def test_the_cure_of_an_unknown_word(call: str) -> None:
     assert cure in complaint(call, error)
 
 
+OPERANDS = {
+    "dice_loss([X, X], T)": "got list: customloss.DeepSupervision scores the outputs",
+    "DiceLoss()({'aux': X, 'out': X}, T)": "got dict: pass input['out']",
+    "dice_ce_loss({'logits': X}, T)": "got dict: pass input['logits']",
+    "confusion_sums(X, [T, T])": "got list: pass torch.stack",
+    "dice_loss(X, torch.ones(4, 3).numpy())": "got ndarray: torch.as_tensor(target)",
+}
+
+
+@pytest.mark.parametrize("call", OPERANDS)
+def test_the_cure_of_what_is_no_tensor(call: str) -> None:
+    text = complaint(call, TypeError)
+    assert re.match("(input|target): expected a torch.Tensor, got ", text)
+    assert OPERANDS[call] in text
+
+
 # Options by position, as torch's losses take their weights.
 POSITIONS = {
     "DiceLoss(1e-5)": "expected its options by name, as in DiceLoss(smooth=...), got 1e-05 by",

@@ -107,6 +107,10 @@ BAD_TENSORS = {
     "weight shape": (
         {"weight": torch.zeros(5)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[5\]",
     ),
+    "weight of classes": (
+        {"weight": torch.zeros(3), "input": torch.zeros(4, 3, 2), "target": torch.zeros(4, 3, 2)},
+        ValueError, "weight", r"\[4, 3, 2\]", r"\[3\]: the option class_weight",
+    ),
     "weight rank": (
         {"weight": torch.zeros(1, 4, 3)}, ValueError, "weight", r"\[4, 3\]", r"\[1, 4, 3\]",
     ),
