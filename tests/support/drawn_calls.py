@@ -369,7 +369,7 @@ def drawn_sums(seed: int) -> Call:
     if draw.rarely(0.3):
         options["label_smoothing"] = draw.choice((0.1, 0.5))
     for word in customloss.scores.SUMS:
-        if draw.rarely(0.3) and not (word == "hard" and "label_smoothing" in options):
+        if draw.rarely(0.3):
             options[word] = True
     if options.get("focal"):
         options["focal_gamma"] = draw.choice((0.0, 0.5, 1, 2.0, 3.0))
