@@ -316,6 +316,7 @@ def loss_options(
     for each in PRESETS.get(name, ()):
         if draw.rarely(0.5):
             options[each] = parameter(draw, each, linear)
+    _some_miss_counts(options)
     if compound:
         options |= beside(draw, name, classes, activation == "softmax")
         options |= weights_of_parts(draw, name)
@@ -328,7 +329,15 @@ def scored(draw: Draw, score: str, options: dict[str, Any]) -> Scored | None:
         return None
     linear = options.get("link", "complement") in ("complement", "negative")
     wanted = (*PARAMETERS.get(score, ()), *(("smooth",) if score in SMOOTHED else ()))
-    return score, {each: parameter(draw, each, linear) for each in wanted if draw.rarely(0.5)}
+    parameters = {each: parameter(draw, each, linear) for each in wanted if draw.rarely(0.5)}
+    _some_miss_counts(parameters)
+    return score, parameters
+
+
+def _some_miss_counts(parameters: dict[str, Any]) -> None:
+    """A Tversky index without any misses is refused."""
+    if parameters.get("fp_weight") == 0 and parameters.get("fn_weight") == 0:
+        parameters["fn_weight"] = 1.0
 
 
 def laid_out(draw: Draw, call: Call) -> Call:
@@ -369,7 +378,7 @@ def drawn_sums(seed: int) -> Call:
     if draw.rarely(0.3):
         options["label_smoothing"] = draw.choice((0.1, 0.5))
     for word in customloss.scores.SUMS:
-        if draw.rarely(0.3) and not (word == "hard" and "label_smoothing" in options):
+        if draw.rarely(0.3):
             options[word] = True
     if options.get("focal"):
         options["focal_gamma"] = draw.choice((0.0, 0.5, 1, 2.0, 3.0))
