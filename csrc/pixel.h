@@ -60,8 +60,7 @@ enum Extra : unsigned {
                   // t before smoothing
   kSupport = 32,  // w t, with t before smoothing
 };
-constexpr unsigned kEveryExtra = 63;
-constexpr int kMostRows = 19;  // of kEveryExtra
+constexpr unsigned kEveryExtra = 2 * kSupport - 1;
 // The last rows, on which the input has no influence.
 constexpr unsigned kFixedExtras = kHard | kSupport;
 
@@ -70,7 +69,16 @@ CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
          (extra & kFocal ? 2 : 0) + (extra & kHard ? 4 : 0) + (extra & kSupport ? 1 : 0);
 }
 
-static_assert(rows_of(kEveryExtra) == kMostRows, "a sum was added: count its rows here");
+constexpr int kMostRows = rows_of(kEveryExtra);
+
+constexpr bool every_extra_has_rows() {
+  for (unsigned one = 1; one <= kEveryExtra; one *= 2) {
+    if (rows_of(one) == rows_of(0)) return false;
+  }
+  return true;
+}
+static_assert(every_extra_has_rows(), "a sum was added: count its rows in rows_of()");
+static_assert(rows_of(~0u) == kMostRows, "a sum was added: it is missing in kEveryExtra");
 
 // The first row of the extra `one` (a single bit) among the sums of `extra`.
 CUSTOMLOSS_HD constexpr int row_of(unsigned extra, unsigned one) {
@@ -173,11 +181,6 @@ struct Target {
     return {w * t, w * u, w * log_t, w * log_u, w * given, w * absent};
   }
 };
-
-template <class T>
-CUSTOMLOSS_HD Target<T> unsmoothed(T t) {
-  return {t, T(1) - t, t, T(1) - t, t, T(1) - t};
-}
 
 template <class T>
 CUSTOMLOSS_HD Target<T> soft_target(const Smoothing<T>& by, T given) {

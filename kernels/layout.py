@@ -64,7 +64,7 @@ class Plan(NamedTuple):
     samples: int
     classes: int
     sizes: tuple[int, ...]
-    reduced: int  # product of sizes; 0 where `split`, so that no kernel is compiled for divisors
+    reduced: int  # product of sizes; 0 where `split`, which does not read it: see `inner_sizes`
     strides: tuple[tuple[int, ...], ...]
     rows: int
     cols: int
@@ -89,8 +89,8 @@ class Plan(NamedTuple):
 def inner_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """``sizes`` as the kernels take them.
 
-    No kernel reads the outermost of several sizes, usually that of the batch.  It becomes 0, so
-    that no kernel is compiled for its divisors.
+    No kernel reads the outermost of several sizes, usually that of the batch.  It becomes 0,
+    because Triton would compile a kernel of its own for a size divisible by 16.
     """
     return (0, *sizes[1:]) if len(sizes) > 1 else sizes
 

@@ -304,7 +304,8 @@ def leave(
     for row in tl.static_range(N):
         total = tl.sum(values[row], 0)[None, :]
         if element.REFUSE & HOW:
-            # a pixel that is of no class is one of the others of every class
+            # A refused pixel is a false positive of every class, so fp is NaN for all of them; the
+            # other sums take the NaN from there.
             total = tl.where(false == false, total, false)
         tl.store(at, total, mask=mask)
         at += plane  # a step, as row * plane may not fit in 32 bits

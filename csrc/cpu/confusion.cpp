@@ -81,7 +81,8 @@ void for_patches(const Layout& layout, const Bands& bands, const Band& band, con
   }
 }
 
-// Calls body(block, patch or null, cursor before it) over [first, last) of one group.
+// Calls body(block, patch, cursor) over [first, last) of one group.  `patch` is null if the block
+// was gathered; `cursor` is the place of its first element.
 template <class T, class Body>
 void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_t last,
                 bool for_sum, Stager<T>* stager, const Body& body) {

@@ -146,26 +146,25 @@ template <class T>
 constexpr int64_t kTileRun = 64;
 #endif
 
+template <int kCount, class P, class T>
+using IfMoreThan = std::conditional_t<(P::kSums > kCount), T, int>;
+
 // to[row * to_pitch] += the sums of one class over a run of pixels, for every row of the tile.
-// Each sum is a variable, because an array does not stay in registers.  Those beyond kSums are ints
-// that nothing is added to, which cost nothing.
+// Each sum is a variable, because an array does not stay in registers.  Sums that this tile does
+// not have are ints nothing is added to, which the compiler drops.
 template <class P, class T>
 void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, int64_t first,
               int64_t last, double* to, int64_t to_pitch) {
   constexpr int kSums = P::kSums;
   static_assert(kMostRows == 19, "a sum was added: it needs variables here, in all four places");
   const Focal<T> focal = of.tile.focal;
-  using Fifth = std::conditional_t<(kSums > 4), T, int>;
-  using Sixth = std::conditional_t<(kSums > 5), T, int>;
-  using Eighth = std::conditional_t<(kSums > 6), T, int>;
-  using Tenth = std::conditional_t<(kSums > 8), T, int>;
-  using Last = std::conditional_t<(kSums > 10), T, int>;
   T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-  Fifth s4 = 0;
-  Sixth s5 = 0;
-  Eighth s6 = 0, s7 = 0;
-  Tenth s8 = 0, s9 = 0;
-  Last s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0, s15 = 0, s16 = 0, s17 = 0, s18 = 0;
+  IfMoreThan<4, P, T> s4 = 0;
+  IfMoreThan<5, P, T> s5 = 0;
+  IfMoreThan<6, P, T> s6 = 0, s7 = 0;
+  IfMoreThan<8, P, T> s8 = 0, s9 = 0;
+  IfMoreThan<10, P, T> s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0, s15 = 0, s16 = 0, s17 = 0,
+                       s18 = 0;
 #define CUSTOMLOSS_ADD(k) \
   if constexpr (k < kSums) s##k += own.row[k < kSums ? k : 0]
 #pragma omp simd reduction(+ : s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, \

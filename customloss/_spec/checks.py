@@ -104,7 +104,7 @@ def sums_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
 
 
-# options that are a number or None; any other that may be None is ignore_index
+# Options that are a number or None. The only other option that may be None is ignore_index.
 NUMBERS_OR_NONE = frozenset(("smooth_denominator", "log_smoothing"))
 _KINDS = {str: "a string", float: "a number", bool: "True or False"}
 

@@ -50,12 +50,23 @@ LOSS: dict[str, Any] = {
 CLASSES: dict[str, Any] = {"class_weight": None, "classes": None, "include_background": True}
 FUNCTION: dict[str, Any] = {**LOSS, **CLASSES, "check_target": False, "process_group": None}
 del FUNCTION["smooth_denominator"]  # functions take a pair of numbers for smooth
-# the pointwise loss beside a score
-POINTWISE: dict[str, Any] = {
-    "pos_weight": None, "ce_label_smoothing": None, "focal_gamma": 2.0, "focal_alpha": None,
-    "focal_split": False, "pointwise_class_weight": None, "pointwise_classes": None,
-    "pointwise_reduction": "mean", "pointwise_group": "score",
-}  # fmt: skip
+
+
+class PointwiseOptions(NamedTuple):
+    """The options of the pointwise loss beside a score."""
+
+    pos_weight: Tensor | Sequence[float] | float | None = None
+    ce_label_smoothing: float | None = None
+    focal_gamma: float = 2.0
+    focal_alpha: float | None = None
+    focal_split: bool = False
+    pointwise_class_weight: Tensor | Sequence[float] | None = None
+    pointwise_classes: Sequence[int] | None = None
+    pointwise_reduction: str = "mean"
+    pointwise_group: str | None = "score"
+
+
+POINTWISE: dict[str, Any] = PointwiseOptions()._asdict()
 
 
 # "once" is what modules have by default: they check the first batch that they see
@@ -109,7 +120,7 @@ class Linking(Scaling, total=False):
     log_floor: float
 
 
-class Pointwise(TypedDict, total=False):
+class AnyPointwise(TypedDict, total=False):
     """What a cross-entropy and a focal loss have in common; see ``customloss.compound_loss``."""
 
     pointwise_class_weight: Tensor | Sequence[float] | None
@@ -118,7 +129,7 @@ class Pointwise(TypedDict, total=False):
     pointwise_group: ProcessGroup | str | None
 
 
-class CrossEntropy(Pointwise, total=False):
+class CrossEntropy(AnyPointwise, total=False):
     """Also the options of a cross-entropy."""
 
     ce_label_smoothing: float | None
@@ -130,7 +141,7 @@ class BinaryCrossEntropy(CrossEntropy, total=False):
     pos_weight: Tensor | Sequence[float] | float | None
 
 
-class Focal(Pointwise, total=False):
+class Focal(AnyPointwise, total=False):
     """Also the options of a focal loss."""
 
     pos_weight: Tensor | Sequence[float] | float | None

@@ -10,6 +10,6 @@ AVERAGES = ("macro", "weighted", "none")
 REDUCTIONS = ("mean", "sum", "none")
 OUT_OF_RANGE = ("raise", "ignore")
 NAN_TARGETS = ("propagate", "ignore")
-RAISE, IGNORE = range(2)  # the second word of both is the same
+RAISE, IGNORE = range(2)  # of OUT_OF_RANGE; IGNORE is that of NAN_TARGETS too
 WRT = ("input", "target", "weight")
 INPUT, TARGET, WEIGHT = range(3)

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from customloss import distributed, scores
 from customloss._spec import checks
-from customloss._spec import options as spec
 from customloss._spec.arguments import Data, Pointwise
-from customloss._spec.options import ScoringWords
+from customloss._spec.options import PointwiseOptions, ScoringWords
 from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
@@ -23,30 +22,14 @@ from customloss.losses.request import ExtraNumbers, Parts, Request, cached
 
 PosWeight = Tensor | Sequence[float] | float | None
 
-
-class PointwiseOptions(NamedTuple):
-    """The options of the pointwise loss alone."""
-
-    pos_weight: PosWeight = None
-    ce_label_smoothing: float | None = None
-    focal_gamma: float = 2.0
-    focal_alpha: float | None = None
-    focal_split: bool = False
-    pointwise_class_weight: Tensor | Sequence[float] | None = None
-    pointwise_classes: Sequence[int] | None = None
-    pointwise_reduction: str = "mean"
-    pointwise_group: str | None = "score"
-
-
-_PLAIN = PointwiseOptions()
+_NO_POINTWISE_OPTIONS = PointwiseOptions()
 _OF_POINTWISE = frozenset(PointwiseOptions._fields)
-assert _PLAIN._asdict() == spec.POINTWISE
 
 
 def _taken_from(options: dict[str, Any]) -> PointwiseOptions:
     """Takes the options of the pointwise loss out of those of a call."""
     if _OF_POINTWISE.isdisjoint(options):
-        return _PLAIN
+        return _NO_POINTWISE_OPTIONS
     given = [name for name in PointwiseOptions._fields if name in options]
     return PointwiseOptions(**{name: options.pop(name) for name in given})
 
@@ -85,7 +68,10 @@ def compound(
     smoothed = softmax and options.get("label_smoothing", 0.0) != 0
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
-    numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
+    numbers = request.DEFAULT_NUMBERS
+    if of_part is not _NO_POINTWISE_OPTIONS:
+        focal = (of_part.focal_gamma, of_part.focal_alpha, of_part.focal_split)
+        numbers = _numbers(of_part.ce_label_smoothing, *focal, softmax)
     own = (of_part.pointwise_class_weight, of_part.pointwise_classes)
     parts = Parts(bool(score_weight), any(weights[1:]), *own, of_part.pos_weight)
     call = request.of_score(data, options, words, numbers, parts)

@@ -64,7 +64,7 @@ class ExtraNumbers(NamedTuple):
     log_smoothing: float | None = None
 
 
-PLAIN = ExtraNumbers()
+DEFAULT_NUMBERS = ExtraNumbers()
 
 
 class Parts(NamedTuple):
@@ -92,14 +92,14 @@ def prepared(
     given: dict[str, Any],
     parts: Parts = SCORE_ALONE,
 ) -> tuple[ProcessGroup | distributed.Adder | None, Classes | None, Classes | None]:
-    """Checks what no operator checks, and takes out of ``given`` what no operator knows: who shares
-    the batch, and the classes of the score and of the pointwise loss."""
+    """Checks what no operator checks, and takes out of ``given`` what no operator knows.
+
+    Returns the ranks that share the batch, the classes of the score, and those of the pointwise
+    loss."""
     operands.are_tensors(input, target, weight)
     is_dtensor.ready(input)
-    for name, value in given.items():
-        if name in _BEYOND_OPERATORS or isinstance(value, Tensor):
-            break
-    else:
+    for_operators = _BEYOND_OPERATORS.isdisjoint(given)
+    if for_operators and not any(isinstance(value, Tensor) for value in given.values()):
         _warn_of_parts(input)
         return None, None, _of_pointwise(input, None, parts)
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
@@ -161,7 +161,7 @@ def of_score(
     data: Data,
     given: dict[str, Any],
     words: tuple[str, ...] = (),
-    numbers: ExtraNumbers = PLAIN,
+    numbers: ExtraNumbers = DEFAULT_NUMBERS,
     parts: Parts = SCORE_ALONE,
 ) -> Request:
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs, and

@@ -11,7 +11,7 @@ from probabilities import coefficients, ends, slopes
 from customloss._backends import plain
 from customloss._spec.arguments import Data, Elements, Incoming, Wrt
 from customloss._spec.words import INPUT, NONE, SOFTMAX
-from customloss.reference import Extra
+from customloss.reference import Extra, rows
 
 triton_package.load()
 
@@ -19,6 +19,7 @@ from customloss.kernels import confusion as kernels  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")
 EVERY = int(sum(Extra))
+ROWS = len(rows(EVERY))
 
 pytestmark = [
     # numpy warns about inf - inf and 0 * inf, which a GPU computes silently
@@ -67,7 +68,7 @@ def test_ties_and_logits_of_minus_infinity(classes: int) -> None:
             torch.testing.assert_close(sums, expected, rtol=4e-6, atol=1e-6)
         else:
             assert bool(sums[:4].isnan().any(0).all()) and bool(expected[:4].isnan().all())
-        incoming = Incoming(None, torch.rand(17, 1, classes, dtype=torch.float64))
+        incoming = Incoming(None, torch.rand(ROWS, 1, classes, dtype=torch.float64))
         own = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         other = plain.confusion_backward(incoming, wide, Wrt(INPUT), elements)
         torch.testing.assert_close(own.double(), other, rtol=4e-6, atol=1e-5, equal_nan=True)
@@ -91,7 +92,7 @@ def test_a_nan_of_the_coefficients_stays_out_of_what_does_not_count() -> None:
         input = torch.randn(1, classes, 6)
         target = torch.tensor([[[0, 255, 1, 255, 2, 2]]])
         elements = Elements(SOFTMAX, 1.0, 0.0, False, True, ignore_index=(255,), extra=EVERY)
-        coefficients = torch.full((17, 1, classes), NAN, dtype=torch.float64)
+        coefficients = torch.full((ROWS, 1, classes), NAN, dtype=torch.float64)
         incoming, data = Incoming(None, coefficients), Data(input, target, None)
         gradient = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         assert bool((gradient[..., [1, 3]] == 0).all()) and bool(gradient[..., 0].isnan().all())

@@ -33,8 +33,6 @@ PLAIN = tuple(name for name in NAMES if name not in FEW_OPTIONS)
 # These have a pointwise part, so they have no loss per class; two of them are of a softmax.
 COMPOUND = ("dice_ce", "dice_bce", "dice_focal", "tversky_ce")
 SINGLE = tuple(name for name in PLAIN if name not in COMPOUND)
-COMPOSED = ("log_cosh_dice", "exp_log_dice", "fowlkes_mallows", "log_precision_recall",
-            "generalized_dice", "balanced_accuracy", "g_mean", "mcc", "multiclass_mcc")  # fmt: skip
 # These make one score of all classes.
 POOLED = ("generalized_dice", "multiclass_mcc")
 # The options of cases.py that every loss has; beta and the link are not among them.
@@ -429,7 +427,7 @@ CHECKED = [
     for option in ("default", "weighted", "samplewise_groups", "penalize")
     for name in NAMES
     # these families share all but a few operations, so they get one option each
-    if family(name) not in ("compound", "extra_sums")
+    if family(name) not in ("compound_presets", "extra_sums")
     or option == ("weighted" if name in COMPOUND else "default")
 ]  # fmt: skip
 

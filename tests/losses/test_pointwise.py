@@ -3,6 +3,7 @@ they have apart from the score beside them, on every route."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import customloss
 from customloss import scores
+from customloss._spec.options import Focal, PointwiseOptions
 
 F64 = torch.float64
 K = 4
@@ -63,6 +65,16 @@ def focal(
 
 
 # ---- the three losses ----------------------------------------------------------------------------
+
+
+def test_a_loss_alone_has_the_options_of_its_part() -> None:
+    """An option of the pointwise loss of a compound is one of that loss alone."""
+    of_part = inspect.get_annotations(Focal).keys() & {"pos_weight", *PointwiseOptions._fields}
+    of_part = {name for name in of_part if not name.startswith("pointwise_")}
+    assert {"pos_weight", "focal_gamma", "focal_alpha", "focal_split"} <= of_part
+    for owner in (customloss.focal_loss, customloss.FocalLoss.__init__):
+        assert of_part <= inspect.signature(owner).parameters.keys()
+    assert "pos_weight" in inspect.signature(customloss.bce_loss).parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
