@@ -136,13 +136,13 @@ class CompoundLoss {
   // Returns the pointwise loss of `width` groups from `first` on; puts its gradient into `grads`.
   double add_pointwise(int64_t first, int64_t width, const double* sums, double* grads) const {
     const int64_t groups = samples_ * classes_;
-    double lost = 0.0, counted = 0.0;
+    double numerator = 0.0, divisor = 0.0;
     for (int64_t group = first; group < first + width; ++group) {
       const Lost one = group_lost(pointwise_, sums, groups, group, class_weight(group));
-      lost += one.lost;
-      counted += one.counted;
+      numerator += one.numerator;
+      divisor += one.divisor;
     }
-    const Lost all = whole_lost(pointwise_, lost, counted);
+    const Lost all = whole_lost(pointwise_, numerator, divisor);
     for (int64_t group = first; group < first + width; ++group) {
       add_pointwise_grad(pointwise_, all, class_weight(group), grads, groups, group);
     }

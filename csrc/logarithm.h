@@ -72,8 +72,8 @@ CUSTOMLOSS_HD double log_of(double y) {
 template <class T>
 CUSTOMLOSS_HD T log1p_of(T u, T inverse) {
   const T y = T(1) + u;
-  const T lost = u < T(1) ? u - (y - T(1)) : T(1) - (y - u);
-  return log_of(y) + lost * inverse;
+  const T rounded_off = u < T(1) ? u - (y - T(1)) : T(1) - (y - u);
+  return log_of(y) + rounded_off * inverse;
 }
 template <class T>
 CUSTOMLOSS_HD T log1p_of(T u) {
@@ -97,10 +97,10 @@ CUSTOMLOSS_HD T log1p_of_unit(T u, T inverse) {
   return poly * u;
 #else
   static_cast<void>(inverse);
-  const Flag<T> far(u > T(1) / T(3));  // 1 + u is 2 (1 + f) if far, else 1 + f
-  const T f = select(far, u * T(0.5) - T(0.5), u);
-  const T log = select(far, kLog2Rest<T>, T(0)) + log_tail(f) + f;
-  return select(far, kLog2<T>, T(0)) + log;
+  const Flag<T> above_third(u > T(1) / T(3));  // 1 + u is 2 (1 + f) above 1/3, else 1 + f
+  const T f = select(above_third, u * T(0.5) - T(0.5), u);
+  const T log = select(above_third, kLog2Rest<T>, T(0)) + log_tail(f) + f;
+  return select(above_third, kLog2<T>, T(0)) + log;
 #endif
 }
 

@@ -206,9 +206,9 @@ struct Bases {
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD Bases<T> bases(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal) {
   if constexpr (kActivation == Activation::kSoftmax) return {o.q, o.p, T(-1), T(1)};
-  const T missed = y.t * o.q + y.u * o.p, slope = y.u - y.t;
-  if constexpr (kExtra != kEveryExtra) return {missed, missed, slope, slope};
-  return {focal.split ? o.q : missed, focal.split ? o.p : missed, focal.split ? T(-1) : slope,
+  const T m = y.t * o.q + y.u * o.p, slope = y.u - y.t;
+  if constexpr (kExtra != kEveryExtra) return {m, m, slope, slope};
+  return {focal.split ? o.q : m, focal.split ? o.p : m, focal.split ? T(-1) : slope,
           focal.split ? T(1) : slope};
 }
 
@@ -248,11 +248,11 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
   }
   if constexpr ((kExtra & kDistance) != 0) {
     constexpr int kRow = row_of(kExtra, kDistance);
-    const T far = to[1] - to[2];  // p - t, without cancellation
+    const T excess = to[1] - to[2];  // p - t, without cancellation
     // A NaN, of p or of t, is one in each of them.
-    to[kRow] = far > T(0) ? t : o.p + (t - t);
-    to[kRow + 1] = far < T(0) ? T(0) : far;
-    to[kRow + 2] = to[kRow + 1] - far;
+    to[kRow] = excess > T(0) ? t : o.p + (t - t);
+    to[kRow + 1] = excess < T(0) ? T(0) : excess;
+    to[kRow + 2] = to[kRow + 1] - excess;
   }
   if constexpr ((kExtra & kFocal) != 0) {
     constexpr int kRow = row_of(kExtra, kFocal);
@@ -320,14 +320,14 @@ CUSTOMLOSS_HD void combine_grads(Wrt wrt, unsigned extra, At at, double (&to)[4]
 
 // x g[0] + y g[1] where p is above t, x g[2] + y g[3] where it is below, and their mean at p = t.
 template <unsigned kExtra, class T>
-CUSTOMLOSS_HD T beside(const Outcome<T>& o, const Target<T>& target, T x, T y,
-                       const T (&g)[rows_of(kExtra)]) {
+CUSTOMLOSS_HD T by_side(const Outcome<T>& o, const Target<T>& target, T x, T y,
+                        const T (&g)[rows_of(kExtra)]) {
   const T above = x * g[0] + y * g[1];
   if constexpr ((kExtra & kDistance) == 0) {
     return above;
   } else {
-    const T below = x * g[2] + y * g[3], far = target.u * o.p - target.t * o.q;
-    return far > T(0) ? above : far < T(0) ? below : T(0.5) * (above + below);
+    const T below = x * g[2] + y * g[3], excess = target.u * o.p - target.t * o.q;
+    return excess > T(0) ? above : excess < T(0) ? below : T(0.5) * (above + below);
   }
 }
 
@@ -337,7 +337,7 @@ template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD Slopes<T> slopes(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal,
                                const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  Slopes<T> result(beside<kExtra>(o, y, y.t, y.u, g));
+  Slopes<T> result(by_side<kExtra>(o, y, y.t, y.u, g));
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
     result.u += T(2) * o.p * (g[kRow] + y.t * g[kRow + 2]);
@@ -412,7 +412,7 @@ CUSTOMLOSS_HD T target_gradient(const Outcome<T>& o, const Target<T>& y,
                                 const Smoothing<T>& smoothing, const Focal<T>& focal,
                                 const T (&g)[rows_of(kExtra)]) {
   constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
-  T dt = beside<kExtra>(o, y, o.p, o.q, g);
+  T dt = by_side<kExtra>(o, y, o.p, o.q, g);
   if constexpr ((kExtra & kSquares) != 0) {
     constexpr int kRow = row_of(kExtra, kSquares);
     dt += T(2) * y.t * g[kRow + 1] + o.p * o.p * g[kRow + 2];

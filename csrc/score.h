@@ -83,9 +83,9 @@ struct Pointwise : Factors {
 
 // Numerator and denominator of a pointwise loss: of one group, or summed over several.
 struct Lost {
-  double lost, counted;
+  double numerator, divisor;
 
-  CUSTOMLOSS_HD double ratio() const { return counted != 0.0 ? lost / counted : 0.0; }
+  CUSTOMLOSS_HD double ratio() const { return divisor != 0.0 ? numerator / divisor : 0.0; }
 };
 
 namespace {
@@ -177,8 +177,8 @@ CUSTOMLOSS_HD Sums averaged_grad(Average average, const GroupLoss& loss, double 
 }
 
 // Both sums of a pointwise loss, given what the groups add to them.
-CUSTOMLOSS_HD Lost whole_lost(const Factors& factors, double lost, double counted) {
-  return {lost, factors.divided() ? counted : 1.0};
+CUSTOMLOSS_HD Lost whole_lost(const Factors& factors, double numerator, double divisor) {
+  return {numerator, factors.divided() ? divisor : 1.0};
 }
 
 // What one group of the sums [rows, groups] adds to the two sums of a pointwise loss.
@@ -186,16 +186,18 @@ CUSTOMLOSS_HD Lost group_lost(const Pointwise& pointwise, const double* sums, in
                               int64_t group, double class_weight) {
   if (class_weight == 0.0) return {0.0, 0.0};  // the group adds nothing, not even a NaN
   const double* own = sums + group;
-  double lost = 0.0;
-  if (pointwise.log_pos != 0.0) lost += pointwise.log_pos * own[pointwise.log_row * groups];
-  if (pointwise.log_neg != 0.0) lost += pointwise.log_neg * own[(pointwise.log_row + 1) * groups];
+  double numerator = 0.0;
+  if (pointwise.log_pos != 0.0) numerator += pointwise.log_pos * own[pointwise.log_row * groups];
+  if (pointwise.log_neg != 0.0) {
+    numerator += pointwise.log_neg * own[(pointwise.log_row + 1) * groups];
+  }
   const double* focal = own + pointwise.focal_row * groups;
-  if (pointwise.focal_pos != 0.0) lost += pointwise.focal_pos * focal[0];
-  if (pointwise.focal_neg != 0.0) lost += pointwise.focal_neg * focal[groups];
-  double counted = pointwise.positives * (own[0] + own[2 * groups]) +
+  if (pointwise.focal_pos != 0.0) numerator += pointwise.focal_pos * focal[0];
+  if (pointwise.focal_neg != 0.0) numerator += pointwise.focal_neg * focal[groups];
+  double divisor = pointwise.positives * (own[0] + own[2 * groups]) +
                    pointwise.negatives * (own[groups] + own[3 * groups]);
-  if (pointwise.support != 0.0) counted += pointwise.support * own[pointwise.support_row * groups];
-  return {class_weight * lost, class_weight * counted};
+  if (pointwise.support != 0.0) divisor += pointwise.support * own[pointwise.support_row * groups];
+  return {class_weight * numerator, class_weight * divisor};
 }
 
 // d(pointwise)/d(sums) of one group, given the two sums over all groups.  The gradient by the
@@ -204,10 +206,10 @@ CUSTOMLOSS_HD void add_pointwise_grad(const Pointwise& pointwise, const Lost& al
                                       double class_weight, double* grads, int64_t groups,
                                       int64_t group) {
   double* own = grads + group;
-  const double share = all.counted != 0.0 ? class_weight / all.counted : 0.0;
+  const double share = all.divisor != 0.0 ? class_weight / all.divisor : 0.0;
   // An infinite loss does not change with the denominator.  Infinity times the share would make a
   // NaN of every gradient by the input, which takes differences of these rows.
-  const bool infinite = all.lost > kMaxDouble;
+  const bool infinite = all.numerator > kMaxDouble;
   const double count = share == 0.0 || infinite ? 0.0 : -share * all.ratio();
   own[0] += pointwise.positives * count;
   own[groups] += pointwise.negatives * count;

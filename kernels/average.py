@@ -103,22 +103,24 @@ def ratio(a, b):
 
 
 @triton.jit
-def lost_sums(lost, room, REDUCTION: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+def lost_sums(numerator, divisor, REDUCTION: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     """Numerator and denominator of the pointwise loss: of every row (NONE), or of all together."""
     if REDUCTION == NONE:
-        sums = of_rows(lost, R, W), of_rows(room, R, W)
+        sums = of_rows(numerator, R, W), of_rows(divisor, R, W)
     else:
-        sums = tl.sum(lost, 0)[None], tl.sum(room, 0)[None]
+        sums = tl.sum(numerator, 0)[None], tl.sum(divisor, 0)[None]
     return sums
 
 
 @triton.jit
-def compound(score, lost, room, score_weight, SUMMED: tl.constexpr, POINTWISE: tl.constexpr):
+def compound(
+    score, numerator, divisor, score_weight, SUMMED: tl.constexpr, POINTWISE: tl.constexpr
+):
     """The loss from an averaged score and the pointwise sums."""
     if SUMMED:
         score = tl.where(score_weight == 0.0, 0.0, score_weight * score)
     if POINTWISE:
-        score += ratio(lost, room)
+        score += ratio(numerator, divisor)
     return score
 
 
@@ -145,7 +147,7 @@ def _score_grads(
 @triton.jit
 def store_grads(
     coefficients, groups, group, column, inside, width, class_weight,
-    value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
+    value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, numerator, divisor,
     score_weight, factors,
     AVERAGE: tl.constexpr, REDUCTION: tl.constexpr, SUMMED: tl.constexpr,
     POINTWISE: tl.constexpr, EXTRA: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
@@ -163,8 +165,8 @@ def store_grads(
     if POINTWISE:
         # An infinite loss does not change with the denominator. Infinity times the share would make
         # a NaN of every gradient by the input, which takes differences of these rows.
-        pointwise = tl.where(lost > _LARGEST, 0.0, ratio(lost, room))
-        share = ratio(1.0, room)
+        pointwise = tl.where(numerator > _LARGEST, 0.0, ratio(numerator, divisor))
+        share = ratio(1.0, divisor)
         if REDUCTION == NONE:
             pointwise = to_groups(pointwise, R, W)
             share = to_groups(share, R, W)

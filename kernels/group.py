@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 
 from customloss._spec.arguments import Pointwise
-from customloss._spec.words import ABSENT, AVERAGES, LINKS
+from customloss._spec.words import ABSENT, AVERAGES, FUSED_LINKS
 from customloss.reference import Extra
 
 from . import rows
 
-_LOG = tl.constexpr(LINKS.index("log"))
-_FOCAL = tl.constexpr(LINKS.index("focal"))
-_NEGATIVE = tl.constexpr(LINKS.index("negative"))
+_LOG = tl.constexpr(FUSED_LINKS.index("log"))
+_FOCAL = tl.constexpr(FUSED_LINKS.index("focal"))
+_NEGATIVE = tl.constexpr(FUSED_LINKS.index("negative"))
 _SCORE = tl.constexpr(ABSENT.index("score"))
 _SKIP = tl.constexpr(ABSENT.index("skip"))
 _PENALIZE = tl.constexpr(ABSENT.index("penalize"))
@@ -185,29 +185,29 @@ def group_lost(
     F: tl.constexpr = rows.row_of(EXTRA, _FOCAL_SUMS)
     S: tl.constexpr = rows.row_of(EXTRA, _SUPPORT)
     log_pos, log_neg, focal_pos, focal_neg, positives, negatives, support = factors
-    lost = tl.zeros(tp.shape, tl.float64)
+    numerator = tl.zeros(tp.shape, tl.float64)
     if _LOG_POS & POINTWISE:
-        lost += log_pos * tl.load(row_of(sums, plane, group, 4), mask=inside, other=0.0)
+        numerator += log_pos * tl.load(row_of(sums, plane, group, 4), mask=inside, other=0.0)
     if _LOG_NEG & POINTWISE:
-        lost += log_neg * tl.load(row_of(sums, plane, group, 5), mask=inside, other=0.0)
+        numerator += log_neg * tl.load(row_of(sums, plane, group, 5), mask=inside, other=0.0)
     if _FOCAL_POS & POINTWISE:
-        lost += focal_pos * tl.load(row_of(sums, plane, group, F), mask=inside, other=0.0)
+        numerator += focal_pos * tl.load(row_of(sums, plane, group, F), mask=inside, other=0.0)
     if _FOCAL_NEG & POINTWISE:
-        lost += focal_neg * tl.load(row_of(sums, plane, group, F + 1), mask=inside, other=0.0)
+        numerator += focal_neg * tl.load(row_of(sums, plane, group, F + 1), mask=inside, other=0.0)
     w = pointwise_weight(class_weight, column, inside, width)
-    counted = positives * (tp + fn) + negatives * (fp + tn)
+    divisor = positives * (tp + fn) + negatives * (fp + tn)
     if _BY_SUPPORT & POINTWISE:
-        counted += support * tl.load(row_of(sums, plane, group, S), mask=inside, other=0.0)
+        divisor += support * tl.load(row_of(sums, plane, group, S), mask=inside, other=0.0)
     # a group of weight 0 adds nothing, not even a NaN
-    return tl.where(w == 0.0, 0.0, w * lost), tl.where(w == 0.0, 0.0, w * counted)
+    return tl.where(w == 0.0, 0.0, w * numerator), tl.where(w == 0.0, 0.0, w * divisor)
 
 
 @triton.jit
-def whole_room(room, POINTWISE: tl.constexpr):
+def whole_divisor(divisor, POINTWISE: tl.constexpr):
     """The denominator of the pointwise loss from the sum over its groups."""
     if not (_DIVIDED & POINTWISE):
-        room = room * 0.0 + 1.0
-    return room
+        divisor = divisor * 0.0 + 1.0
+    return divisor
 
 
 @triton.jit

@@ -82,8 +82,8 @@ def exponential(z, HOW: tl.constexpr):
 def log1p(u):
     """log(1 + u) for u >= 0, with the digits of a small u."""
     y = 1.0 + u
-    lost = tl.where(u < 1.0, u - (y - 1.0), 1.0 - (y - u))
-    return tl.log(y) + lost / y
+    rounded_off = tl.where(u < 1.0, u - (y - 1.0), 1.0 - (y - u))
+    return tl.log(y) + rounded_off / y
 
 
 @triton.jit
@@ -244,10 +244,10 @@ def shares(
         u = 1.0 - t
         if LOG_LOSS & EXTRA:
             log_t = log_t.to(p.dtype)
-            alarm = p * 0.0 if SOFTMAX & HOW else _times(1.0 - log_t, negative)
+            negative_loss = p * 0.0 if SOFTMAX & HOW else _times(1.0 - log_t, negative)
             result += (
                 _counted(_times(log_t, positive), w, live, MASKED, HOW),
-                _counted(alarm, w, live, MASKED, HOW),
+                _counted(negative_loss, w, live, MASKED, HOW),
             )
         if SQUARES & EXTRA:
             result += (
@@ -256,25 +256,25 @@ def shares(
                 _counted(t * (p * p), w, live, MASKED, HOW),
             )
         if DISTANCE & EXTRA:
-            far = (1.0 - t) * p - t * q  # p - t, without cancellation
+            excess = (1.0 - t) * p - t * q  # p - t, without cancellation
             # a NaN, of p or of t, is one in each of them
             result += (
-                _counted(tl.where(far > 0.0, t, p + (t - t)), w, live, MASKED, HOW),
-                _counted(tl.where(far < 0.0, 0.0, far), w, live, MASKED, HOW),
-                _counted(tl.where(far > 0.0, 0.0, -far), w, live, MASKED, HOW),
+                _counted(tl.where(excess > 0.0, t, p + (t - t)), w, live, MASKED, HOW),
+                _counted(tl.where(excess < 0.0, 0.0, excess), w, live, MASKED, HOW),
+                _counted(tl.where(excess > 0.0, 0.0, -excess), w, live, MASKED, HOW),
             )
         if FOCAL & EXTRA:
             one, other, _, _ = _focal_bases(p, q, t, HOW)
             raised = power(one, gamma, HOW)
-            missed = _times(t, positive) * raised
-            alarm = p * 0.0
+            positive_loss = _times(t, positive) * raised
+            negative_loss = p * 0.0
             if not (SOFTMAX & HOW):
                 if FOCAL_SPLIT & HOW:
                     raised = power(other, gamma, HOW)
-                alarm = _times(u, negative) * raised
+                negative_loss = _times(u, negative) * raised
             result += (
-                _counted(missed, w, live, MASKED, HOW),
-                _counted(alarm, w, live, MASKED, HOW),
+                _counted(positive_loss, w, live, MASKED, HOW),
+                _counted(negative_loss, w, live, MASKED, HOW),
             )
         if HARD & EXTRA:
             # with the target before smoothing, so that they are counts
@@ -294,8 +294,8 @@ def shares(
 @triton.jit
 def _side(above, below, p, q, t):
     """`above` where p is above t, `below` where it is below, and their mean at p = t."""
-    far = (1.0 - t) * p - t * q
-    return tl.where(far > 0.0, above, tl.where(far < 0.0, below, 0.5 * (above + below)))
+    excess = (1.0 - t) * p - t * q
+    return tl.where(excess > 0.0, above, tl.where(excess < 0.0, below, 0.5 * (above + below)))
 
 
 @triton.jit

@@ -33,7 +33,7 @@ from .average import (
     weighed_loss,
 )
 from .fold import few
-from .group import group_lost, load_sums, pointwise_parts, store_sums, whole_room
+from .group import group_lost, load_sums, pointwise_parts, store_sums, whole_divisor
 from .launch import on
 from .layout import ceil_div, power_of_2
 
@@ -83,27 +83,27 @@ def score_kernel(
     total = of_rows(weight, R, W)
     mean = ratio(of_rows(tl.where(weight == 0.0, 0.0, weight * value), R, W), total)
     outer = tl.full([1], 1.0, tl.float64)
-    lost, room = outer, outer
+    numerator, divisor = outer, outer
     if POINTWISE:
-        lost, room = group_lost(
+        numerator, divisor = group_lost(
             partials, plane, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
             POINTWISE, EXTRA,
         )  # fmt: skip
-        lost, room = lost_sums(lost, room, REDUCTION, R, W)
-        room = whole_room(room, POINTWISE)
+        numerator, divisor = lost_sums(numerator, divisor, REDUCTION, R, W)
+        divisor = whole_divisor(divisor, POINTWISE)
     if REDUCTION == NONE:
         row = tl.arange(0, R)
-        result = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
+        result = compound(mean, numerator, divisor, score_weight, SUMMED, POINTWISE)
         tl.store(loss + row, result, mask=row < rows)
     else:
         if REDUCTION == MEAN:
             outer = ratio(outer, tl.sum(tl.where(total != 0.0, outer, 0.0), 0)[None])
         result = tl.sum(mean, 0)[None] * outer
-        result = compound(result, lost, room, score_weight, SUMMED, POINTWISE)
+        result = compound(result, numerator, divisor, score_weight, SUMMED, POINTWISE)
         tl.store(loss + tl.arange(0, 1), result)
     store_grads(
         coefficients, groups, group, column, inside, width, class_weight,
-        value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
+        value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, numerator, divisor,
         score_weight, factors,
         AVERAGE, REDUCTION, SUMMED, POINTWISE, EXTRA, R, W,
     )  # fmt: skip
@@ -153,14 +153,14 @@ def entry_kernel(
     at += programs
     tl.store(at, tl.sum(total, 0))
     if POINTWISE:
-        lost, room = group_lost(
+        numerator, divisor = group_lost(
             partials, plane, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
             POINTWISE, EXTRA,
         )  # fmt: skip
         at += programs
-        tl.store(at, tl.sum(lost, 0))
+        tl.store(at, tl.sum(numerator, 0))
         at += programs
-        tl.store(at, tl.sum(room, 0))
+        tl.store(at, tl.sum(divisor, 0))
 
 
 @triton.jit
@@ -178,8 +178,8 @@ def _all_entries(
     part = tl.arange(0, COLS)
     means = tl.zeros([ROWS], tl.float64)
     count = tl.zeros([ROWS], tl.float64)
-    lost = tl.zeros([ROWS], tl.float64)
-    room = tl.zeros([ROWS], tl.float64)
+    numerator = tl.zeros([ROWS], tl.float64)
+    divisor = tl.zeros([ROWS], tl.float64)
     # a row of this walk is one entry, or the entries of one wide row
     for first in range(0, programs // width_blocks, ROWS):
         entry_row = first + tl.arange(0, ROWS)
@@ -196,12 +196,12 @@ def _all_entries(
             count += b
         if POINTWISE:
             at += programs
-            lost += tl.sum(tl.load(at, mask=mask, other=0.0), 1)
+            numerator += tl.sum(tl.load(at, mask=mask, other=0.0), 1)
             at += programs
-            room += tl.sum(tl.load(at, mask=mask, other=0.0), 1)
+            divisor += tl.sum(tl.load(at, mask=mask, other=0.0), 1)
     return (
-        tl.sum(means, 0)[None], tl.sum(count, 0)[None], tl.sum(lost, 0)[None],
-        tl.sum(room, 0)[None],
+        tl.sum(means, 0)[None], tl.sum(count, 0)[None], tl.sum(numerator, 0)[None],
+        tl.sum(divisor, 0)[None],
     )  # fmt: skip
 
 
@@ -245,37 +245,37 @@ def finish_kernel(
         mean = ratio(of_rows(tl.where(weight == 0.0, 0.0, weight * value), R, W), total)
 
     outer = tl.full([1], 1.0, tl.float64)
-    lost, room = outer, outer
+    numerator, divisor = outer, outer
     if REDUCTION == NONE:
         if POINTWISE and WIDE:
             entry += programs
-            lost = _own_entries(entry + programs, in_row)
+            numerator = _own_entries(entry + programs, in_row)
             entry += programs
-            room = _own_entries(entry + programs, in_row)
+            divisor = _own_entries(entry + programs, in_row)
         elif POINTWISE:
-            lost, room = group_lost(
+            numerator, divisor = group_lost(
                 sums, groups, group, column, inside, width, class_weight, tp, fp, fn, tn, factors,
                 POINTWISE, EXTRA,
             )  # fmt: skip
-            lost, room = lost_sums(lost, room, REDUCTION, R, W)
-        room = whole_room(room, POINTWISE)
+            numerator, divisor = lost_sums(numerator, divisor, REDUCTION, R, W)
+        divisor = whole_divisor(divisor, POINTWISE)
         row = row_block.to(tl.int64) * R + tl.arange(0, R)
-        result = compound(mean, lost, room, score_weight, SUMMED, POINTWISE)
+        result = compound(mean, numerator, divisor, score_weight, SUMMED, POINTWISE)
         # the first of the programs that share a row writes it
         tl.store(loss + row, result, mask=row + (pid % width_blocks).to(tl.int64) * rows < rows)
     else:
-        means, count, lost, room = _all_entries(
+        means, count, numerator, divisor = _all_entries(
             entries, programs, width_blocks, WIDE, POINTWISE, ROWS, COLS
         )
-        room = whole_room(room, POINTWISE)
+        divisor = whole_divisor(divisor, POINTWISE)
         if REDUCTION == MEAN:
             outer = ratio(outer, count)
         lane = tl.arange(0, 1)
-        result = compound(means * outer, lost, room, score_weight, SUMMED, POINTWISE)
+        result = compound(means * outer, numerator, divisor, score_weight, SUMMED, POINTWISE)
         tl.store(loss + lane, result, mask=lane + pid == 0)
     store_grads(
         coefficients, groups, group, column, inside, width, class_weight,
-        value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, lost, room,
+        value, g_tp, g_fp, g_fn, g_tn, counted, weight, v, mean, total, outer, numerator, divisor,
         score_weight, factors,
         AVERAGE, REDUCTION, SUMMED, POINTWISE, EXTRA, R, W,
     )  # fmt: skip

@@ -32,7 +32,7 @@ struct Block {
   Activation activation;
   T scale, offset;
   // bool targets, no weight, sigmoid with scale 1 and offset 0: a case with loops of its own
-  bool plain;
+  bool headline;
   const uint16_t* bf16 = nullptr;  // instead of `input`, for a sum() that reads bfloat16
 };
 
@@ -48,7 +48,7 @@ struct Coefficients {
 struct Fold {
   int64_t rows, columns;
   const int32_t* adds;
-  bool plain;  // Block::plain of all blocks that were added
+  bool headline;  // Block::headline of all blocks that were added
 };
 
 template <class T>
@@ -66,7 +66,7 @@ struct BlockKernels {
   void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
   void (*carry_columns)(const Fold& fold, T* sums, int64_t pitch);
   void (*flush_columns)(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch);
-  // Whether sum() reads a plain block's bfloat16 by itself (Block::bf16).
+  // Whether sum() reads a headline block's bfloat16 by itself (Block::bf16).
   bool sums_bf16;
   // out[i] = the gradient by `wrt`
   void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);

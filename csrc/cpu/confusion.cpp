@@ -110,13 +110,13 @@ class Total {
  public:
   void add(double term) {
     const double next = sum_ + term;
-    lost_ += std::abs(sum_) >= std::abs(term) ? (sum_ - next) + term : (term - next) + sum_;
+    rounded_off_ += std::abs(sum_) >= std::abs(term) ? (sum_ - next) + term : (term - next) + sum_;
     sum_ = next;
   }
-  double value() const { return std::isfinite(sum_) ? sum_ + lost_ : sum_; }
+  double value() const { return std::isfinite(sum_) ? sum_ + rounded_off_ : sum_; }
 
  private:
-  double sum_ = 0.0, lost_ = 0.0;
+  double sum_ = 0.0, rounded_off_ = 0.0;
 };
 
 // ---- forward ----------------------------------------------------------------------------
@@ -155,8 +155,8 @@ void planar_sums(const Operands& operands, double* sums) {
 template <class T>
 class Columns {
  public:
-  Columns(int64_t columns, int64_t fold, bool plain, double* to, int64_t to_pitch)
-      : columns_(columns), fold_(fold), plain_(plain), to_(to), to_pitch_(to_pitch) {
+  Columns(int64_t columns, int64_t fold, bool headline, double* to, int64_t to_pitch)
+      : columns_(columns), fold_(fold), headline_(headline), to_(to), to_pitch_(to_pitch) {
     clear();
   }
 
@@ -179,7 +179,7 @@ class Columns {
  private:
   static constexpr int64_t kPitch = kBlock + 208;  // not a multiple of a page: no aliasing
 
-  Fold fold() const { return {fold_, columns_, adds_, plain_}; }
+  Fold fold() const { return {fold_, columns_, adds_, headline_}; }
 
   void clear() {
     for (int s = 0; s < kColumnArrays; ++s) {
@@ -190,7 +190,7 @@ class Columns {
 
   const BlockKernels<T>& kernels_ = block_kernels<T>();
   const int64_t columns_, fold_;
-  const bool plain_;
+  const bool headline_;
   double* const to_;
   const int64_t to_pitch_;
   alignas(64) T sums_[kColumnArrays * kPitch];
@@ -209,7 +209,7 @@ void interleaved_sums(const Operands& operands, double* sums) {
         &partials[band.band * 4 * groups + band.sample * bands.columns + band.first_column];
     for (int s = 0; s < 4; ++s) std::fill(own + s * groups, own + s * groups + band.columns, 0.0);
     Stager<T> stager(operands);
-    Columns<T> columns(band.columns, bands.fold, stager.plain(), own, groups);
+    Columns<T> columns(band.columns, bands.fold, stager.headline(), own, groups);
     for_patches(layout, bands, band, [&](const Patch& patch) { columns.add(stager.block(patch)); });
     columns.flush();
   });

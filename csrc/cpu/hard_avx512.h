@@ -1,4 +1,4 @@
-// The headline loop by hand: the sums of plain blocks (block.h), unweighted sigmoids with bool
+// The headline loop by hand: the sums of headline blocks (block.h), unweighted sigmoids with bool
 // targets, in float32.  What the compiler makes of the plain loops reaches half of the speed of the
 // memory.  Included by isa_avx512.cpp alone.
 //

@@ -31,21 +31,21 @@ namespace customloss::cpu {
 namespace {
 
 void sum_avx512(const Block<float>& block, double* sums) {
-  block.plain ? sum_hard_avx512(block, sums) : sum(block, sums);
+  block.headline ? sum_hard_avx512(block, sums) : sum(block, sums);
 }
 
 void sum_columns_avx512(const Block<float>& block, float* sums, int64_t pitch) {
-  block.plain ? sum_columns_hard_avx512(block, sums, pitch) : sum_columns(block, sums, pitch);
+  block.headline ? sum_columns_hard_avx512(block, sums, pitch) : sum_columns(block, sums, pitch);
 }
 
 void carry_columns_avx512(const Fold& fold, float* sums, int64_t pitch) {
-  fold.plain ? carry_columns_hard_avx512(fold, sums, pitch) : carry_columns(fold, sums, pitch);
+  fold.headline ? carry_columns_hard_avx512(fold, sums, pitch) : carry_columns(fold, sums, pitch);
 }
 
 void flush_columns_avx512(const Fold& fold, float* sums, int64_t pitch, double* to,
                           int64_t to_pitch) {
-  fold.plain ? flush_columns_hard_avx512(fold, sums, pitch, to, to_pitch)
-             : flush_columns(fold, sums, pitch, to, to_pitch);
+  fold.headline ? flush_columns_hard_avx512(fold, sums, pitch, to, to_pitch)
+                : flush_columns(fold, sums, pitch, to, to_pitch);
 }
 
 constexpr BlockKernels<float> kernels_avx512() {
@@ -62,7 +62,7 @@ constexpr PixelKernels<float> pixel_kernels_avx512() {
   PixelKernels<float> all = pixel_kernels<float>();
   all.stage = stage_pixels_avx512;
   all.unstage = unstage_pixels_avx512;
-  all.plain_sums = plain_softmax_sums;
+  all.headline_sums = headline_softmax_sums;
   all.most_classes = kMostClasses;
   return all;
 }

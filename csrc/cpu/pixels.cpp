@@ -117,20 +117,20 @@ class PixelStager {
     const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
                 (!options.labels && options.leaves_out());
-    const unsigned plain_extras = kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
-    plain_ = !backward && kernels_.plain_sums != nullptr && options.labels && !by_class_ &&
-             operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
-             operands.offset == 0.0 && (options.extra & ~plain_extras) == 0 &&
-             layout.cls.size <= kernels_.most_classes;
+    const unsigned headline_extras = kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
+    headline_ = !backward && kernels_.headline_sums != nullptr && options.labels && !by_class_ &&
+                operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
+                operands.offset == 0.0 && (options.extra & ~headline_extras) == 0 &&
+                layout.cls.size <= kernels_.most_classes;
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
     const bool logs = (options.extra & ~unsigned{kSupport}) == kLogLoss &&
                       (backward || options.smoothing.log_off == 0.0);
     const bool few = (options.extra == 0 || logs) && (!backward || *wrt == Wrt::kInput);
-    dense_ = !options.labels || !(plain_ || few);
+    dense_ = !options.labels || !(headline_ || few);
     // logits are read where they lie if none is removed or written over
-    readable_ = plain_ || (operands.activation != Activation::kSoftmax && !weighted &&
-                           !options.labels && !options.leaves_out());
+    readable_ = headline_ || (operands.activation != Activation::kSoftmax && !weighted &&
+                              !options.labels && !options.leaves_out());
     pitch_ = cut.tile + 16;  // rows a page apart would compete for the same cache lines
     const int64_t plane = layout.cls.size * pitch_;
     const int64_t planes = 3 + (dense_ ? 1 : 0) + (by_class_ ? 1 : 0) + (backward ? 1 : 0);
@@ -170,7 +170,7 @@ class PixelStager {
       cursor.advance(run);
       done += run;
     }
-    if (!plain_) kernels_.settle(tile_, weighted_);
+    if (!headline_) kernels_.settle(tile_, weighted_);
     return tile_;
   }
 
@@ -178,7 +178,8 @@ class PixelStager {
   const std::optional<int64_t>& unknown() const { return unknown_; }
 
   void add_sums(const Tile<T>& tile, double* to, int64_t to_pitch) const {
-    plain_ ? kernels_.plain_sums(tile, weighted_, to, to_pitch) : kernels_.sums(tile, to, to_pitch);
+    headline_ ? kernels_.headline_sums(tile, weighted_, to, to_pitch)
+              : kernels_.sums(tile, to, to_pitch);
   }
 
   // Where the gradient of a tile is computed: in place if the output has the pixels of a class side
@@ -279,7 +280,7 @@ class PixelStager {
   const bool weighted_;
   Tile<T> tile_;
   int64_t pitch_;
-  bool by_class_, dense_, plain_, readable_, in_place_ = false;
+  bool by_class_, dense_, headline_, readable_, in_place_ = false;
   int32_t* labels_;
   T* out_ = nullptr;
   std::optional<int64_t> unknown_;

@@ -1,5 +1,6 @@
-// The softmax sums of class numbers by hand (plain_sums of tile.h): what the compiler makes of the
-// plain loops takes three times as long as reading the memory.  Included by isa_avx512.cpp alone.
+// The softmax sums of class numbers by hand (headline_sums of tile.h): what the compiler makes of
+// the plain loops takes three times as long as reading the memory.  Included by isa_avx512.cpp
+// alone.
 //
 // Let d = p where p <= 1/2, and d = p - 1 = -q where it is larger.  For every class, over the
 // pixels of that class and likewise over the others,
@@ -46,7 +47,7 @@ class SoftmaxSums {
     __mmask16 first_of[kMostClasses][kVectors];
     __m512i y[kVectors];
     __mmask16 live[kVectors], claimed[kVectors];
-    __m512 most[kVectors], rest[kVectors], missed[kVectors], inverse[kVectors], q[kVectors];
+    __m512 most[kVectors], rest[kVectors], true_loss[kVectors], inverse[kVectors], q[kVectors];
     __m512 weight[kVectors];
     CUSTOMLOSS_EACH(
         y[u] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), valid[u], tile_.labels + at + 16 * u))
@@ -60,7 +61,7 @@ class SoftmaxSums {
     for (int64_t c = 1; c < tile_.classes; ++c) {
       CUSTOMLOSS_EACH(most[u] = _mm512_max_ps(load(c, at + 16 * u, valid[u]), most[u]))
     }
-    CUSTOMLOSS_EACH(rest[u] = missed[u] = zero; claimed[u] = 0)
+    CUSTOMLOSS_EACH(rest[u] = true_loss[u] = zero; claimed[u] = 0)
     for (int64_t c = 0; c < tile_.classes; ++c) {
       const __m512i cls = _mm512_set1_epi32(static_cast<int32_t>(c));
       __m512 below[kVectors], e[kVectors];
@@ -73,8 +74,8 @@ class SoftmaxSums {
           claimed[u] = static_cast<__mmask16>(claimed[u] | largest); first_of[c][u] = first;
           rest[u] = _mm512_mask_add_ps(rest[u], static_cast<__mmask16>(~first), rest[u], e[u]))
       if constexpr (kLogs == kTrueLogs) {
-        CUSTOMLOSS_EACH(
-            missed[u] = _mm512_mask_mov_ps(missed[u], _mm512_cmpeq_epi32_mask(y[u], cls), below[u]))
+        CUSTOMLOSS_EACH(true_loss[u] = _mm512_mask_mov_ps(
+                            true_loss[u], _mm512_cmpeq_epi32_mask(y[u], cls), below[u]))
       }
     }
     CUSTOMLOSS_EACH(inverse[u] = _mm512_div_ps(one, _mm512_add_ps(one, rest[u])))
@@ -84,7 +85,7 @@ class SoftmaxSums {
       CUSTOMLOSS_EACH(_mm512_store_ps(logs + 16 * u, rest[u]))
 #pragma omp simd
       for (int k = 0; k < kPixels; ++k) logs[k] = log1p_of(logs[k]);
-      CUSTOMLOSS_EACH(missed[u] = _mm512_add_ps(missed[u], _mm512_load_ps(logs + 16 * u)))
+      CUSTOMLOSS_EACH(true_loss[u] = _mm512_add_ps(true_loss[u], _mm512_load_ps(logs + 16 * u)))
     }
     uint64_t alive = 0;
     CUSTOMLOSS_EACH(alive |= static_cast<uint64_t>(live[u]) << (16 * u))
@@ -121,14 +122,15 @@ class SoftmaxSums {
       }
       if constexpr (kLogs == kTrueLogs) {
         __m512 logs = _mm512_load_ps(lanes_[c] + 16 * kLogLane);
-        CUSTOMLOSS_EACH(logs = kWeighted ? _mm512_mask3_fmadd_ps(weight[u], missed[u], logs, k[u])
-                                         : _mm512_mask_add_ps(logs, k[u], logs, missed[u]))
+        CUSTOMLOSS_EACH(logs = kWeighted
+                                   ? _mm512_mask3_fmadd_ps(weight[u], true_loss[u], logs, k[u])
+                                   : _mm512_mask_add_ps(logs, k[u], logs, true_loss[u]))
         _mm512_store_ps(lanes_[c] + 16 * kLogLane, logs);
       }
       if constexpr (kLogs == kEveryLogs) {
         __m512 log[kVectors];
         CUSTOMLOSS_EACH(log[u] = _mm512_add_ps(
-                            missed[u], _mm512_sub_ps(most[u], load(c, at + 16 * u, valid[u])));
+                            true_loss[u], _mm512_sub_ps(most[u], load(c, at + 16 * u, valid[u])));
                         if constexpr (kWeighted) log[u] = _mm512_mul_ps(weight[u], log[u]))
         add_to<kVectors>(c, kLogLane, k, other, log);
       }
@@ -246,7 +248,7 @@ void softmax_sums_logs(const Tile<float>& tile, double* to, int64_t to_pitch) {
       : softmax_sums<kEveryLogs, kDecisions, kWeighted>(tile, to, to_pitch);
 }
 
-void plain_softmax_sums(const Tile<float>& tile, bool weighted, double* to, int64_t to_pitch) {
+void headline_softmax_sums(const Tile<float>& tile, bool weighted, double* to, int64_t to_pitch) {
   if (weighted) return softmax_sums_logs<false, true>(tile, to, to_pitch);
   tile.extra& kHard ? softmax_sums_logs<true, false>(tile, to, to_pitch)
                     : softmax_sums_logs<false, false>(tile, to, to_pitch);

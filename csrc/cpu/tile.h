@@ -12,16 +12,16 @@ namespace customloss::cpu {
 
 // Rows of a tile that hold one number per pixel.
 enum PixelRow : int {
-  kLargest,  // max z
-  kRest,     // sum of e without one largest
-  kWhole,    // 1 + rest
-  kInverse,  // 1 / whole
-  kMissed,   // -log p of the true class
-  kShift,    // u of a largest class
-  kDot,      // sum of p (u - shift)
-  kSlope,    // sum of h
-  kTop,      // the first largest class
-  kLive,     // weight of the pixel, or 1 with weights by class; 0 where nothing counts
+  kLargest,   // max z
+  kRest,      // sum of e without one largest
+  kWhole,     // 1 + rest
+  kInverse,   // 1 / whole
+  kTrueLoss,  // -log p of the true class
+  kShift,     // u of a largest class
+  kDot,       // sum of p (u - shift)
+  kSlope,     // sum of h
+  kTop,       // the first largest class
+  kLive,      // weight of the pixel, or 1 with weights by class; 0 where nothing counts
   kPixelRows,
 };
 
@@ -44,8 +44,8 @@ struct Tile {
   bool ignores_nan;  // whether a soft target that is NaN does not count
   T* rows;           // [kPixelRows, pitch]
   T *spare, *other;  // scratch, of the shape of x
-  // Where the logits are read: in x, or in the tensor itself for plain_sums() and where nothing is
-  // removed.
+  // Where the logits are read: in x, or in the tensor itself for headline_sums() and where nothing
+  // is removed.
   const T* lies;
   int64_t lies_pitch;
 };
@@ -70,7 +70,7 @@ struct PixelKernels {
   // The same for a softmax of class numbers with scale 1 and offset 0, whose only extra sums are
   // the log-loss and, unless `weighted` by kLive, the decisions.  It needs no settle().  Null where
   // the instruction set has no such loops; they take at most most_classes classes.
-  void (*plain_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
+  void (*headline_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
   int64_t most_classes;
   // out[c * out_pitch + i] = the gradient by `wrt`; by: the gradient by the sums, [rows, classes]
   void (*gradient)(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch);

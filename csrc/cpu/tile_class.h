@@ -51,7 +51,7 @@ struct OneClass {
   const T* __restrict rest;
   const T* __restrict whole;
   const T* __restrict inverse;
-  const T* __restrict missed;
+  const T* __restrict true_loss;
   const T* __restrict top;
   const T* log;  // not __restrict: softmax_gradient() writes over it
   const int32_t cls;
@@ -65,7 +65,7 @@ struct OneClass {
         rest(of.row(kRest)),
         whole(of.row(kWhole)),
         inverse(of.row(kInverse)),
-        missed(of.row(kMissed)),
+        true_loss(of.row(kTrueLoss)),
         top(of.row(kTop)),
         log(P::kEveryLog ? of.spare(c) : nullptr),
         cls(static_cast<int32_t>(c)),
@@ -84,8 +84,8 @@ struct OneClass {
     if constexpr (P::kSoftmax) {
       const T e = x[i];
       Outcome<T> result(e * inverse[i], (e == T(1) ? rest[i] : whole[i] - e) * inverse[i]);
-      if constexpr (P::kTrueLog) result.positive = missed[i];
-      if constexpr (P::kEveryLog) result.positive = missed[i] + log[i];
+      if constexpr (P::kTrueLog) result.positive = true_loss[i];
+      if constexpr (P::kEveryLog) result.positive = true_loss[i] + log[i];
       if constexpr ((P::kExtra & kHard) != 0) {
         result.decided = top[i] == static_cast<T>(cls) ? T(1) : T(0);
       }

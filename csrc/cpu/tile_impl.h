@@ -14,11 +14,11 @@ void exponentials(const P of) {
   T* __restrict largest = of.row(kLargest);
   T* __restrict rest = of.row(kRest);
   T* __restrict ties = of.row(kInverse);
-  T* __restrict missed = of.row(kMissed);
+  T* __restrict true_loss = of.row(kTrueLoss);
   T* __restrict top = of.row(kTop);
   for (int64_t i = 0; i < pixels; ++i) {
     largest[i] = of.x(0)[i];
-    rest[i] = missed[i] = T(0);
+    rest[i] = true_loss[i] = T(0);
     ties[i] = top[i] = T(-1);
   }
   for (int64_t c = 1; c < of.tile.classes; ++c) {
@@ -28,7 +28,7 @@ void exponentials(const P of) {
   }
   for (int64_t c = 0; c < of.tile.classes; ++c) {
     T* __restrict own = of.x(c);
-    T* __restrict log = kLogs && P::kEveryLog ? of.spare(c) : missed;
+    T* __restrict log = kLogs && P::kEveryLog ? of.spare(c) : true_loss;
     const int32_t* __restrict labels = of.tile.labels;
     const int32_t cls = static_cast<int32_t>(c);
 #pragma omp simd
@@ -52,7 +52,9 @@ void exponentials(const P of) {
     rest[i] += ties[i];
     whole[i] = T(1) + rest[i];
     ties[i] = T(1) / whole[i];  // the row is kInverse from here on
-    if constexpr (kLogs && (P::kTrueLog || P::kEveryLog)) missed[i] += log1p_of(rest[i], ties[i]);
+    if constexpr (kLogs && (P::kTrueLog || P::kEveryLog)) {
+      true_loss[i] += log1p_of(rest[i], ties[i]);
+    }
   }
 }
 

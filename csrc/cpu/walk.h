@@ -99,13 +99,14 @@ class Stager {
         kernels_(block_kernels<T>()),
         has_weight_(operands.memory[kWeightOperand].data != nullptr),
         hard_(operands.memory[kTargetOperand].dtype == Dtype::kBool),
-        plain_(hard_ && !has_weight_ && operands.activation == Activation::kSigmoid &&
-               static_cast<T>(operands.scale) == T(1) && static_cast<T>(operands.offset) == T(0)),
-        bf16_(kernels_.sums_bf16 && plain_ &&
+        headline_(hard_ && !has_weight_ && operands.activation == Activation::kSigmoid &&
+                  static_cast<T>(operands.scale) == T(1) &&
+                  static_cast<T>(operands.offset) == T(0)),
+        bf16_(kernels_.sums_bf16 && headline_ &&
               operands.memory[kInputOperand].dtype == Dtype::kBFloat16) {}
 
-  // Whether every block is plain (Block::plain).
-  bool plain() const { return plain_; }
+  // Whether every block is a headline one (Block::headline).
+  bool headline() const { return headline_; }
 
   // The block that holds one patch.  Operands that lie ready are not copied.
   Block<T> block(const Patch& patch) {
@@ -193,7 +194,7 @@ class Stager {
             operands_.activation,
             static_cast<T>(operands_.scale),
             static_cast<T>(operands_.offset),
-            plain_};
+            headline_};
   }
 
   static const Axis& unit_axis() {
@@ -243,7 +244,7 @@ class Stager {
 
   const Operands& operands_;
   const BlockKernels<T>& kernels_;
-  const bool has_weight_, hard_, plain_, bf16_;
+  const bool has_weight_, hard_, headline_, bf16_;
   alignas(64) T input_[kBlock];
   alignas(64) T target_[kBlock];
   alignas(64) uint8_t hard_target_[kBlock];

@@ -213,9 +213,9 @@ __global__ __launch_bounds__(kThreads, 2) void few_sums(const __grid_constant__ 
       const float w = few.weight[i];
       const Softmax softmax = softmax_of<kClasses, kExtra>(e, kClasses, slope.size, label, alone,
                                                            sums, [](int, bool) {});
-      float lost = 0.0f;
+      float true_loss = 0.0f;
       if constexpr (kExtra == kLogLoss) {
-        lost = w * (log1p_of(softmax.rest, softmax.inverse) + softmax.missed);
+        true_loss = w * (log1p_of(softmax.rest, softmax.inverse) + softmax.true_gap);
       }
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
@@ -223,7 +223,7 @@ __global__ __launch_bounds__(kThreads, 2) void few_sums(const __grid_constant__ 
         if (c == label) {
           own[0][c] += shares.p;
           own[2][c] += shares.q;
-          if constexpr (kExtra == kLogLoss) own[4][c] += lost;
+          if constexpr (kExtra == kLogLoss) own[4][c] += true_loss;
         } else {
           own[1][c] += shares.p;
           own[3][c] += shares.q;
@@ -236,7 +236,7 @@ __global__ __launch_bounds__(kThreads, 2) void few_sums(const __grid_constant__ 
   if (cls >= Few::classes(px)) return;
   ClassSums of_class{sums[cls], sums[kClasses + cls], sums[2 * kClasses + cls],
                      sums[3 * kClasses + cls], 0.0};
-  if constexpr (kExtra == kLogLoss) of_class.missed = sums[4 * kClasses + cls];
+  if constexpr (kExtra == kLogLoss) of_class.true_loss = sums[4 * kClasses + cls];
   write_class<kExtra>(px, cut, partials, PixelUnit(px, cut, block_index()), cls, of_class);
 }
 

@@ -266,7 +266,7 @@ struct Slope {
 
 struct Softmax {
   float rest, inverse;  // 1 / (1 + rest)
-  float missed;         // of this thread's classes: how far the true one is below the largest
+  float true_gap;       // of this thread's classes: how far the true one is below the largest
 };
 
 // Replaces sign * x by e; for classes that do not exist x is -inf.  The e of largest classes are 1.
@@ -292,7 +292,7 @@ __device__ __forceinline__ Softmax softmax_of(float (&e)[kClasses], int most, fl
       sums[0] += e[k];
     }
     if constexpr (kExtra == kLogLoss) {
-      if (k == label_slot) result.missed = below;
+      if (k == label_slot) result.true_gap = below;
     }
     also(k, top);
   });
@@ -323,7 +323,7 @@ __device__ __forceinline__ float choice_gradient(const Shares& own, float u, flo
 
 // The four sums of a class and its log loss, from sums over pixels of that class and of others.
 struct ClassSums {
-  double tp, fp, fn, tn, missed;
+  double tp, fp, fn, tn, true_loss;
 };
 
 // Writes the partial sums of a class.  They are linear in t, so the smoothing is applied here.
@@ -340,7 +340,7 @@ __device__ __forceinline__ void write_class(const PixelPass& px, const PixelCut&
     values[2] = on * own.fn + off * own.tn;
     values[3] = (1.0 - on) * own.fn + (1.0 - off) * own.tn;
   }
-  if constexpr (kExtra == kLogLoss) values[4] = own.missed;
+  if constexpr (kExtra == kLogLoss) values[4] = own.true_loss;
   // A refused pixel is one of the others of every class; its NaN is one of all sums.
   const bool refused = own.tn != own.tn;
 #pragma unroll

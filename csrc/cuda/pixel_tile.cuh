@@ -113,7 +113,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
   __shared__ double of_share[kThreads];
   __shared__ int labels[kThreads];
   __shared__ float weights[kThreads];
-  __shared__ float missed[kExtra == kLogLoss ? kThreads : 1];
+  __shared__ float true_loss[kExtra == kLogLoss ? kThreads : 1];
   clear_ticket(partials);
   const Slope slope(px.pass);
   TileThread<kRows, 2> thread(px, cut, of_team);
@@ -154,7 +154,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
     }
     if constexpr (kExtra == kLogLoss) {
       if (slot >= 0) {
-        missed[thread.spot] = log1p_of(softmax.rest, softmax.inverse) + softmax.missed;
+        true_loss[thread.spot] = log1p_of(softmax.rest, softmax.inverse) + softmax.true_gap;
       }
     }
     __syncthreads();
@@ -173,7 +173,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
         if (labels[i] == cls) {
           own[0] += wp;
           own[2] += wq;
-          if constexpr (kExtra == kLogLoss) own[4] += w * missed[i];
+          if constexpr (kExtra == kLogLoss) own[4] += w * true_loss[i];
         } else {
           own[1] += wp;
           own[3] += wq;
@@ -204,7 +204,7 @@ __global__ __launch_bounds__(kThreads, 2) void tile_sums(const __grid_constant__
   }
   if (share == 0) {
     ClassSums of_class{sums[0], sums[1], sums[2], sums[3], 0.0};
-    if constexpr (kExtra == kLogLoss) of_class.missed = sums[4];
+    if constexpr (kExtra == kLogLoss) of_class.true_loss = sums[4];
     write_class<kExtra>(px, cut, partials, PixelUnit(px, cut, block_index()), cls, of_class);
   }
 }

@@ -26,7 +26,7 @@ namespace {
 
 // Added over groups: weighted losses, weights, and the two sums of the pointwise loss.  Added over
 // rows: averages, how many of the rows count, and the same two sums.
-enum Number : int { kTotal, kWeight, kLost, kCounted, kNumbers };
+enum Number : int { kTotal, kWeight, kNumerator, kDivisor, kNumbers };
 using Numbers = double[kNumbers];
 
 __device__ __forceinline__ void copy(const Numbers& from, Numbers& to) {
@@ -80,8 +80,8 @@ __device__ __forceinline__ void group_numbers(const Compound& f, const CompoundG
   }
   if (f.pointwise.present()) {
     const Lost own = group_lost(f.pointwise, f.sums, f.groups, at.group, pointwise_weight(f, at));
-    to[kLost] = own.lost;
-    to[kCounted] = own.counted;
+    to[kNumerator] = own.numerator;
+    to[kDivisor] = own.divisor;
   }
 }
 
@@ -89,8 +89,8 @@ __device__ __forceinline__ void add_row(const Numbers& row, Numbers& total) {
   const Mean mean = mean_of(row[kTotal], row[kWeight]);
   total[kTotal] += mean.value;
   total[kWeight] += mean.weight != 0.0 ? 1.0 : 0.0;
-  total[kLost] += row[kLost];
-  total[kCounted] += row[kCounted];
+  total[kNumerator] += row[kNumerator];
+  total[kDivisor] += row[kDivisor];
 }
 
 // ---- the loss and the gradient ---------------------------------------------------------------
@@ -99,7 +99,7 @@ __device__ __forceinline__ void write_compound(const Compound& f, int64_t at, do
                                                const Numbers& over) {
   const double weight = f.pointwise.score_weight;
   const double own = weight != 0.0 ? weight * score : 0.0;
-  write_loss(f, at, own + whole_lost(f.pointwise, over[kLost], over[kCounted]).ratio());
+  write_loss(f, at, own + whole_lost(f.pointwise, over[kNumerator], over[kDivisor]).ratio());
 }
 
 __device__ __forceinline__ void write_row_loss(const Compound& f, int64_t row,
@@ -125,8 +125,8 @@ struct Others {
         outer(f.pointwise.score_weight * row_share(f.scoring.reduction, total[kWeight])) {
     const bool by_row = f.scoring.reduction == Reduction::kNone;
     // Each number is chosen by itself: a choice of arrays would put both on the stack.
-    all = whole_lost(f.pointwise, by_row ? row[kLost] : total[kLost],
-                     by_row ? row[kCounted] : total[kCounted]);
+    all = whole_lost(f.pointwise, by_row ? row[kNumerator] : total[kNumerator],
+                     by_row ? row[kDivisor] : total[kDivisor]);
   }
 };
 

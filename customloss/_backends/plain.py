@@ -22,8 +22,8 @@ from customloss._spec.words import (
     ABSENT,
     ACTIVATIONS,
     AVERAGES,
+    FUSED_LINKS,
     INPUT,
-    LINKS,
     NAN_TARGETS,
     OUT_OF_RANGE,
     RAISE,
@@ -97,7 +97,7 @@ def loss_of_sums(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) 
         group_sums.per_sample,
         similarity=(
             scoring.tp_weight, scoring.fp_weight, scoring.fn_weight, scoring.smooth,
-            scoring.smooth_denominator, LINKS[scoring.link], scoring.gamma, scoring.log_floor,
+            scoring.smooth_denominator, FUSED_LINKS[scoring.link], scoring.gamma, scoring.log_floor,
         ),
         averaging=(
             ABSENT[scoring.absent], AVERAGES[scoring.average], REDUCTIONS[scoring.reduction],

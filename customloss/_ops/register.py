@@ -62,10 +62,10 @@ def _define() -> None:
     """Declares every operator: those that take groups, and the public ones, which take words."""
     schemas = [
         *(schema(name, contract) for name, contract in {**PRIMITIVES, **DIFFERENTIABLE}.items()),
-        f"confusion_sums({_PUBLIC}, {options.schema(options.SUMS)}) -> Tensor",
+        f"confusion_sums({_PUBLIC}, {options.keyword_schema(options.SUMS)}) -> Tensor",
     ]
     for name, parameters in options.PARAMETERS.items():
-        keywords = options.schema({**parameters, **options.LOSS})
+        keywords = options.keyword_schema({**parameters, **options.LOSS})
         schemas.append(f"{name}({_PUBLIC}, {keywords}) -> Tensor")
     for each in schemas:
         _LIBRARY.define(each, tags=_TAGS)

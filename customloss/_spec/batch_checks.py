@@ -193,7 +193,7 @@ def _probabilities(batch: Batch, numbers: Numbers) -> str | None:
         return None
     if batch.activation == "softmax":
         # sums of 1 in every pixel are no accident, whatever the spread
-        if not _add_up(numbers, "input_rows", rounding(batch.input)):
+        if not _add_up(numbers, "input_class_sums", rounding(batch.input)):
             return None
         got = f"{_span(low, high)} that add up to 1 over the classes"
     else:
@@ -247,7 +247,7 @@ def _negative_weight(batch: Batch, numbers: Numbers) -> str | None:
 
 
 def _classes_last(batch: Batch, numbers: Numbers) -> str | None:
-    if not _lines_sum_to_one(batch, numbers):
+    if not _last_dim_sums_to_one(batch, numbers):
         return None
     return (
         f"target: expected the classes in dim 1 of {list(batch.shape)}, but it adds up to 1 over "
@@ -256,13 +256,15 @@ def _classes_last(batch: Batch, numbers: Numbers) -> str | None:
     )
 
 
-def _rows_off(batch: Batch, numbers: Numbers) -> str | None:
-    if batch.activation != "softmax" or (not batch.coarse and _lines_sum_to_one(batch, numbers)):
+def _class_sums_off(batch: Batch, numbers: Numbers) -> str | None:
+    if batch.activation != "softmax":
+        return None
+    if not batch.coarse and _last_dim_sums_to_one(batch, numbers):
         return None
     slack = rounding(batch.target)
-    if "rows_low" not in numbers or _add_up(numbers, "rows", slack):
+    if "class_sums_low" not in numbers or _add_up(numbers, "class_sums", slack):
         return None
-    low, high = numbers["rows_low"], numbers["rows_high"]
+    low, high = numbers["class_sums_low"], numbers["class_sums_high"]
     if high > 1 + slack:
         cure = "where several classes may be there at once, pass activation='sigmoid'"
     else:
@@ -296,7 +298,7 @@ ERRORS: tuple[Mistake, ...] = (
 )  # fmt: skip
 WARNINGS: tuple[Mistake, ...] = (
     _gradient_of_target, _probabilities, _labels_from_one, _nothing_counts, _negative_weight,
-    _classes_last, _rows_off, _two_readings,
+    _classes_last, _class_sums_off, _two_readings,
 )  # fmt: skip
 
 
@@ -312,14 +314,14 @@ def _from_one(numbers: Numbers, classes: int) -> bool:
     return numbers["target_low"] == 1 and numbers["target_high"] == classes
 
 
-def _lines_sum_to_one(batch: Batch, numbers: Numbers) -> bool:
+def _last_dim_sums_to_one(batch: Batch, numbers: Numbers) -> bool:
     """Whether the sums along the last dim are 1, and those along the classes are not. That a few
     lines of bits do so may be chance, unless the sizes say that they might be classes."""
     slack = rounding(batch.target)
     square = batch.shape[1:2] == batch.shape[-1:]
     if not (square or batch.activation == "softmax" or numbers["counted"] >= _ENOUGH):
         return False
-    return _add_up(numbers, "lines", slack) and not _add_up(numbers, "rows", slack)
+    return _add_up(numbers, "last_dim_sums", slack) and not _add_up(numbers, "class_sums", slack)
 
 
 def _add_up(numbers: Numbers, name: str, slack: float) -> bool:

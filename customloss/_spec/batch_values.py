@@ -60,8 +60,9 @@ def read(batch: Batch) -> Numbers:
 
     ``input_low``, ``target_high``, ...: the smallest and the largest value; of the input of a
     softmax, which reads whole pixels, also those that do not count. ``counted``: how many elements
-    count. ``rows_low``, ...: the sums of a dense target over the classes; ``lines_low``, ...: those
-    over its last dimension; ``input_rows_low``, ...: those of the input over the classes.
+    count. ``class_sums_low``, ...: the sums of a dense target over the classes;
+    ``last_dim_sums_low``, ...: those over its last dimension; ``input_class_sums_low``, ...: those
+    of the input over the classes.
     ``class_weight_low``, ...: the weights of classes.
     """
     input, target, weight = batch.input, batch.target, batch.weight
@@ -93,11 +94,13 @@ def _sums(batch: Batch, counts: Tensor | None) -> dict[str, Tensor]:
     input, target = batch.input, batch.target
     found: dict[str, Tensor] = {}
     if batch.activation == "softmax":
-        found["input_rows_low"], found["input_rows_high"] = torch.aminmax(_added(input, 1))
+        bounds = torch.aminmax(_added(input, 1))
+        found["input_class_sums_low"], found["input_class_sums_high"] = bounds
     if not batch.labels:
-        found["rows_low"], found["rows_high"] = _bounds_of_rows(target, counts)
+        found["class_sums_low"], found["class_sums_high"] = _bounds_of_class_sums(target, counts)
         if input.dim() > 2 and counts is None:
-            found["lines_low"], found["lines_high"] = torch.aminmax(_added(target, -1))
+            bounds = torch.aminmax(_added(target, -1))
+            found["last_dim_sums_low"], found["last_dim_sums_high"] = bounds
     return found
 
 
@@ -165,7 +168,7 @@ def _added(values: Tensor, dim: int) -> Tensor:
     return values.sum(dim, dtype=torch.uint8 if few else None)
 
 
-def _bounds_of_rows(target: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+def _bounds_of_class_sums(target: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
     """The smallest and the largest sum over the classes. What is hidden of a pixel may be what its
     sum lacks, and where all is hidden there is no sum: that counts as 1."""
     if counts is None:

@@ -98,7 +98,7 @@ def ignored(value: object) -> tuple[int, ...] | None:
     return distinct or None
 
 
-def sums_dtype(dtype: object) -> None:
+def floating_dtype(dtype: object) -> None:
     """``dtype`` is None or a real floating dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")

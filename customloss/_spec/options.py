@@ -18,7 +18,7 @@ from customloss._spec.words import (
     ABSENT,
     ACTIVATIONS,
     AVERAGES,
-    LINKS,
+    FUSED_LINKS,
     NAN_TARGETS,
     OUT_OF_RANGE,
     REDUCTIONS,
@@ -222,7 +222,7 @@ class ScoringWords(NamedTuple):
             *ratio,
             gamma=self.gamma,
             log_floor=self.log_floor,
-            link=LINKS.index(self.link),
+            link=FUSED_LINKS.index(self.link),
             absent=ABSENT.index(self.absent),
             average=AVERAGES.index(self.average),
             reduction=REDUCTIONS.index(self.reduction),
@@ -232,7 +232,7 @@ class ScoringWords(NamedTuple):
 def words_of(scoring: Scoring) -> ScoringWords:
     """The inverse of ``ScoringWords.scoring``."""
     return ScoringWords(
-        LINKS[scoring.link], scoring.gamma, scoring.log_floor, ABSENT[scoring.absent],
+        FUSED_LINKS[scoring.link], scoring.gamma, scoring.log_floor, ABSENT[scoring.absent],
         AVERAGES[scoring.average], REDUCTIONS[scoring.reduction],
     )  # fmt: skip
 
@@ -247,16 +247,16 @@ def ratio_of(score: Callable[..., Any]) -> Ratio | None:
 OPERATORS: dict[str, Callable[..., Any]] = {"soft_f1": scores.fbeta, "tversky": scores.tversky}
 
 
-def parameters(operator: str) -> dict[str, float]:
+def _parameter_defaults(operator: str) -> dict[str, float]:
     """The parameters of the operator's score, and their defaults; ``smooth`` is in ``LOSS``."""
     shown = inspect.signature(OPERATORS[operator]).parameters.values()
     return {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY and p.name != "smooth"}
 
 
-PARAMETERS = {operator: parameters(operator) for operator in OPERATORS}
+PARAMETERS = {operator: _parameter_defaults(operator) for operator in OPERATORS}
 
 
-def schema(defaults: Mapping[str, Any]) -> str:
+def keyword_schema(defaults: Mapping[str, Any]) -> str:
     """Keyword options as an operator declares them."""
 
     def kind(name: str, value: Any) -> str:
@@ -358,7 +358,7 @@ def _elements(
     )
 
 
-def _words(
+def _scoring_words(
     links: Mapping[str, bool],
     link: str,
     gamma: float,
@@ -399,7 +399,7 @@ def for_score(rank: int, **options: Any) -> tuple[Elements, ScoringWords]:
     """The options of a loss that is any score of the sums."""
     given = {**LOSS, **options}
     elements = _elements(rank, **_pick(ELEMENTS, given))
-    return elements, _words(scores.LINKS, **_pick(ScoringWords._fields, given))
+    return elements, _scoring_words(scores.LINKS, **_pick(ScoringWords._fields, given))
 
 
 def for_ratio(operator: str, rank: int, **options: Any) -> tuple[Elements, Ratio, ScoringWords]:
@@ -410,7 +410,7 @@ def for_ratio(operator: str, rank: int, **options: Any) -> tuple[Elements, Ratio
         at["smooth"] = (given["smooth"], given["smooth_denominator"])
     bounded(**at)
     elements = _elements(rank, **_pick(ELEMENTS, given))
-    words = _words(_pick(LINKS, scores.LINKS), **_pick(ScoringWords._fields, given))
+    words = _scoring_words(_pick(FUSED_LINKS, scores.LINKS), **_pick(ScoringWords._fields, given))
     smooth_fits(at["smooth"], words.link)
     return elements, Ratio(*scores.coefficients_of(OPERATORS[operator], **at)), words
 

@@ -3,7 +3,8 @@ operators; the enums of csrc/element.h, csrc/pixel.h and csrc/score.h have the s
 
 ACTIVATIONS = ("sigmoid", "none", "softmax")
 SIGMOID, NONE, SOFTMAX = range(3)
-LINKS = ("complement", "log", "focal", "negative")
+# those of the operators; scores.LINKS has every one
+FUSED_LINKS = ("complement", "log", "focal", "negative")
 ABSENT = ("score", "skip", "penalize")
 # the averages of the operators, which know no "micro": it is "macro" over a single group
 AVERAGES = ("macro", "weighted", "none")

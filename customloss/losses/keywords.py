@@ -16,7 +16,7 @@ from customloss._spec import options as spec
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # the types of most options, of which none is a number of numpy or a truth value
-_PLAIN = frozenset((type(None), int, float, str, Tensor))
+_PLAIN_TYPES = frozenset((type(None), int, float, str, Tensor))
 
 
 # ---- unknown ones --------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def takes(options: type) -> Callable[[_F], _F]:
                 if not names.issuperset(given):
                     first = operands[0] if operands else given.get(known[0])
                     check_known(given, known, function, first, known[0])
-                if not (_PLAIN.issuperset(map(type, given.values())) or is_compiling()):
+                if not (_PLAIN_TYPES.issuperset(map(type, given.values())) or is_compiling()):
                     for name in numeric.intersection(given):
                         _no_truth(name, given[name])
                     given = {

@@ -104,7 +104,7 @@ def with_parameters(name: str, score: Score, parameters: Mapping[str, Any]) -> S
             f"score_options: expected a dict of parameters of the score {name!r}, got "
             f"{type(parameters).__name__}"
         )
-    known = _parameters(score)
+    known = _parameter_names(score)
     for given in parameters:
         if known is not None and given not in known:
             from customloss._spec import unknown as words
@@ -116,7 +116,7 @@ def with_parameters(name: str, score: Score, parameters: Mapping[str, Any]) -> S
     return partial(score, **parameters)
 
 
-def _parameters(score: Score) -> list[str] | None:
+def _parameter_names(score: Score) -> list[str] | None:
     """The parameters of a score beside its sums; None if it takes any, or does not tell."""
     try:
         shown = inspect.signature(score).parameters.values()

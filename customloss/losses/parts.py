@@ -66,7 +66,7 @@ def compound(
     weights = (score_weight, cross_entropy_weight, focal_weight)
     softmax = options.get("activation") == "softmax"
     smoothed = softmax and options.get("label_smoothing", 0.0) != 0
-    words = _words(scores.used_by(score), called, *weights, smoothed)
+    words = _extra_words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
     numbers = request.DEFAULT_NUMBERS
     if of_part is not _NO_POINTWISE_OPTIONS:
@@ -120,7 +120,7 @@ def known_score(score: Score | str | None, score_weight: float) -> Score:
 
 
 @cached
-def _words(
+def _extra_words(
     used: tuple[str, ...],
     called: tuple[str, ...],
     score_weight: float,
@@ -213,10 +213,10 @@ def _pos_weight(pos_weight: PosWeight, call: Request) -> Tensor | float:
 
 def _in_parts(call: Request) -> bool:
     """Whether the pointwise loss is that of a batch of which the call has a part."""
-    group = call.group
-    if isinstance(group, SumsTaker) and distributed.group_size(group.process_group) == 1:
-        group = None  # it hands out the sums, and adds nothing
-    return call.sharded() or (group is not None and not call.pointwise_alone)
+    ranks = call.ranks
+    if isinstance(ranks, SumsTaker) and distributed.group_size(ranks.process_group) == 1:
+        ranks = None  # it hands out the sums, and adds nothing
+    return call.sharded() or (ranks is not None and not call.pointwise_alone)
 
 
 def _counted_size(call: Request, reduction: str, called: str) -> int | None:
@@ -253,11 +253,11 @@ def _factors(
     focal_pos = scale * focal * (1.0 if alpha is None else alpha)
     if softmax:
         # a pixel counts once, by its own class
-        lost = {"log_pos": scale * cross_entropy, "focal_pos": focal_pos}
-        counted = {"support": 1.0} if smoothed else {"positives": 1.0}
+        numerator = {"log_pos": scale * cross_entropy, "focal_pos": focal_pos}
+        divided_by = {"support": 1.0} if smoothed else {"positives": 1.0}
     else:
         focal_neg = scale * focal * (1.0 if alpha is None else 1 - alpha)
-        lost = {"log_pos": scale * cross_entropy, "log_neg": scale * cross_entropy}
-        lost |= {"focal_pos": focal_pos, "focal_neg": focal_neg}
-        counted = {"positives": 1.0, "negatives": 1.0}
-    return Pointwise(score_weight, **lost, **(counted if divisor is None else {}))
+        numerator = {"log_pos": scale * cross_entropy, "log_neg": scale * cross_entropy}
+        numerator |= {"focal_pos": focal_pos, "focal_neg": focal_neg}
+        divided_by = {"positives": 1.0, "negatives": 1.0}
+    return Pointwise(score_weight, **numerator, **(divided_by if divisor is None else {}))

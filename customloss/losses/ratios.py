@@ -32,15 +32,15 @@ def ratio_loss(
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes, _ = request.prepared(*data, options)
-    if group is None and classes is None:
+    ranks, classes, _ = request.prepared(*data, options)
+    if ranks is None and classes is None:
         try:
             loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)
         except RuntimeError:
             request.bad_options(operator, options)
             raise
         return loss
-    call, ratio = request.of_ratio(operator, data, options, group, classes)
+    call, ratio = request.of_ratio(operator, data, options, ranks, classes)
     return route.loss(call, Formula(operator, ratio))
 
 

@@ -36,7 +36,7 @@ class Request(NamedTuple):
     words: ScoringWords
     options: dict[str, Any]  # those of the public operators
     extra: dict[str, Any]  # the further sums, as ``confusion_sums`` takes them
-    group: ProcessGroup | distributed.Adder | None
+    ranks: ProcessGroup | distributed.Adder | None  # who shares the batch
     classes: Classes | None  # None: all of them count alike
     pointwise_classes: Classes | None = None  # the same of the pointwise loss
     pointwise_alone: bool = False  # whether that is of this rank's part of the batch alone
@@ -122,17 +122,17 @@ def prepared(
                 f"{name}: expected a number or word, got a Tensor, which would get no gradient: "
                 f"pass {name}.item()"
             )
-    group = given.pop("process_group", None)
-    if isinstance(group, distributed.Adder):
-        if group.process_group is None:
+    ranks = given.pop("process_group", None)
+    if isinstance(ranks, distributed.Adder):
+        if ranks.process_group is None:
             _warn_of_parts(input)
-    elif group is None:
+    elif ranks is None:
         _warn_of_parts(input)
     else:
-        group = distributed.resolved(group)
+        ranks = distributed.resolved(ranks)
         # A group of one rank has nothing to add, so the fused operator serves it.
-        group = group if distributed.group_size(group) > 1 else None
-    return group, asked, of_pointwise
+        ranks = ranks if distributed.group_size(ranks) > 1 else None
+    return ranks, asked, of_pointwise
 
 
 def _of_pointwise(input: Tensor, class_weight: object, parts: Parts) -> Classes | None:
@@ -150,11 +150,11 @@ def _warn_of_parts(input: Tensor) -> None:
 
 
 def of_ratio(
-    operator: str, data: Data, given: dict[str, Any], group: Any, asked: Classes | None
+    operator: str, data: Data, given: dict[str, Any], ranks: Any, asked: Classes | None
 ) -> tuple[Request, Ratio]:
     """A call of a loss that an operator computes; its options went through ``prepared``."""
     elements, ratio, words = _for_ratio(operator, data.input.dim(), **given)
-    return Request(data, elements, words, given, {}, group, asked), ratio
+    return Request(data, elements, words, given, {}, ranks, asked), ratio
 
 
 def of_score(
@@ -167,10 +167,10 @@ def of_score(
     """A call of the loss of any score; ``words`` are those of the extra sums that it needs, and
     ``numbers`` what these depend on."""
     data = float_labels.read(data, given)
-    group, asked, of_pointwise = prepared(*data, given, parts)
+    ranks, asked, of_pointwise = prepared(*data, given, parts)
     rank = data.input.dim()
     elements, scoring_words, extra = _for_score(rank, words, numbers, **given)
-    return Request(data, elements, scoring_words, given, extra, group, asked, of_pointwise)
+    return Request(data, elements, scoring_words, given, extra, ranks, asked, of_pointwise)
 
 
 def bad_options(operator: str, given: dict[str, Any]) -> None:

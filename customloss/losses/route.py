@@ -28,7 +28,7 @@ from customloss._ops import is_dtensor, modes, totals
 from customloss._spec import options
 from customloss._spec.arguments import ClassWeights, GroupSums, Pointwise
 from customloss._spec.options import Ratio
-from customloss._spec.words import LINKS
+from customloss._spec.words import FUSED_LINKS
 from customloss.losses import classes
 from customloss.losses.formula import Formula
 from customloss.losses.named_sums import SumsTaker
@@ -49,7 +49,7 @@ def route(request: Request, formula: Formula) -> Route:
     """The way that a call takes."""
     if not _has_closed_form(request, formula):
         return Route.COMPOSED
-    if request.group is not None or request.sharded():
+    if request.ranks is not None or request.sharded():
         return Route.SUMS_THEN_LOSS
     return Route.FUSED
 
@@ -58,13 +58,13 @@ def _has_closed_form(request: Request, formula: Formula) -> bool:
     """Whether the operators can compute this loss."""
     words = request.words
     asked = [each for each in (request.classes, request.pointwise_classes) if each is not None]
-    if not isinstance(formula.score, Ratio) or words.link not in LINKS:
+    if not isinstance(formula.score, Ratio) or words.link not in FUSED_LINKS:
         return False
     if formula.pos_weight is not None or pools_classes(request, formula):
         return False
     if formula.pointwise_size is not None:  # operators take numbers
         return False
-    if request.group is not None and request.elements.per_sample:
+    if request.ranks is not None and request.elements.per_sample:
         return False
     return not asked or (words.average != "none" and not any(each.learned() for each in asked))
 
@@ -82,7 +82,7 @@ def pools_classes(request: Request, formula: Formula) -> bool:
 
 def loss(request: Request, formula: Formula) -> Tensor:
     """The loss of a call, whichever way it takes."""
-    taker = request.group if isinstance(request.group, SumsTaker) else None
+    taker = request.ranks if isinstance(request.ranks, SumsTaker) else None
     if taker is not None:
         request = _for_taker(request, taker)
     request = _differentiable(request, formula)
@@ -101,13 +101,13 @@ def loss(request: Request, formula: Formula) -> Tensor:
 
 def _for_taker(request: Request, taker: SumsTaker) -> Request:
     """The request of a call whose sums are handed out: with hard counts if they are asked for, and
-    without a group if there is none to add sums of."""
-    group = taker if distributed.group_size(taker.process_group) > 1 else None
+    without ranks if there is none to add sums of."""
+    ranks = taker if distributed.group_size(taker.process_group) > 1 else None
     elements, extra = request.elements, request.extra
     if taker.hard:
         elements = elements._replace(extra=elements.extra | Extra.HARD)
         extra = {**extra, "hard": True}
-    return request._replace(group=group, elements=elements, extra=extra)
+    return request._replace(ranks=ranks, elements=elements, extra=extra)
 
 
 def _differentiable(request: Request, formula: Formula) -> Request:
@@ -129,14 +129,14 @@ def _differentiable(request: Request, formula: Formula) -> Request:
 
 def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """The loss of the sums of this process."""
-    if request.pointwise_alone and request.group is not None and _has_pointwise(formula):
+    if request.pointwise_alone and request.ranks is not None and _has_pointwise(formula):
         scored = Pointwise(formula.pointwise.score_weight)
         # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
         of_score = formula._replace(pointwise=scored, pointwise_size=None)
         alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
-        group = request.group
-        part = group.of_part(sums) if isinstance(group, distributed.Adder) else sums
-        own = _of_sums(request._replace(group=None), alone, part)
+        ranks = request.ranks
+        part = ranks.of_part(sums) if isinstance(ranks, distributed.Adder) else sums
+        own = _of_sums(request._replace(ranks=None), alone, part)
         return own + _of_sums(request, of_score, sums)
     if route(request, formula) is Route.COMPOSED:
         return composed(request, formula, sums)
@@ -165,8 +165,8 @@ def fused(request: Request, formula: Formula) -> Tensor:
 def sums_then_loss(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """SUMS_THEN_LOSS: the operator ``sums_loss``, of the sums of all ranks."""
     assert isinstance(formula.score, Ratio)
-    if request.group is not None:
-        sums = distributed.global_sums(sums, request.group, options=_must_agree(request, formula))
+    if request.ranks is not None:
+        sums = distributed.global_sums(sums, request.ranks, options=_must_agree(request, formula))
     elements = request.elements
     wide = accumulator(request.data.input) == torch.float64
     group_sums = GroupSums(sums, _class_table(request), elements.extra, elements.per_sample, wide)
@@ -180,7 +180,7 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     words, samplewise = request.words, request.elements.per_sample
     groups_of = partial(_groups, request, formula)
     has_pointwise = _has_pointwise(formula)
-    if request.group is None:
+    if request.ranks is None:
         rows = sums.unbind(0)
         result = groups_of(sums, rows).averaged(words.average, samplewise, words.reduction)
     else:
@@ -189,7 +189,7 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
             # the pointwise loss is one of the whole batch, so it needs the sums as well
             of_batch = sums.sum(1, keepdim=True)
             part = torch.cat([part, of_batch.flatten()])
-        total = distributed.global_sums(part, request.group, options=_must_agree(request, formula))
+        total = distributed.global_sums(part, request.ranks, options=_must_agree(request, formula))
         if has_pointwise:
             rows = (total[2:].reshape(of_batch.shape) if samplewise else total).unbind(0)
             total = total[:2] if samplewise else total
@@ -205,17 +205,17 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
 
 def _sums(request: Request, pools: bool) -> Tensor:
     """Calls ``confusion_sums``; with ``pools`` it keeps the classes apart, to be pooled later."""
-    group = request.group.process_group if isinstance(request.group, SumsTaker) else request.group
-    if request.sharded() and not isinstance(group, (type(None), distributed.Adder)):
+    ranks = request.ranks.process_group if isinstance(request.ranks, SumsTaker) else request.ranks
+    if request.sharded() and not isinstance(ranks, (type(None), distributed.Adder)):
         raise ValueError(
             "process_group: expected None for DTensors, whose mesh says which ranks share the "
-            f"batch, got {group!r}"
+            f"batch, got {ranks!r}"
         )
     read = {name: value for name, value in request.options.items() if name in options.ELEMENTS}
     if pools:
         read["average"] = "macro"
     sums: Tensor = torch.ops.customloss.confusion_sums(*request.data, **read, **request.extra)
-    if request.group is None and request.elements.per_sample and sums.shape[1] == 0:
+    if request.ranks is None and request.elements.per_sample and sums.shape[1] == 0:
         shape = list(request.data.input.shape)
         raise ValueError(f"input: there is no group to score in shape {shape}")
     return sums
@@ -289,7 +289,7 @@ def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) 
 
 def _ratio_loss(request: Request, ratio: Ratio, rows: Any) -> Tensor:
     link, gamma, log_floor = request.words.link, request.words.gamma, request.words.log_floor
-    if link in LINKS:
+    if link in FUSED_LINKS:
         return reference.similarity_loss(rows, *ratio, link, gamma, log_floor)
     if link == "log_power":  # 1 - complement would lose a similarity below 1e-16
         log = reference.similarity_loss(rows, *ratio, "log", 1.0, log_floor)

@@ -127,7 +127,7 @@ def confusion_sums(
     # "local": sums of a part are not wrong, so nobody is warned of them
     checked = {"check_target": check_target, "process_group": "local"}
     request.prepared(*data, {**options, **checked})
-    checks.sums_dtype(dtype)
+    checks.floating_dtype(dtype)
     try:
         sums = torch.ops.customloss.confusion_sums(*data, **given)
     except RuntimeError:

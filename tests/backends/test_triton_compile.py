@@ -38,8 +38,8 @@ from customloss._spec.arguments import (  # noqa: E402
 from customloss._spec.words import (  # noqa: E402
     ABSENT,
     AVERAGES,
+    FUSED_LINKS,
     INPUT,
-    LINKS,
     NONE,
     REDUCTIONS,
     SIGMOID,
@@ -167,7 +167,7 @@ def passes(
     data = Data(input, target, weight)
     elements = Elements(0, scale, 0.0, per_sample, per_class)
     words = (
-        LINKS.index(link), ABSENT.index(absent), AVERAGES.index(average),
+        FUSED_LINKS.index(link), ABSENT.index(absent), AVERAGES.index(average),
         REDUCTIONS.index(reduction),
     )  # fmt: skip
     kernels.confusion(data, elements)
@@ -229,7 +229,7 @@ def test_weights(compiled: Compiled, wrt: int) -> None:
 
 
 @covering
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", FUSED_LINKS)
 @pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("shape", [(64, 80), (8, 3000)], ids=["one program", "many"])
 def test_scores(compiled: Compiled, shape: tuple[int, int], absent: str, link: str) -> None:

@@ -31,12 +31,12 @@ TABLE: dict[str, tuple[dict[str, Any], Route]] = {
     "kept classes": ({"average": "none"}, Route.FUSED),
     "class weights": ({"classes": Classes(WEIGHTS, None)}, Route.FUSED),
     "chosen classes": ({"classes": Classes(None, ((1, 3),))}, Route.FUSED),
-    "over ranks": ({"group": GROUP}, Route.SUMS_THEN_LOSS),
+    "over ranks": ({"ranks": GROUP}, Route.SUMS_THEN_LOSS),
     "class weights over ranks": (
-        {"group": GROUP, "classes": Classes(WEIGHTS, None)}, Route.SUMS_THEN_LOSS,
+        {"ranks": GROUP, "classes": Classes(WEIGHTS, None)}, Route.SUMS_THEN_LOSS,
     ),
     "another score": ({"score": lambda rows: rows[0]}, Route.COMPOSED),
-    "another score over ranks": ({"score": lambda rows: rows[0], "group": GROUP}, Route.COMPOSED),
+    "another score over ranks": ({"score": lambda rows: rows[0], "ranks": GROUP}, Route.COMPOSED),
     "a link that no operator knows": ({"link": "log_cosh"}, Route.COMPOSED),
     "learned class weights": ({"classes": Classes(LEARNED, None)}, Route.COMPOSED),
     "kept classes with weights": (
@@ -44,7 +44,7 @@ TABLE: dict[str, tuple[dict[str, Any], Route]] = {
     ),
     "micro of chosen classes": ({**POOLED, "classes": Classes(None, ((1, 3),))}, Route.COMPOSED),
     "weights of positives": ({"pos_weight": torch.ones(3)}, Route.COMPOSED),
-    "samples over ranks": ({"per_sample": True, "group": GROUP}, Route.COMPOSED),
+    "samples over ranks": ({"per_sample": True, "ranks": GROUP}, Route.COMPOSED),
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_the_way_of_a_call(name: str) -> None:
     words = ScoringWords(
         given.pop("link", "complement"), 1.0, 1e-30, "score", given.pop("average", "macro"), "mean"
     )
-    group, classes = given.pop("group", None), given.pop("classes", None)
-    request = Request(data, elements, words, {}, {}, group, classes)
+    ranks, classes = given.pop("ranks", None), given.pop("classes", None)
+    request = Request(data, elements, words, {}, {}, ranks, classes)
     formula = Formula("dice", given.pop("score", DICE), **given)
     assert route(request, formula) is expected

@@ -120,7 +120,7 @@ MUTANTS = {
         "csrc/score.h", "infinite ? 0.0 : -share * all.ratio();", "infinite ? 0.0 : 0.0;",
     ),
     "an infinite loss changes with what is counted": Mutant(
-        "csrc/score.h", "const bool infinite = all.lost > kMaxDouble;",
+        "csrc/score.h", "const bool infinite = all.numerator > kMaxDouble;",
         "const bool infinite = false;",
     ),
     "the weight of a score that stands alone is forgotten": Mutant(
@@ -227,7 +227,7 @@ MUTANTS = {
         "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
     ),
     "the focal power is that of p": Mutant(
-        "csrc/pixel.h", "const T missed = y.t * o.q + y.u * o.p,", "const T missed = o.p,",
+        "csrc/pixel.h", "const T m = y.t * o.q + y.u * o.p,", "const T m = o.p,",
     ),
     "the cross-entropy is divided by smoothed labels": Mutant(
         "csrc/pixel.h", "to[row_of(kExtra, kSupport)] = y.given;",
@@ -238,18 +238,18 @@ MUTANTS = {
         "return {t, T(1) - t, t, T(1) - t, given, T(1) - given};",
     ),
     "a loss without a divisor is divided": Mutant(
-        "csrc/score.h", "return {lost, factors.divided() ? counted : 1.0};",
-        "return {lost, counted};",
+        "csrc/score.h", "return {numerator, factors.divided() ? divisor : 1.0};",
+        "return {numerator, divisor};",
     ),
     "a distance has a sign": Mutant(
-        "csrc/pixel.h", "far < T(0) ? T(0) : far;", "far;"
+        "csrc/pixel.h", "excess < T(0) ? T(0) : excess;", "excess;"
     ),
     "0 log 0 is a NaN": Mutant(
         "csrc/pixel.h", "return select(Flag<T>(factor != T(0)), factor * value, T(0));",
         "return factor * value;",
     ),
     "log(1 + u) loses a small u": Mutant(
-        "csrc/logarithm.h", "return log_of(y) + lost * inverse;", "return log_of(y);"
+        "csrc/logarithm.h", "return log_of(y) + rounded_off * inverse;", "return log_of(y);"
     ),
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(

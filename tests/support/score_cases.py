@@ -16,7 +16,7 @@ from torch import Tensor
 
 from customloss import reference
 from customloss._spec.arguments import Pointwise, Scoring
-from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS
+from customloss._spec.words import ABSENT, AVERAGES, FUSED_LINKS, REDUCTIONS
 
 F64 = torch.float64
 # The extras that are summed, and the factors of their rows, some of which are 0.
@@ -71,7 +71,7 @@ def scoring(
     if gamma is None:
         gamma = 1.5 if link == "focal" else 1.0
     return Scoring(
-        *RATIOS[ratio], gamma, log_floor, LINKS.index(link), ABSENT.index(absent),
+        *RATIOS[ratio], gamma, log_floor, FUSED_LINKS.index(link), ABSENT.index(absent),
         AVERAGES.index(average), REDUCTIONS.index(reduction),
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def _group(how: Scoring, tp: Any, fp: Any, fn: Any, tn: Any) -> _Group:
     """The loss of one group; branches look at the real part, which no complex step changes."""
     hit = how.tp_weight * tp + how.smooth
     miss = how.fp_weight * fp + how.fn_weight * fn + (how.smooth_denominator - how.smooth)
-    link, absent, support = LINKS[how.link], ABSENT[how.absent], tp + fn
+    link, absent, support = FUSED_LINKS[how.link], ABSENT[how.absent], tp + fn
     if support.real == 0 and absent == "skip":
         return _Group(0.0, support, False)
     if support.real == 0 and absent == "penalize":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customloss import reference
 from customloss._spec.arguments import Pointwise, Scoring
-from customloss._spec.words import ABSENT, AVERAGES, LINKS, REDUCTIONS
+from customloss._spec.words import ABSENT, AVERAGES, FUSED_LINKS, REDUCTIONS
 from customloss.reference import Extra
 
 LOGS, FOCAL, EVERY = int(Extra.LOG_LOSS), int(Extra.FOCAL), (1 << len(Extra)) - 1
@@ -50,7 +50,7 @@ class How(NamedTuple):
         # many groups are below 0.2, the floor of a logarithm
         ratio = (1.25, 1.0, 0.5, *smooth, 1.5, 0.2)
         words = (
-            LINKS.index(self.link), ABSENT.index(self.absent), AVERAGES.index(self.average),
+            FUSED_LINKS.index(self.link), ABSENT.index(self.absent), AVERAGES.index(self.average),
             REDUCTIONS.index(self.reduction),
         )  # fmt: skip
         return (extra, self.per_sample, self.wide, *Scoring(*ratio, *words), *pointwise)
@@ -84,7 +84,7 @@ def every(weights: str, pointwise: str) -> Iterator[How]:
     """All combinations of the words."""
     single = weights != "none" or POINTWISE[pointwise][1][1:5] != (0.0,) * 4
     averages = [word for word in AVERAGES if not (single and word == "none")]
-    for words in product(LINKS, ABSENT, averages, REDUCTIONS, (False, True)):
+    for words in product(FUSED_LINKS, ABSENT, averages, REDUCTIONS, (False, True)):
         yield How(*words, pointwise, weights)
 
 
