@@ -102,11 +102,17 @@ def uses(*words: str) -> Callable[[_S], _S]:
     return decorate
 
 
+def unwrapped(score: object) -> tuple[Any, dict[str, Any]]:
+    """The function that a ``functools.partial`` is of, and the parameters that it gives by name."""
+    given: dict[str, Any] = {}
+    while isinstance(score, partial):
+        given, score = {**score.keywords, **given}, score.func
+    return score, given
+
+
 def used_by(score: Callable[..., Any]) -> tuple[str, ...]:
     """The words that :func:`uses` put on a score."""
-    while isinstance(score, partial):
-        score = score.func
-    words: tuple[str, ...] = getattr(score, "uses_sums", ())
+    words: tuple[str, ...] = getattr(unwrapped(score)[0], "uses_sums", ())
     return words
 
 
@@ -295,6 +301,7 @@ def as_ratio(score: Callable[..., Any]) -> tuple[float, ...] | None:
     ``functools.partial`` of one; None for any other score, and for parameters that are not plain
     numbers."""
     given: dict[str, Any] = {}
+    # one that gives sums by position is a score of its own
     while isinstance(score, partial) and not score.args:
         given, score = {**score.keywords, **given}, score.func
     known = isinstance(score, FunctionType) and score in _COEFFICIENTS

@@ -193,7 +193,7 @@ def by_pixel(data: Data, elements: Elements) -> bool:
     """Whether a call needs the kernels of this file, and not those of confusion.py."""
     return (
         elements.activation == SOFTMAX
-        or bool(elements.ignore_index)
+        or elements.ignore_index is not None
         or ignores_nan(data.input, data.target, elements)
         or elements.label_smoothing != 0
         or elements.extra != 0

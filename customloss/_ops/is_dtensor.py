@@ -54,11 +54,6 @@ def local(tensor: Tensor) -> Tensor:
     return plain
 
 
-def whole(sums: Tensor) -> Tensor:
-    """The sums as a plain tensor, of which any score can be made; every rank has all of them."""
-    return local(sums)
-
-
 def gathered(numbers: Tensor) -> Tensor:
     """One number per class as a plain tensor; nothing is sent for a replicated DTensor."""
     if not _is_dtensor(numbers):
@@ -68,7 +63,7 @@ def gathered(numbers: Tensor) -> Tensor:
 
 
 def placed_like(sums: Tensor, loss: Tensor) -> Tensor:
-    """The loss, which every rank has made of ``whole(sums)``: a DTensor if ``sums`` is one."""
+    """The loss, which every rank has made of all ``sums``: a DTensor if they are one."""
     if not _is_dtensor(sums):
         return loss
     from torch.distributed.tensor import DTensor, Replicate

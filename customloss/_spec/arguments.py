@@ -70,6 +70,10 @@ class Pointwise(NamedTuple):
     negatives: float = 0.0
     support: float = 0.0
 
+    def present(self) -> bool:
+        """Whether there is a pointwise loss."""
+        return any((self.log_pos, self.log_neg, self.focal_pos, self.focal_neg))
+
 
 SCORE_ALONE = Pointwise()
 

@@ -36,21 +36,12 @@ class Formula(NamedTuple):
 
 def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Formula:
     """The formula of a score of the user's or of ``scores.py``, which may be a ratio."""
-    parameters = _parameters(score)
+    _, parameters = scores.unwrapped(score)
     if "smooth" in parameters:
         options.smooth_fits(parameters["smooth"], words.link)
     ratio = options.ratio_of(score)
     made = ratio if ratio is not None else _linked(score, words, extra)
     return Formula(score_name(score), made, must_agree=(words, parameters), **more)
-
-
-def _parameters(score: Score) -> dict[str, Any]:
-    """The parameters that ``functools.partial`` gave a score."""
-    given: dict[str, Any] = {}
-    while isinstance(score, partial):
-        given = {**score.keywords, **given}
-        score = score.func
-    return given
 
 
 def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
@@ -99,6 +90,5 @@ def at(score: Score, **parameters: Any) -> Score:
 
 def score_name(score: object) -> str:
     """The name of a score in messages."""
-    while isinstance(score, partial):
-        score = score.func
-    return str(getattr(score, "__name__", type(score).__name__))
+    function, _ = scores.unwrapped(score)
+    return str(getattr(function, "__name__", type(function).__name__))

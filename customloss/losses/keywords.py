@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -116,9 +116,8 @@ def _parameter_of(first: object, role: str, name: str) -> str:
         return ""
     if not fits:
         return ""
-    while isinstance(first, partial):
-        first = first.func
-    called = getattr(first, "__name__", type(first).__name__)
+    function, _ = scores.unwrapped(first)
+    called = getattr(function, "__name__", type(function).__name__)
     return f"it is a parameter of the {role} {called!r}"
 
 

@@ -72,12 +72,11 @@ def _has_closed_form(request: Request, formula: Formula) -> bool:
 def pools_classes(request: Request, formula: Formula) -> bool:
     """Whether the classes are one group and yet have to be told apart: because only some of them
     are scored, or because their numbers are weighted before they are added."""
+    if request.options.get("average") != "micro":
+        return False
     pos_weight = formula.pos_weight
-    micro = request.options.get("average") == "micro"
-    one_group = not request.elements.per_class and (micro or request.data.input.dim() > 1)
     by_class = request.classes is not None or request.pointwise_classes is not None
-    by_class = by_class or (pos_weight is not None and pos_weight.dim() > 0)
-    return one_group and by_class
+    return by_class or (pos_weight is not None and pos_weight.dim() > 0)
 
 
 def loss(request: Request, formula: Formula) -> Tensor:
@@ -90,7 +89,7 @@ def loss(request: Request, formula: Formula) -> Tensor:
     if way is Route.FUSED and taker is None:
         return _without_class(request, fused(request, formula))
     sums = _sums(request, pools_classes(request, formula))
-    whole = is_dtensor.whole(sums)
+    whole = is_dtensor.local(sums)  # every rank has all of them
     if taker is not None:
         micro = request.options.get("average") == "micro"
         taker.take(whole, request.elements, micro or request.data.input.dim() == 1)
@@ -118,7 +117,7 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     table = _class_table(request)
     if table is None:
         return request
-    parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
+    parts = (bool(formula.pointwise.score_weight), formula.pointwise.present())
     hidden = classes.hidden(table, *parts)
     softmax = request.options.get("activation") == "softmax"
     data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
@@ -129,7 +128,7 @@ def _differentiable(request: Request, formula: Formula) -> Request:
 
 def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """The loss of the sums of this process."""
-    if request.pointwise_alone and request.ranks is not None and _has_pointwise(formula):
+    if request.pointwise_alone and request.ranks is not None and formula.pointwise.present():
         scored = Pointwise(formula.pointwise.score_weight)
         # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
         of_score = formula._replace(pointwise=scored, pointwise_size=None)
@@ -179,20 +178,24 @@ def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     """COMPOSED: torch operations on the sums."""
     words, samplewise = request.words, request.elements.per_sample
     groups_of = partial(_groups, request, formula)
-    has_pointwise = _has_pointwise(formula)
+    has_pointwise = formula.pointwise.present()
     if request.ranks is None:
         rows = sums.unbind(0)
         result = groups_of(sums, rows).averaged(words.average, samplewise, words.reduction)
     else:
         part = totals.of_part(sums, groups_of, words.average, samplewise)
-        if has_pointwise and samplewise:
+        adds_sums = has_pointwise and samplewise
+        if adds_sums:
             # the pointwise loss is one of the whole batch, so it needs the sums as well
             of_batch = sums.sum(1, keepdim=True)
+            sizes = (part.numel(), of_batch.numel())
             part = torch.cat([part, of_batch.flatten()])
         total = distributed.global_sums(part, request.ranks, options=_must_agree(request, formula))
-        if has_pointwise:
-            rows = (total[2:].reshape(of_batch.shape) if samplewise else total).unbind(0)
-            total = total[:2] if samplewise else total
+        if adds_sums:
+            total, of_batch = total.split(sizes)
+            rows = of_batch.reshape(sums.shape[0], 1, -1).unbind(0)
+        elif has_pointwise:
+            rows = total.unbind(0)
         result = totals.loss(total, groups_of, words.average, samplewise, words.reduction)
     score_weight = formula.pointwise.score_weight
     if has_pointwise:
@@ -252,11 +255,6 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def _has_pointwise(formula: Formula) -> bool:
-    pointwise = formula.pointwise
-    return any((pointwise.log_pos, pointwise.log_neg, pointwise.focal_pos, pointwise.focal_neg))
-
-
 def _groups(request: Request, formula: Formula, sums: Tensor, rows: Any = None) -> totals.Groups:
     """The losses of the groups of ``sums``; ``rows`` is ``sums.unbind(0)``, if it was made."""
     pools = pools_classes(request, formula)
@@ -308,16 +306,17 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
         weight = table[1].to(rows[0].dtype)
     if request.constant_sums():
         rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
-    by_row: list[float | Tensor] = [*factors[1:]]
+    by_name: dict[str, float | Tensor] = factors._asdict()
+    del by_name["score_weight"]
     if pos_weight is not None:
         # a float32 weight times a factor would be rounded once more
         pos_weight = pos_weight.to(rows[0].dtype)
-        for positives in (0, 2):  # a part that is not there has no row
-            by_row[positives] = by_row[positives] * pos_weight if by_row[positives] else 0.0
+        for positives in ("log_pos", "focal_pos"):  # a part that is not there has no row
+            by_name[positives] = by_name[positives] * pos_weight if by_name[positives] else 0.0
     lost = reference.pointwise_loss(
         rows,
         request.elements.extra,
-        by_row,
+        [*by_name.values()],
         class_weight=weight,
         keep_samples=request.elements.per_sample and request.words.reduction == "none",
     )

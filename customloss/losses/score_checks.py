@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch.compiler import is_compiling
@@ -95,6 +94,5 @@ def _loss(score: object) -> str:
 
 
 def _name(score: object) -> str:
-    while isinstance(score, partial):
-        score = score.func
-    return str(getattr(score, "__name__", type(score).__name__))
+    function, _ = scores.unwrapped(score)
+    return str(getattr(function, "__name__", type(function).__name__))

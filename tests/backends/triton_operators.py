@@ -26,11 +26,12 @@ from customloss._spec.arguments import (
     Wrt,
     schema,
 )
-from customloss._spec.words import INPUT
+from customloss._spec.words import INPUT, SIGMOID
 
 triton_package.load()
 
 from customloss.kernels import confusion as kernels  # noqa: E402
+from customloss.kernels.pixel import by_pixel  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,16 @@ def test_confusion_sums_are_differentiable() -> None:
     sample = Case("sums", (4, 3), target=None).build(torch.float64, requires_grad=True)
     op = torch.ops.customloss.confusion_sums
     assert gradcheck(lambda *o: op(*o), sample.operands[:2], nondet_tol=0)
+
+
+def test_a_list_without_a_number_ignores_nothing() -> None:
+    """The kernels of pixels read it, as on the CPU."""
+    case = Case("list", (4, 3), target=None).build(torch.float32)
+    data = Data(*case.operands)
+    elements = Elements(SIGMOID, 1.0, 0.0, False, True)
+    empty = elements._replace(ignore_index=())
+    assert by_pixel(data, empty) and not by_pixel(data, elements)
+    torch.testing.assert_close(kernels.confusion(data, empty), kernels.confusion(data, elements))
 
 
 def test_registration_covers_the_devices_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ DICE = Ratio(2.0, 1.0, 1.0, 0.0, 0.0)
 WEIGHTS = torch.ones(3)
 LEARNED = torch.ones(3, requires_grad=True)
 GROUP: Any = MagicMock(name="a process group")
-POOLED: dict[str, Any] = {"per_class": False}
+POOLED: dict[str, Any] = {"per_class": False, "options": {"average": "micro"}}
 
 # How the call differs from a macro Dice of three classes, and the route that it takes.
 TABLE: dict[str, tuple[dict[str, Any], Route]] = {
@@ -58,6 +58,6 @@ def test_the_way_of_a_call(name: str) -> None:
         given.pop("link", "complement"), 1.0, 1e-30, "score", given.pop("average", "macro"), "mean"
     )
     ranks, classes = given.pop("ranks", None), given.pop("classes", None)
-    request = Request(data, elements, words, {}, {}, ranks, classes)
+    request = Request(data, elements, words, given.pop("options", {}), {}, ranks, classes)
     formula = Formula("dice", given.pop("score", DICE), **given)
     assert route(request, formula) is expected
