@@ -376,7 +376,8 @@ def _focal_by_target(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr,
             total -= _times(g[F + 1], negative * power(other, gamma, HOW))
         else:
             total -= _times(g[F + 1], negative * raised)
-            lost = g[F] * _times(t, positive) + g[F + 1] * _times(1.0 - t, negative)
+            lost = _times(g[F], _times(t, positive))
+            lost += _times(g[F + 1], _times(1.0 - t, negative))
             total += steep * (q - p) * lost
     return total
 

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from customloss._ops import is_dtensor
+from customloss._ops import is_dtensor, modes
 from customloss._ops.modes import ordinary_tensors
 from customloss._spec import checks
-from customloss._spec.arguments import Data
-from customloss._spec.words import INPUT
 from customloss.reference.losses import without_hidden
 from customloss.reference.sums import sums_dtype
 
@@ -126,6 +124,7 @@ class Classes(NamedTuple):
 
     weight: Tensor | None  # of every class of the input
     runs: _Runs  # [start, stop) of class numbers; None: all
+    constant: bool = False  # whether nothing can be differentiated by the weights
 
     def scored(self, values: Tensor) -> Tensor:
         """``values[..., classes]``, in slices: an index tensor would be copied to the device."""
@@ -140,7 +139,8 @@ class Classes(NamedTuple):
         sums = self.scored(sums)
         weight = self.weight
         if weight is not None:
-            sums, weight = without_hidden(sums, self.scored(weight).to(sums.dtype))
+            weight = self.scored(weight).to(sums.dtype)
+            sums, weight = without_hidden(sums, weight, self.constant)
             sums = sums * weight if pooled else sums
         return (sums.sum(-1, keepdim=True), None) if pooled else (sums, weight)
 
@@ -166,47 +166,26 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     one = scored or ALL
     other = pointwise or Classes(one.weight, None)
     count = input.shape[1] if input.dim() > 1 else 1
-    chosen = _chosen(input, (one.runs, other.runs), count, sums_dtype(input.device))
+    chosen = _chosen(input, (one.runs, other.runs), count)
+    dtype = sums_dtype(input.device)
     if one.weight is other.weight:
-        return chosen if one.weight is None else one.weight.to(chosen.dtype) * chosen
+        return _where_chosen(chosen, one.weight, dtype)
     rows = zip(chosen.unbind(0), (one.weight, other.weight))
-    return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
+    return torch.stack([_where_chosen(row, weight, dtype) for row, weight in rows])
 
 
-def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
-    """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
-    differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. Also
-    which classes lost an element: their weights become a constant 0, as in ``without_hidden``.
-
-    Logits of a ``softmax`` stay, because each of them is part of every class.
-    """
-    shape = data.input.shape
-    along = hidden.reshape(-1, *(1 for _ in shape[2:]))
-    cleared: list[Tensor | None] = []
-    of_classes = torch.zeros_like(hidden)
-    for place, operand in enumerate(data):
-        if operand is None or not operand.is_floating_point() or (softmax and place == INPUT):
-            cleared.append(operand)
-            continue
-        lost = along & ~operand.isfinite()
-        cleared.append(torch.where(lost, torch.zeros_like(operand), operand))
-        lost = lost.expand(shape)
-        lost = lost.transpose(0, 1).flatten(1).any(1) if len(shape) > 1 else lost.any()
-        of_classes = of_classes | lost
-    input, target, each = cleared
-    assert input is not None and target is not None
-    return Data(input, target, each), of_classes
+def _where_chosen(chosen: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weights of the classes that are chosen, and 0 for the others, whatever theirs are."""
+    return chosen.to(dtype) if weight is None else torch.where(chosen, weight.to(dtype), 0.0)
 
 
 @kept
-def _chosen(
-    device: torch.device, of_rows: tuple[_Runs, _Runs], count: int, dtype: torch.dtype
-) -> Tensor:
-    """``[2, classes]``: 1 for classes in the runs of a row, else 0."""
-    table = torch.zeros((2, count), dtype=dtype, device=device)
+def _chosen(device: torch.device, of_rows: tuple[_Runs, _Runs], count: int) -> Tensor:
+    """``[2, classes]``: whether a class is in the runs of a row."""
+    table = torch.zeros((2, count), dtype=torch.bool, device=device)
     for row, runs in zip(table.unbind(0), of_rows):
         for start, stop in ((0, count),) if runs is None else runs:
-            row[start:stop].fill_(1)
+            row[start:stop].fill_(True)
     return table
 
 
@@ -218,9 +197,10 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     if weight is None and classes is None and background is True:
         return None
     count = input.shape[1] if input.dim() > 1 else 1
+    constant = not isinstance(weight, Tensor) or modes.is_constant(weight)
     if weight is not None:
         weight = per_class("class_weight", weight, input)
-    return Classes(weight, _runs(classes, background, count))
+    return Classes(weight, _runs(classes, background, count), constant)
 
 
 def of_pointwise(
