@@ -189,8 +189,8 @@ def _focal_by_target(
     p, q, _ = probability(x, activation, scale, offset)
     positive, negative = log_losses(x, activation, scale, offset)
     one, other = focal_bases(p, q, t, activation, split)
-    total = times(g["focal_pos"], positive * power(one, gamma))
-    total = total - times(g["focal_neg"], negative * power(other, gamma))
+    total = times(g["focal_pos"], times(power(one, gamma), positive))
+    total = total - times(g["focal_neg"], times(power(other, gamma), negative))
     if split or activation == "softmax":
         return total
     lost = times(g["focal_pos"], times(t, positive))

@@ -242,10 +242,16 @@ def test_an_infinite_focal_loss_has_the_gradient_of_a_large_one(
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_the_target_of_positives_without_weight(backend: str) -> None:
+def test_the_target_beside_infinite_focal_losses(backend: str) -> None:
+    """Of positives that weigh nothing, and of negatives that were known to be negative."""
     x = torch.tensor([[-INF, 1.0]])
-    t = torch.ones(1, 2, requires_grad=True)
-    with customloss.backend(backend):
-        loss = customloss.focal_loss(x, t, focal_alpha=0.0)
-        (gradient,) = torch.autograd.grad(loss, t)
-    assert loss == 0 and gradient.isfinite().all()
+    for target, options in ((1.0, {"focal_alpha": 0.0}), (0.0, {}), (0.0, {"focal_split": True})):
+        t = torch.tensor([[target, 1.0]], requires_grad=True)
+        with customloss.backend(backend):
+            loss = customloss.focal_loss(x, t, **options)
+            (gradient,) = torch.autograd.grad(loss, t)
+        assert loss.isfinite()
+        if options != {"focal_split": True}:
+            assert gradient.isfinite().all() and gradient[0, 0] == 0
+        else:  # whose first base is 1 - p, whatever the target is
+            assert gradient[0, 0] == INF
