@@ -166,26 +166,30 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     one = scored or ALL
     other = pointwise or Classes(one.weight, None)
     count = input.shape[1] if input.dim() > 1 else 1
-    chosen = _chosen(input, (one.runs, other.runs), count)
-    dtype = sums_dtype(input.device)
-    if one.weight is other.weight:
-        return _where_chosen(chosen, one.weight, dtype)
-    rows = zip(chosen.unbind(0), (one.weight, other.weight))
-    return torch.stack([_where_chosen(row, weight, dtype) for row, weight in rows])
-
-
-def _where_chosen(chosen: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The weights of the classes that are chosen, and 0 for the others, whatever theirs are."""
-    return chosen.to(dtype) if weight is None else torch.where(chosen, weight.to(dtype), 0.0)
+    of_rows = (one.runs, other.runs)
+    plain = _chosen(input, of_rows, count, sums_dtype(input.device))
+    if one.weight is other.weight is None:
+        return plain
+    # selected, since the weight of a class that does not count may be anything
+    chosen = _chosen(input, of_rows, count, torch.bool)
+    if one.weight is other.weight and one.weight is not None:
+        return torch.where(chosen, one.weight.to(plain.dtype), plain)
+    rows = zip(chosen.unbind(0), plain.unbind(0), (one.weight, other.weight))
+    return torch.stack([
+        row if weight is None else torch.where(own, weight.to(row), row)
+        for own, row, weight in rows
+    ])  # fmt: skip
 
 
 @kept
-def _chosen(device: torch.device, of_rows: tuple[_Runs, _Runs], count: int) -> Tensor:
-    """``[2, classes]``: whether a class is in the runs of a row."""
-    table = torch.zeros((2, count), dtype=torch.bool, device=device)
+def _chosen(
+    device: torch.device, of_rows: tuple[_Runs, _Runs], count: int, dtype: torch.dtype
+) -> Tensor:
+    """``[2, classes]``: 1 for classes in the runs of a row, else 0."""
+    table = torch.zeros((2, count), dtype=dtype, device=device)
     for row, runs in zip(table.unbind(0), of_rows):
         for start, stop in ((0, count),) if runs is None else runs:
-            row[start:stop].fill_(True)
+            row[start:stop].fill_(1)
     return table
 
 
