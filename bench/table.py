@@ -2,29 +2,38 @@
 
 A result is what ``customloss bench`` saved as bench/results/FOLDER/FILE.json. All of it is written
 between ``<!-- table: FOLDER/FILE.json -->`` and ``<!-- /table -->``, and a few rows of it between
-``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->``. The files are those named, or
-bench/README.md::
+``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->``. What ``customloss demo`` saved
+is written between ``<!-- training: FILE.json -->`` and ``<!-- /training -->``. The files are those
+named, or bench/README.md and ``PAGES``::
 
     python bench/table.py [--check] [FILE.md ...]
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from customloss._bench import report
+from customloss._demo import report as training
 
 HERE = Path(__file__).parent
-BLOCK = re.compile(r"(<!-- (table|headline): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
-KINDS = {"table": report.markdown, "headline": report.headline}
+PAGES = ("README.md", "docs/training.md")
+BLOCK = re.compile(r"(<!-- (table|headline|training): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+KINDS: dict[str, Callable[[Path], str]] = {
+    "table": lambda path: report.markdown(report.load(path)),
+    "headline": lambda path: report.headline(report.load(path)),
+    "training": lambda path: training.markdown(json.loads(path.read_text())),
+}
 
 
 def block(kind: str, name: str) -> str:
     """The Markdown of one result."""
     path = HERE / "results" / name
-    return KINDS[kind](report.load(path)) if path.is_file() else f"No {name} recorded yet."
+    return KINDS[kind](path) if path.is_file() else f"No {name} recorded yet."
 
 
 def filled(text: str) -> str:
@@ -35,7 +44,8 @@ def filled(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """0, or with ``--check`` the number of files that are out of date."""
     check = "--check" in arguments
-    paths = [Path(name) for name in arguments if name != "--check"] or [HERE / "README.md"]
+    named = [Path(name) for name in arguments if name != "--check"]
+    paths = named or [HERE / "README.md", *(HERE.parent / page for page in PAGES)]
     stale = 0
     for path in paths:
         before = path.read_text()

@@ -54,19 +54,19 @@ struct Ignored {
 enum Extra : unsigned {
   kLogLoss = 1,   // w t (-log p), w (1-t) (-log q); the second is 0 for a softmax
   kSquares = 2,   // w p^2, w t^2, w t p^2
-  kDistance = 4,  // w |p - t|
+  kDistance = 4,  // w min(p, t), w max(p - t, 0), w max(t - p, 0)
   kFocal = 8,     // w t m^gamma (-log p), w (1-t) m^gamma (-log q), m = t q + (1-t) p; see Bases
   kHard = 16,     // tp, fp, fn, tn of the decision, p > 1/2 or the first largest of a softmax, with
                   // t before smoothing
   kSupport = 32,  // w t, with t before smoothing
 };
 constexpr unsigned kEveryExtra = 63;
-constexpr int kMostRows = 17;  // of kEveryExtra
+constexpr int kMostRows = 19;  // of kEveryExtra
 // The last rows, on which the input has no influence.
 constexpr unsigned kFixedExtras = kHard | kSupport;
 
 CUSTOMLOSS_HD constexpr int rows_of(unsigned extra) {
-  return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 1 : 0) +
+  return 4 + (extra & kLogLoss ? 2 : 0) + (extra & kSquares ? 3 : 0) + (extra & kDistance ? 3 : 0) +
          (extra & kFocal ? 2 : 0) + (extra & kHard ? 4 : 0) + (extra & kSupport ? 1 : 0);
 }
 
@@ -244,8 +244,12 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
     to[kRow + 2] = t * (o.p * o.p);
   }
   if constexpr ((kExtra & kDistance) != 0) {
+    constexpr int kRow = row_of(kExtra, kDistance);
     const T far = to[1] - to[2];  // p - t, without cancellation
-    to[row_of(kExtra, kDistance)] = far < T(0) ? -far : far;
+    // A NaN, of p or of t, is one in each of them.
+    to[kRow] = far > T(0) ? t : o.p + (t - t);
+    to[kRow + 1] = far < T(0) ? T(0) : far;
+    to[kRow + 2] = to[kRow + 1] - far;
   }
   if constexpr ((kExtra & kFocal) != 0) {
     constexpr int kRow = row_of(kExtra, kFocal);
@@ -290,20 +294,25 @@ CUSTOMLOSS_HD bool has_influence(const T (&g)[kRows]) {
 
 // The first four rows of `g` as slopes() and target_gradient() take them, where at(row) is the
 // gradient by a sum of `extra`.  What counts is the factor of t (or of p, by the target) and that
-// of 1 - t (or q), each with the row of the distance added where p is above t and subtracted where
-// it is below: {first + d, second + d, first - d, second - d}.  The terms may have all but their
+// of 1 - t (or q), each with the slope of the distance where p is above t, and where it is below:
+// {first + above, second + above, first + below, second + below}.  The terms may have all but their
 // last digits in common, so they are put together in double, before anything is rounded.
 template <class At>
 CUSTOMLOSS_HD void combine_grads(Wrt wrt, unsigned extra, At at, double (&to)[4]) {
   const bool by_input = wrt == Wrt::kInput;
   const double first = at(0) - at(by_input ? 2 : 1);
   const double second = at(by_input ? 1 : 2) - at(3);
-  double distance = (extra & kDistance) != 0 ? at(row_of(extra, kDistance)) : 0.0;
-  if (!by_input) distance = -distance;  // |p - t| falls where t rises towards p
-  to[0] = first + distance;
-  to[1] = second + distance;
-  to[2] = first - distance;
-  to[3] = second - distance;
+  double above = 0.0, below = 0.0;
+  if ((extra & kDistance) != 0) {
+    // The smaller of p and t is in common; a distance grows with the larger one.
+    const int row = row_of(extra, kDistance);
+    above = by_input ? at(row + 1) : at(row) - at(row + 1);
+    below = by_input ? at(row) - at(row + 2) : at(row + 2);
+  }
+  to[0] = first + above;
+  to[1] = second + above;
+  to[2] = first + below;
+  to[3] = second + below;
 }
 
 // x g[0] + y g[1] where p is above t, x g[2] + y g[3] where it is below, and their mean at p = t.

@@ -1,5 +1,7 @@
 """Exact, fused F-measure losses for PyTorch."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from customloss import distributed, reference, scores
 from customloss._backends.choice import backend, current_backend
 from customloss._ops import register as _register  # noqa: F401 (it defines torch.ops.customloss)
@@ -167,6 +169,19 @@ __all__ = [
     "tversky_loss",
     "weighted_log_loss",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of the package
+
+    def __getattr__(name: str) -> NoReturn:
+        """Says what a loss is called here. ``name`` is set and no object, or Python would add a
+        guess of its own."""
+        cure = ""
+        if not name.startswith("_"):
+            from customloss._spec import unknown
+
+            cure = unknown.name_cure(name, __all__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{cure}", name=name)
+
 
 # What is public says so: help, tracebacks and pickles name the package, not the file.
 for _name in __all__:

@@ -1,5 +1,20 @@
-"""``python -m customloss`` is the ``customloss`` command."""
+"""The ``customloss`` command, also as ``python -m customloss``."""
 
-from customloss.cli import main
+import sys
+from importlib.util import find_spec
 
-main()
+from customloss.info import build_info
+
+
+def main() -> None:
+    """The entry point. What is installed can be asked for without what the commands are made of."""
+    if sys.argv[1:] == ["info"] and not (find_spec("typer") and find_spec("rich")):
+        print(build_info())
+        return
+    from customloss.cli import main as commands
+
+    commands()
+
+
+if __name__ == "__main__":
+    main()

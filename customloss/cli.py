@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 
-EXTRA = "pip install 'customloss[demo]'"
+EXTRA = "pip install '.[demo]'    (in a checkout of the repository)"
 
 
 def _need(module: str) -> Any:
@@ -229,9 +229,5 @@ def info() -> None:
 
 
 def main() -> None:
-    """The entry point of the ``customloss`` command."""
+    """Runs the command that ``sys.argv`` names."""
     app()
-
-
-if __name__ == "__main__":
-    main()

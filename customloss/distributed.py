@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,8 @@ def _switch(variable: str) -> bool:
     return value == "1"
 
 
-# Whether the ranks compare shapes and options before every reduction. Read once, so that it is a
-# constant for compiled code.
+# Whether the ranks compare shapes and options before every reduction. Read once, when the package
+# is imported, so that it is a constant for compiled code.
 DEBUG = _switch("CUSTOMLOSS_DEBUG")
 
 
@@ -44,9 +45,9 @@ class Adder(ABC):
     def total(self, sums: Tensor, options: object) -> Tensor:
         """The sums to score instead of ``sums``."""
 
-    def of_part(self, loss: Tensor) -> Tensor:
-        """What a loss that is that of each part alone adds, as with ``pointwise_group=None``."""
-        return loss
+    def of_part(self, sums: Tensor) -> Tensor:
+        """The sums of a part for a loss of that part alone, as with ``pointwise_group=None``."""
+        return sums
 
 
 # ---- which group an argument means ---------------------------------------------------------------
@@ -168,7 +169,7 @@ def global_sums(
             at the time of the call. None and ``"local"`` add nothing: ``sums`` are returned. Mind
             that ``torch.distributed.group.WORLD`` is None until ``init_process_group`` was called.
         options: with CUSTOMLOSS_DEBUG=1, what the ranks have to agree on beside shape and dtype;
-            its ``repr`` is compared.
+            its ``repr`` is compared, that of a dict entry by entry.
 
     Returns:
         The totals, in the shape and dtype of ``sums``; the same bits on every rank.
@@ -211,14 +212,27 @@ class _GlobalSums(torch.autograd.Function):
 
 def _agree(sums: Tensor, group: ProcessGroup, options: object) -> None:
     """Checks that all ranks are about to add the same kind of sums, and waits for all of them."""
-    mine = f"{list(sums.shape)} sums of {sums.dtype}, {options!r}"
-    everybody: list[str] = [""] * dist.get_world_size(group)
-    dist.all_gather_object(everybody, mine, group=group)
+    named = options if isinstance(options, Mapping) else {"options": options}
+    mine = {"sums": list(sums.shape), "dtype": sums.dtype, **named}
+    shown = {name: repr(value) for name, value in mine.items()}
+    everybody: list[dict[str, str]] = [{}] * dist.get_world_size(group)
+    dist.all_gather_object(everybody, shown, group=group)
     ranks = dist.get_process_group_ranks(group)
     unlike = [rank for rank, theirs in zip(ranks, everybody) if theirs != everybody[0]]
     if unlike:
-        listing = "\n".join(f"  rank {rank}: {theirs}" for rank, theirs in zip(ranks, everybody))
+        names = {name: None for theirs in everybody for name in theirs}  # in their order
+        differing = [name for name in names if len({each.get(name) for each in everybody}) > 1]
+        listing = "\n".join(
+            f"  rank {rank}: {_listed(theirs, differing)}" for rank, theirs in zip(ranks, everybody)
+        )
         raise ValueError(
             f"process_group: ranks {unlike} disagree with rank {ranks[0]} on what is summed; all "
             f"need the same number of classes, dtype and options:\n{listing}"
         )
+
+
+def _listed(shown: Mapping[str, str], names: Sequence[str]) -> str:
+    """Options by name; of thousands of weights it is enough to know that they are unlike."""
+    values = {name: shown[name] for name in names if name in shown}
+    short = {n: value if len(value) <= 200 else f"{value[:200]}…" for n, value in values.items()}
+    return ", ".join(f"{name}={value}" for name, value in short.items())

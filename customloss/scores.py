@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,11 +47,16 @@ LINEAR_LINKS = ("complement", "negative")
 SUMS = {
     "log_loss": ("log_loss_pos", "log_loss_neg"),
     "squares": ("p2", "t2", "tp2"),
-    "distance": ("distance",),
+    "distance": ("common", "distance_pos", "distance_neg"),
     "focal": ("focal_pos", "focal_neg"),
     "hard": ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
     "support": ("support",),
 }
+# what else these similarities are called, as one word
+OTHER_NAMES = {
+    "f1": "dice", "softf1": "fbeta", "fscore": "fbeta", "iou": "jaccard", "sensitivity": "recall",
+    "truepositiverate": "recall", "phi": "mcc", "matthewscorrelation": "mcc",
+}  # fmt: skip
 _S = TypeVar("_S", bound=Callable[..., Any])
 
 
@@ -62,7 +67,8 @@ def uses(*words: str) -> Callable[[_S], _S]:
     ``"log_loss"``  ``log_loss_pos`` Σ w t (-log p), ``log_loss_neg`` Σ w (1-t) (-log (1-p)); the
                     second is 0 for ``activation="softmax"``
     ``"squares"``   ``p2`` Σ w p², ``t2`` Σ w t², ``tp2`` Σ w t p²
-    ``"distance"``  ``distance`` Σ w |p - t|
+    ``"distance"``  ``common`` Σ w min(p, t), ``distance_pos`` Σ w max(p - t, 0), ``distance_neg``
+                    Σ w max(t - p, 0); the last two add up to Σ w |p - t|
     ``"focal"``     ``focal_pos`` Σ w t m^γ (-log p), ``focal_neg`` Σ w (1-t) m^γ (-log (1-p)) with
                     m = t (1-p) + (1-t) p; γ and the form of m as ``compound_loss`` has them; the
                     second is 0 for ``activation="softmax"``, whose m is 1-p
@@ -324,11 +330,6 @@ def squared_dice(
     return ratio(2 * tp + top, p2 + t2 + bottom)
 
 
-def _with_value(of: Tensor, value: Tensor) -> Tensor:
-    """``value``, with the gradient of ``of``."""
-    return of + (value - of.detach())
-
-
 @uses("distance")
 def semimetric_tversky(
     tp: Tensor,
@@ -336,47 +337,51 @@ def semimetric_tversky(
     fn: Tensor,
     tn: Tensor,
     *,
-    distance: Tensor,
+    common: Tensor,
+    distance_pos: Tensor,
+    distance_neg: Tensor,
     fp_weight: float = 0.5,
     fn_weight: float = 0.5,
     smooth: Smooth = 0.0,
 ) -> Tensor:
-    """Tversky of ``tp' = (P + T - A) / 2``, ``fp' = P - tp'``, ``fn' = T - tp'``: 1 at p = t also
-    for soft labels, and :func:`tversky` for hard ones. P = Σp, T = Σt, A = Σ |p - t|. Wang 2023.
-
-    For p and t in [0, 1], tp' = Σ min(p, t), fp' = Σ max(p - t, 0) and fn' = Σ max(t - p, 0).
-    """
-    # tp' >= tp and |fp' - fn'| <= A: what rounding adds beyond is cut off. The gradient is that of
-    # the formula: with hard targets, where both are equal, a cut would follow the rounding's sign.
-    more = fp + fn - distance
-    hit = tp + 0.5 * _with_value(more, more.detach().clamp_min(0))
-    miss = 0.5 * (fp_weight + fn_weight) * distance  # fp' + fn' = A, without cancellation
-    if fp_weight != fn_weight:
-        skew, most = fp - fn, distance.detach()
-        skew = _with_value(skew, torch.minimum(torch.maximum(skew.detach(), -most), most))
-        miss = miss + 0.5 * (fp_weight - fn_weight) * skew
-    top, bottom = sides(smooth)
-    return ratio(hit + top, hit + miss + bottom)
+    """:func:`tversky` of ``tp' = Σ min(p, t)``, ``fp' = Σ max(p - t, 0)`` and ``fn' = Σ max(t - p,
+    0)``: 1 at p = t also for soft labels, and the same for hard ones. Wang 2023."""
+    weights = {"fp_weight": fp_weight, "fn_weight": fn_weight}
+    return tversky(common, distance_pos, distance_neg, tn, **weights, smooth=smooth)
 
 
 @uses("distance")
 def semimetric_jaccard(
-    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: Smooth = 0.0
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    common: Tensor,
+    distance_pos: Tensor,
+    distance_neg: Tensor,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
-    """``(P + T - A + 2s) / (P + T + A + 2d)``: the Jaccard metric, for soft labels. Wang 2023."""
-    return semimetric_tversky(
-        tp, fp, fn, tn, distance=distance, fp_weight=1.0, fn_weight=1.0, smooth=smooth
-    )
+    """``(P + T - A + 2s) / (P + T + A + 2d)``: the Jaccard metric, for soft labels. P = Σp, T = Σt,
+    A = Σ |p - t|; it is :func:`jaccard` of the sums of :func:`semimetric_tversky`. Wang 2023."""
+    return jaccard(common, distance_pos, distance_neg, tn, smooth=smooth)
 
 
 @uses("distance")
 def semimetric_dice(
-    tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, *, distance: Tensor, smooth: Smooth = 0.0
+    tp: Tensor,
+    fp: Tensor,
+    fn: Tensor,
+    tn: Tensor,
+    *,
+    common: Tensor,
+    distance_pos: Tensor,
+    distance_neg: Tensor,
+    smooth: Smooth = 0.0,
 ) -> Tensor:
-    """``(P + T - A + s) / (P + T + d)``: the Dice semimetric, for soft labels. Wang 2023."""
-    top, bottom = sides(smooth)
-    half = (top / 2, bottom / 2)
-    return semimetric_tversky(tp, fp, fn, tn, distance=distance, smooth=half)
+    """``(P + T - A + s) / (P + T + d)``: the Dice semimetric, for soft labels. P = Σp, T = Σt,
+    A = Σ |p - t|; it is :func:`dice` of the sums of :func:`semimetric_tversky`. Wang 2023."""
+    return dice(common, distance_pos, distance_neg, tn, smooth=smooth)
 
 
 # ---- means of ratios -----------------------------------------------------------------------------
@@ -473,3 +478,13 @@ def multiclass_mcc(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
     undefined = product == 0
     root = torch.where(undefined, torch.ones_like(product), product).sqrt()
     return torch.where(undefined, torch.zeros_like(root), covariance / root)
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of this module
+
+    def __getattr__(name: str) -> NoReturn:
+        """Says what a similarity is called here. ``name`` is set and no object, or Python would
+        add a guess of its own."""
+        meant = OTHER_NAMES.get(name.replace("_", "").lower())
+        cure = f"; here it is {meant}" if meant else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{cure}", name=name)

@@ -256,7 +256,13 @@ def shares(
                 _counted(t * (p * p), w, live, MASKED, HOW),
             )
         if DISTANCE & EXTRA:
-            result += (_counted(tl.abs((1.0 - t) * p - t * q), w, live, MASKED, HOW),)
+            far = (1.0 - t) * p - t * q  # p - t, without cancellation
+            # a NaN, of p or of t, is one in each of them
+            result += (
+                _counted(tl.where(far > 0.0, t, p + (t - t)), w, live, MASKED, HOW),
+                _counted(tl.where(far < 0.0, 0.0, far), w, live, MASKED, HOW),
+                _counted(tl.where(far > 0.0, 0.0, -far), w, live, MASKED, HOW),
+            )
         if FOCAL & EXTRA:
             one, other, _, _ = _focal_bases(p, q, t, HOW)
             raised = power(one, gamma, HOW)

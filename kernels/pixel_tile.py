@@ -322,8 +322,8 @@ def by_sums(
 
     For a gradient by the weight that is all. For one by the input or the target the first four
     rows are those of combine_grads() in csrc/pixel.h: the factor of t (or of p) and that of 1 - t
-    (or of q), each with the row of the distance added where p is above t, and subtracted where it
-    is below. Of the hard counts, the rows of tp and fn hold the differences to those of fp and tn.
+    (or of q), each with the slope of the distance where p is above t, and where it is below. Of the
+    hard counts, the rows of tp and fn hold the differences to those of fp and tn.
     """
     DTYPE: tl.constexpr = tl.float64 if element.WIDE & HOW else tl.float32
     cls = c * 0 if element.POOLED & HOW else c
@@ -347,11 +347,11 @@ def by_sums(
         if WRT == WRT_INPUT and row < 4:
             g = whole[row % 2] - whole[row % 2 + 2]
             if element.DISTANCE & EXTRA:
-                g = g + whole[D] if row < 2 else g - whole[D]
+                g += whole[D + 1] if row < 2 else whole[D] - whole[D + 2]
         if WRT == WRT_TARGET and row < 4:
             g = whole[row % 2 * 2] - whole[row % 2 * 2 + 1]
             if element.DISTANCE & EXTRA:
-                g = g - whole[D] if row < 2 else g + whole[D]
+                g += whole[D] - whole[D + 1] if row < 2 else whole[D + 2]
         if WRT == WRT_TARGET and row >= H and row < H + HARD_ROWS and (row - H) % 2 == 0:
             g -= whole[row + 1]
         result += ((g * outer).to(DTYPE),)

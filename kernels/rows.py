@@ -14,7 +14,7 @@ def rows_of(extra):
     """The number of sums, tp to tn included."""
     logs, squares, distance = extra & 1, (extra >> 1) & 1, (extra >> 2) & 1
     focal, hard, support = (extra >> 3) & 1, (extra >> 4) & 1, (extra >> 5) & 1
-    return 4 + 2 * logs + 3 * squares + distance + 2 * focal + 4 * hard + support
+    return 4 + 2 * logs + 3 * squares + 3 * distance + 2 * focal + 4 * hard + support
 
 
 @triton.constexpr_function

@@ -90,10 +90,10 @@ class UnknownLabel {
     std::string message = "target: expected class numbers from 0 to " + last +
                           " (dim 1 of input has " + std::to_string(classes) + " classes)";
     if (options.ignored.count > 0) message += " or ignore_index=" + listed(options.ignored);
-    message +=
-        ", got " + label + "; if " + label + " marks what does not count, pass ignore_index=";
-    message += options.ignored.count > 0 ? listed(options.ignored, label) : label;
+    message += ", got " + label;
     if (*label_ == classes) message += "; labels 1.." + label + " need target - 1";
+    message += "; if " + label + " marks what does not count, pass ignore_index=";
+    message += options.ignored.count > 0 ? listed(options.ignored, label) : label;
     throw std::invalid_argument(message);
   }
 

@@ -153,7 +153,7 @@ template <class P, class T>
 void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, int64_t first,
               int64_t last, double* to, int64_t to_pitch) {
   constexpr int kSums = P::kSums;
-  static_assert(kMostRows == 17, "a sum was added: it needs variables here, in all four places");
+  static_assert(kMostRows == 19, "a sum was added: it needs variables here, in all four places");
   const Focal<T> focal = of.tile.focal;
   using Fifth = std::conditional_t<(kSums > 4), T, int>;
   using Sixth = std::conditional_t<(kSums > 5), T, int>;
@@ -165,11 +165,11 @@ void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, 
   Sixth s5 = 0;
   Eighth s6 = 0, s7 = 0;
   Tenth s8 = 0, s9 = 0;
-  Last s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0, s15 = 0, s16 = 0;
+  Last s10 = 0, s11 = 0, s12 = 0, s13 = 0, s14 = 0, s15 = 0, s16 = 0, s17 = 0, s18 = 0;
 #define CUSTOMLOSS_ADD(k) \
   if constexpr (k < kSums) s##k += own.row[k < kSums ? k : 0]
 #pragma omp simd reduction(+ : s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, \
-                               s15, s16)
+                               s15, s16, s17, s18)
   for (int64_t i = first; i < last; ++i) {
     const Shares<T, kSums> own = one.shares_at(i, weight[i], focal);
     CUSTOMLOSS_ADD(0);
@@ -189,12 +189,14 @@ void run_sums(const P of, const OneClass<P, T> one, const T* __restrict weight, 
     CUSTOMLOSS_ADD(14);
     CUSTOMLOSS_ADD(15);
     CUSTOMLOSS_ADD(16);
+    CUSTOMLOSS_ADD(17);
+    CUSTOMLOSS_ADD(18);
   }
 #undef CUSTOMLOSS_ADD
   const double sums[kMostRows] = {double(s0),  double(s1),  double(s2),  double(s3),  double(s4),
                                   double(s5),  double(s6),  double(s7),  double(s8),  double(s9),
                                   double(s10), double(s11), double(s12), double(s13), double(s14),
-                                  double(s15), double(s16)};
+                                  double(s15), double(s16), double(s17), double(s18)};
   for (int s = 0; s < kSums; ++s) {
     const int row = P::kExtra == kEveryExtra ? row_among(of.tile.extra, s) : s;
     if (row >= 0) to[row * to_pitch] += sums[s];

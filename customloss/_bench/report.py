@@ -299,8 +299,9 @@ def headline(document: Document) -> str:
             lines.append([words, _own_time(row), *ratios])
     header = ["", OURS, *(f"vs {family}" for family in others)]
     intro = (
-        "Median time, and how many times longer the fastest right form in the benchmark took; a "
-        "step is forward and backward:"
+        "Median time of customloss. The other columns say how many times as long the others take "
+        "for the same result, each in the fastest of its forms that was right. A step is forward "
+        "and backward."
     )
     return "\n\n".join((intro, _markdown_table(header, lines, left=1), heading(document)))
 

@@ -131,6 +131,18 @@ def renderable(results: list[tuple[Problem, Scores]]) -> RenderableType:
     return Group(table, *sentences, Text(conclusion(results), style="bold"), *notes)
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """Mean and sd of what was saved, for the top of a README: a row per problem."""
+    shown_methods = (PLAIN, ADJUSTED, OURS)
+    header = ["F1, mean ± sd", *(f"{m.loss}, {m.threshold}" for m in shown_methods)]
+    lines = [header, ["---", *["---:"] * len(shown_methods)]]
+    for problem in document["problems"]:
+        scores = {Method(f1["loss"], f1["threshold"]): f1["per_seed"] for f1 in problem["f1"]}
+        name = f"{problem['name']}, {100 * problem['prevalence']:.0f} % positive"
+        lines.append([name, *(shown(scores[method]) for method in shown_methods)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def document(results: list[tuple[Problem, Scores]]) -> dict[str, Any]:
     """All numbers, JSON-ready."""
     return {

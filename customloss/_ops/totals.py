@@ -46,10 +46,11 @@ class Groups(NamedTuple):
 
 
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """The mean over the last dim, 0 where all weights are 0. A loss of weight 0 does not count,
-    even if it is NaN."""
+    """The mean over the last dim, 0 without a gradient where all weights are 0. A loss of weight 0
+    does not count, even if it is NaN."""
     total = added(weight).unsqueeze(-1)
-    share = weight / total.masked_fill(total == 0, 1)
+    nothing = total == 0
+    share = (weight / total.masked_fill(nothing, 1)).masked_fill(nothing, 0)
     return added(share * loss.masked_fill((weight == 0) & ~loss.isfinite(), 0))
 
 

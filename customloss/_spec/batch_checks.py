@@ -1,161 +1,49 @@
 """What the values of a batch say about mistakes: masks of 0 and 255, logits for probabilities, ...
 
-Nothing else reads the data of a tensor. It happens for ``check_target=True`` and for the first
-batch of a module. Every number that the checks need is one reduction on the device, without a copy
-of the input's size, and all of them are brought to the host at once. Only where something seems
-wrong more is read: whether weights hide it, and what to say.
-
-A mistake is a function that returns a message, or None. ``ERRORS`` lists those that are certain,
-``WARNINGS`` those that may be meant. To notice one more, write a function and list it.
+``batch_values.py`` reads the numbers that are judged here. A mistake is a function that returns a
+message, or None. ``ERRORS`` lists those that are certain, ``WARNINGS`` those that may be meant. To
+notice one more, write a function and list it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import isfinite, isnan
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from customloss._spec import hints
-from customloss.reference.sums import sums_dtype
+from customloss._spec.batch_values import Batch, Numbers, only, read, rounding
 
-
-class Batch(NamedTuple):
-    """What a call reads, and how. The operands may be the local parts of DTensors."""
-
-    input: Tensor
-    target: Tensor  # of the input's rank: class numbers are [N, 1, *spatial]
-    weight: Tensor | None
-    shape: tuple[int, ...]  # of the whole input
-    labels: bool  # the target holds class numbers
-    activation: str
-    scale: float
-    offset: float
-    ignored: tuple[int, ...]
-    ignores_out_of_range: bool
-    ignores_nan: bool  # a NaN target is not there
-    exact: bool  # False lets the rounding of averages and interpolations pass
-
-    @property
-    def classes(self) -> int:
-        return self.shape[1] if len(self.shape) > 1 else 1
-
-    def beyond(self, low: float, high: float, dtype: torch.dtype) -> bool:
-        """Whether values from ``low`` to ``high`` leave [0, 1]."""
-        exact = self.exact or not dtype.is_floating_point
-        slack = 0.0 if exact else 16 * torch.finfo(dtype).eps
-        return low < -slack or high > 1 + slack
-
-
-Numbers = dict[str, float]
 Mistake = Callable[[Batch, Numbers], str | None]
 
 
-def found(batch: Batch) -> tuple[list[str], list[str]]:
-    """The messages of what is certainly wrong with a batch, and of what may be meant."""
-    hides = batch.weight is not None or batch.ignored
-    for masked in (False, True) if hides else (False,):
-        numbers = _read(batch, masked)
-        errors = _messages(ERRORS, batch, numbers) if numbers.get("counted", 1) else []
-        warnings = _messages(WARNINGS, batch, numbers)
-        if not (errors or warnings):
-            break
-    return errors, warnings
+class Findings(NamedTuple):
+    """What was found in a batch."""
+
+    errors: list[str]  # what is certainly wrong
+    warnings: dict[str, str]  # what may be meant, by the name of the mistake
+    has_positives: bool  # whether something that counts is above 0 in the target
 
 
-def _messages(mistakes: Sequence[Mistake], batch: Batch, numbers: Numbers) -> list[str]:
-    return [text for mistake in mistakes if (text := mistake(batch, numbers))]
+def found(batch: Batch) -> Findings:
+    """Reads a batch and judges it. Where nothing counts, nothing else is judged."""
+    numbers = read(batch)
+    positives = bool(numbers["counted"]) and numbers["target_high"] > 0
+    errors = [text for mistake in ERRORS if (text := _judged(mistake, batch, numbers))]
+    warnings = {
+        mistake.__name__: text for mistake in WARNINGS if (text := _judged(mistake, batch, numbers))
+    }
+    return Findings(errors, warnings, positives)
 
 
-# ---- reading -------------------------------------------------------------------------------------
-
-
-def _read(batch: Batch, masked: bool) -> Numbers:
-    """The numbers that the mistakes look at, in one transfer. Some are there only for some calls.
-
-    ``input_low``, ``input_high``, ``target_low``, ``target_high``, ``weight_low``: the bounds.
-    ``counted``: whether anything counts. ``rows_off``, ``lines_off``: how far from 1 the sums over
-    the classes, and over the last dimension, get.
-
-    With ``masked``, elements that do not count are left out, which takes memory of the input's
-    size; else ignored targets alone are.
-    """
-    input, target, weight = batch.input, batch.target, batch.weight
-    found: dict[str, Tensor] = {}
-    counts = _counts(batch, masked)
-    found["input_low"], found["input_high"] = _bounds(input, counts if masked else None)
-    if weight is not None:
-        found["weight_low"], high = _bounds(weight, None)
-        found["counted"] = (found["weight_low"] != 0) | (high != 0)
-    of_target = counts
-    if counts is not None:
-        found["counted"] = counts.any()
-        of_target = counts.any(1, keepdim=True) if batch.labels else counts
-    found["target_low"], found["target_high"] = _bounds(target, of_target)
-    # a local part may have only some of the classes
-    if not batch.labels and batch.classes > 1 and input.shape[1] == batch.classes:
-        if batch.activation == "softmax":
-            found["rows_off"] = _off(target, 1, counts)
-        if input.dim() > 2 and input.shape[1] == input.shape[-1] and counts is None:
-            found["rows_off"], found["lines_off"] = _off(target, 1, None), _off(target, -1, None)
-    dtype = sums_dtype(input.device)
-    values = torch.stack([value.to(dtype) for value in found.values()]).tolist()
-    return dict(zip(found, values))
-
-
-def _counts(batch: Batch, masked: bool) -> Tensor | None:
-    """Where an element counts, broadcastable to the input; None: everywhere. Without ``masked`` the
-    weight is not looked at."""
-    counts = None
-    if masked and batch.weight is not None:
-        counts = batch.weight != 0
-        counts = counts.reshape((1,) * (batch.input.dim() - counts.dim()) + counts.shape)
-    for number in batch.ignored:
-        kept = _comparable(batch.target) != number
-        counts = kept if counts is None else counts & kept
-    if batch.ignores_nan and batch.target.is_floating_point():
-        kept = ~batch.target.isnan()
-        counts = kept if counts is None else counts & kept
-    return counts
-
-
-def _comparable(values: Tensor) -> Tensor:
-    """In an unsigned dtype -100 would wrap to a number that may be a label."""
-    return values if values.is_floating_point() else values.long()
-
-
-def _bounds(values: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The smallest and largest value that counts; NaN if one of them is NaN."""
-    values = _reducible(values)
-    if counts is None:
-        return torch.aminmax(values)
-    info = torch.finfo if values.is_floating_point() else torch.iinfo
-    limits = info(values.dtype)
-    return (
-        torch.where(counts, values, limits.max).amin(),
-        torch.where(counts, values, limits.min).amax(),
-    )
-
-
-def _reducible(values: Tensor) -> Tensor:
-    """The values in a dtype that torch reduces."""
-    if values.dtype == torch.bool:
-        return values.view(torch.uint8)
-    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        return values.to(sums_dtype(values.device))
-    return values
-
-
-def _off(target: Tensor, dim: int, counts: Tensor | None) -> Tensor:
-    """How far the sums along ``dim`` get from 1, where anything counts."""
-    values = _reducible(target)
-    sums = values.sum(dim, dtype=sums_dtype(values.device) if values.is_floating_point() else None)
-    off = (sums - 1).abs()
-    if counts is None:
-        return off.amax()
-    return torch.where(counts.any(dim), off, torch.zeros_like(off)).amax()
+def _judged(mistake: Mistake, batch: Batch, numbers: Numbers) -> str | None:
+    if not numbers["counted"] and mistake is not _nothing_counts:
+        return None
+    # The resolution of a further output is the coarser: what its shape looks like, and that
+    # everything there is ignored, happens by chance.
+    if batch.coarse and mistake in (_nothing_counts, _classes_last, _two_readings):
+        return None
+    return mistake(batch, numbers)
 
 
 # ---- what is certainly wrong ---------------------------------------------------------------------
@@ -165,13 +53,11 @@ def _swapped(batch: Batch, numbers: Numbers) -> str | None:
     low, high = numbers["target_low"], numbers["target_high"]
     if not batch.target.is_floating_point() or not batch.beyond(low, high, batch.target.dtype):
         return None
-    if (numbers["input_low"], numbers["input_high"]) != (0, 1):
-        return None
-    if not _two_values(batch.input, 0, 1):
+    if (numbers["input_low"], numbers["input_high"]) != (0, 1) or not only(batch.input, 0, 1):
         return None
     return (
         "input, target: expected logits and then their targets, got an input of 0 and 1 and a "
-        f"target {_span(low, high)}: they seem to be swapped"
+        f"target with {_span(low, high)}: they seem to be swapped, logits come first"
     )
 
 
@@ -182,19 +68,22 @@ def _no_probabilities(batch: Batch, numbers: Numbers) -> str | None:
     if batch.activation != "none" and not sharpens:
         return None
     # a logit that overflowed, or is NaN, is for a gradient scaler to notice
-    low, high = (value if isfinite(value) else 0.5 for value in (low, high))
-    if not batch.beyond(low, high, batch.input.dtype):
+    least, most = (value if isfinite(value) else 0.5 for value in (low, high))
+    if not batch.beyond(least, most, batch.input.dtype):
         return None
-    got = _shown(low if low < 0 else high)
-    if sharpens:
-        return (
-            f"input: expected probabilities in [0, 1] for a sigmoid of scale {_shown(batch.scale)} "
-            f"and offset 0.5, as AnyLoss has it, got {got}: are these logits? input.sigmoid()"
-        )
-    return (
-        f"input: expected probabilities in [0, 1] with activation='none', got {got}: are these "
-        "logits? activation='sigmoid', or 'softmax' for classes that exclude each other"
+    read_as = "with activation='none'"
+    cure = (
+        "are these logits? Pass activation='sigmoid', or 'softmax' for classes that exclude each "
+        "other; to a loss without that option, pass input.sigmoid()"
     )
+    if sharpens:
+        read_as = f"for a sigmoid of scale {_shown(batch.scale)} and offset 0.5, as AnyLoss has it"
+        cure = "are these logits? Pass input.sigmoid()"
+    if least >= 0 and most <= 100:
+        cure += "; percentages need input / 100"
+    elif most <= 0:
+        cure += "; log-probabilities need input.exp()"
+    return f"input: expected probabilities in [0, 1] {read_as}, got {_span(low, high)}: {cure}"
 
 
 def _label_out_of_range(batch: Batch, numbers: Numbers) -> str | None:
@@ -204,6 +93,17 @@ def _label_out_of_range(batch: Batch, numbers: Numbers) -> str | None:
     classes = batch.classes
     if low >= 0 and high < classes:
         return None
+    if _from_one(numbers, classes):
+        return (
+            f"{_class_numbers(batch)}, got some from 1 to {classes}, as if they began at 1: pass "
+            "target - 1"
+        )
+    if (low, classes) == (0, 2) and high > 1 and _holds_only(batch, 0, high):
+        return (
+            f"{_class_numbers(batch)}, got values 0 and {_shown(high)}: is this a mask? Pass "
+            f"(target > 0).long(); or ignore_index={_shown(high)}, if {_shown(high)} marks what "
+            "does not count"
+        )
     return str(hints.unknown_label(int(low if low < 0 else high), classes, batch.ignored))
 
 
@@ -217,21 +117,94 @@ def _outside(batch: Batch, numbers: Numbers) -> str | None:
     expected = "[0, 1]"
     if batch.classes > 1 and not batch.target.is_floating_point():
         expected += " (or class numbers, without a dimension of classes)"
-    got, cure = _span(low, high), ""
+    return f"target: expected values in {expected}, got {_what_came(batch, low, high)}"
+
+
+def _what_came(batch: Batch, low: float, high: float) -> str:
+    """The values of a dense target that leave [0, 1], and the likely cure."""
+    if isnan(low):
+        softmax = "a weight of 0 leaves such pixels out"
+        cure = softmax if batch.activation == "softmax" else "nan_targets='ignore' leaves them out"
+        return f"NaN: if they mark what is missing, {cure}"
+    scaled = f"divide by {_shown(high)} or compare with 0"
+    signed = "pass (target + 1) / 2, or target > 0"
     if low == high:
-        got = f"{_shown(low)} everywhere"
-    elif _two_values(batch.target, low, high):
-        got = f"values {_shown(low)} and {_shown(high)}"
-        cure = ": target - 1" if (low, high) == (1, 2) else ""
-        cure = f": divide by {_shown(high)} or compare with 0" if low == 0 else cure
+        return f"{_shown(low)} everywhere" + (f": {scaled}" if high > 1 else "")
+    pairs = {(0.0, high): scaled, (-1.0, 1.0): signed, (1.0, 2.0): "pass target - 1"}
+    if (low, high) in pairs and _holds_only(batch, low, high):
+        return f"values {_shown(low)} and {_shown(high)}: {pairs[low, high]}"
+    mark = _shown(low if low < 0 else high)
+    # 0, 1 and 2 are class numbers rather
+    if float(mark).is_integer() and high != 2 and _holds_only(batch, 0, 1, float(mark)):
+        hidden = "a weight of 0 there" if batch.activation == "softmax" else f"ignore_index={mark}"
+        return f"{mark} beside 0 and 1: if {mark} marks what does not count, pass {hidden}"
     if high == 255:
-        cure = ": divide by 255 or compare with 0"
-    elif low == -1 and high <= 1:
-        cure = ": (target + 1) / 2, or target > 0"
-    return f"target: expected values in {expected}, got {got}{cure}"
+        return f"{_span(low, high)}: {scaled}"
+    if low == -1 and high <= 1:
+        return f"{_span(low, high)}: {signed}"
+    if batch.classes == 1 and low >= 0 and not batch.target.is_floating_point():
+        return (
+            f"{_span(low, high)}: class numbers need an input with a channel for each of the "
+            "classes, and one class against the rest is target == 1"
+        )
+    cure = ": is this tensor the target?" if batch.target.is_floating_point() else ""
+    return f"{_span(low, high)}{cure}"
+
+
+def _weights_of_classes(batch: Batch, numbers: Numbers) -> str | None:
+    """Constant ones on the CPU were checked when the loss was made."""
+    for name, _ in batch.of_classes:
+        low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+        if not (low >= 0 and isfinite(high)):
+            wrong = high if low >= 0 else low
+            return f"{name}: expected finite numbers >= 0, got {_shown(wrong)}"
+    return None
 
 
 # ---- what may be meant ---------------------------------------------------------------------------
+
+
+def _gradient_of_target(batch: Batch, numbers: Numbers) -> str | None:
+    if batch.input.requires_grad or not batch.target.requires_grad:
+        return None
+    return (
+        "input, target: expected predictions and then their targets, got a target that requires a "
+        "gradient and an input that does not: they seem to be swapped, predictions come first"
+    )
+
+
+# How many values show that they are probabilities. Logits of which a share q happens to lie in
+# [0, 1] do so all at once with a chance of q^64: 1e-30 for those of a standard normal distribution,
+# of which a third lie there, and still 1e-3 where it is nine of ten.
+_ENOUGH = 64
+# Values on both sides of 1/2, and not next to it. Logits of an image are no independent draws: a
+# nearly constant one gives nearly constant logits, which a bias may lift above 0. But a bias that
+# lifts them to 1/2, where every decision is the same, is rare, and an output that is initialised
+# with 0 or with a constant is no spread at all. Probabilities of an untrained model, whose logits
+# are spread around 0 by 1/2 or more, lie on both sides.
+_BELOW_HALF, _ABOVE_HALF = 3 / 8, 5 / 8
+
+
+def _probabilities(batch: Batch, numbers: Numbers) -> str | None:
+    low, high = numbers["input_low"], numbers["input_high"]
+    if batch.activation == "none" or batch.offset != 0 or not 0 <= low < high <= 1:
+        return None
+    if numbers["counted"] < _ENOUGH:
+        return None
+    if batch.activation == "softmax":
+        # sums of 1 in every pixel are no accident, whatever the spread
+        if not _add_up(numbers, "input_rows", rounding(batch.input)):
+            return None
+        got = f"{_span(low, high)} that add up to 1 over the classes"
+    else:
+        if low > _BELOW_HALF or high < _ABOVE_HALF:
+            return None
+        got = _span(low, high)
+    return (
+        f"input: expected logits with activation={batch.activation!r}, got {got}: are these "
+        "probabilities already? Pass the logits, without a sigmoid or softmax before the loss; or "
+        "activation='none', if the loss has that option"
+    )
 
 
 def _labels_from_one(batch: Batch, numbers: Numbers) -> str | None:
@@ -239,17 +212,28 @@ def _labels_from_one(batch: Batch, numbers: Numbers) -> str | None:
     if not (batch.labels and batch.ignores_out_of_range) or not _from_one(numbers, classes):
         return None
     return (
-        f"target: expected class numbers from 0 to {classes - 1}, got some from 1 to {classes}, "
-        "so that the last class falls out: target - 1"
+        f"{_class_numbers(batch)}, got some from 1 to {classes}, as if they began at 1, so that "
+        "the last class falls out: pass target - 1"
     )
 
 
 def _nothing_counts(batch: Batch, numbers: Numbers) -> str | None:
-    if numbers.get("counted", 1):
+    if numbers["counted"]:
         return None
-    what = "is ignored or has a weight of 0" if batch.ignored else "has a weight of 0"
+    reasons = []
+    if batch.ignored:
+        reasons.append(f"is ignored (ignore_index={hints.listed(batch.ignored)})")
+    if batch.ignores_nan:
+        reasons.append("is NaN")
+    if batch.weight is not None:
+        reasons.append("has a weight of 0")
+    if batch.counting is not None:
+        reasons.append("belongs to a class of weight 0")
     name = "target" if batch.weight is None else "weight"
-    return f"{name}: expected something that counts, but every element {what}, so nothing is learnt"
+    return (
+        f"{name}: expected something that counts, but every element {' or '.join(reasons)}, so "
+        "that nothing is learnt: is that meant?"
+    )
 
 
 def _negative_weight(batch: Batch, numbers: Numbers) -> str | None:
@@ -257,31 +241,39 @@ def _negative_weight(batch: Batch, numbers: Numbers) -> str | None:
     if not low < 0:
         return None
     return (
-        f"weight: expected numbers >= 0, got {_shown(low)}: a boundary loss means it, but the sums "
-        "may become negative and the loss leave its range"
+        f"weight: expected numbers >= 0, got {_shown(low)}: the sums may become negative and the "
+        "loss leave its range. A boundary loss means that; else, is this tensor a weight?"
     )
 
 
 def _classes_last(batch: Batch, numbers: Numbers) -> str | None:
-    shape = list(batch.shape)
-    if _lines_sum_to_one(batch, numbers):
-        return (
-            f"target: expected the classes in dim 1 of {shape}, but its last dim adds up to 1, as "
-            "if it held the classes: target.movedim(-1, 1), and input alike"
-        )
-    return None
+    if not _lines_sum_to_one(batch, numbers):
+        return None
+    return (
+        f"target: expected the classes in dim 1 of {list(batch.shape)}, but it adds up to 1 over "
+        "its last dim, as if that held the classes: pass target.movedim(-1, 1), and input alike if "
+        "its classes are the last dim too"
+    )
 
 
 def _rows_off(batch: Batch, numbers: Numbers) -> str | None:
-    if batch.activation != "softmax" or _lines_sum_to_one(batch, numbers):
+    if batch.activation != "softmax" or (not batch.coarse and _lines_sum_to_one(batch, numbers)):
         return None
-    off = numbers.get("rows_off", 0)
-    if not off > _rounding(batch.target):
+    slack = rounding(batch.target)
+    if "rows_low" not in numbers or _add_up(numbers, "rows", slack):
         return None
+    low, high = numbers["rows_low"], numbers["rows_high"]
+    if high > 1 + slack:
+        cure = "where several classes may be there at once, pass activation='sigmoid'"
+    else:
+        cure = (
+            "is the background missing? It is a class as well; a pixel that should not count is "
+            "left out by a weight of 0, or by class numbers with an ignore_index"
+        )
+    sums = f"sums from {_shown(low)} to {_shown(high)}" if low != high else f"sums of {_shown(low)}"
     return (
         "target: expected classes that add up to 1 in every pixel with activation='softmax', got "
-        f"sums that are off by {_shown(off)}: activation='sigmoid' judges every class by itself, "
-        "and a pixel without a class is left out by class numbers with ignore_index"
+        f"{sums}: {cure}"
     )
 
 
@@ -299,13 +291,20 @@ def _two_readings(batch: Batch, numbers: Numbers) -> str | None:
     )
 
 
-ERRORS: tuple[Mistake, ...] = (_swapped, _no_probabilities, _label_out_of_range, _outside)
+ERRORS: tuple[Mistake, ...] = (
+    _weights_of_classes, _swapped, _no_probabilities, _label_out_of_range, _outside,
+)  # fmt: skip
 WARNINGS: tuple[Mistake, ...] = (
-    _labels_from_one, _nothing_counts, _negative_weight, _classes_last, _rows_off, _two_readings,
+    _gradient_of_target, _probabilities, _labels_from_one, _nothing_counts, _negative_weight,
+    _classes_last, _rows_off, _two_readings,
 )  # fmt: skip
 
 
 # ---- steps ---------------------------------------------------------------------------------------
+
+
+def _class_numbers(batch: Batch) -> str:
+    return f"target: expected class numbers from 0 to {batch.classes - 1}"
 
 
 def _from_one(numbers: Numbers, classes: int) -> bool:
@@ -314,20 +313,24 @@ def _from_one(numbers: Numbers, classes: int) -> bool:
 
 
 def _lines_sum_to_one(batch: Batch, numbers: Numbers) -> bool:
-    """Whether the sums along the last dim are 1, and those along the classes are not."""
-    rounding = _rounding(batch.target)
-    return numbers.get("lines_off", 1) <= rounding < numbers.get("rows_off", 0)
+    """Whether the sums along the last dim are 1, and those along the classes are not. That a few
+    lines of bits do so may be chance, unless the sizes say that they might be classes."""
+    slack = rounding(batch.target)
+    square = batch.shape[1:2] == batch.shape[-1:]
+    if not (square or batch.activation == "softmax" or numbers["counted"] >= _ENOUGH):
+        return False
+    return _add_up(numbers, "lines", slack) and not _add_up(numbers, "rows", slack)
 
 
-def _rounding(target: Tensor) -> float:
-    """How far a sum of probabilities may be from 1."""
-    return 1e-3 + (4 * torch.finfo(target.dtype).eps if target.is_floating_point() else 0)
+def _add_up(numbers: Numbers, name: str, slack: float) -> bool:
+    """Whether sums of this name were read, and all are 1."""
+    low, high = numbers.get(f"{name}_low", 0), numbers.get(f"{name}_high", 0)
+    return 1 - low <= slack and high - 1 <= slack
 
 
-def _two_values(values: Tensor, one: float, other: float) -> bool:
-    """Whether there are no values but these two; this waits for the device again."""
-    found = _reducible(values)
-    return bool(((found == one) | (found == other)).all())
+def _holds_only(batch: Batch, *values: float) -> bool:
+    """Whether the target holds nothing but these values and ignored ones."""
+    return only(batch.target, *values, *batch.ignored)
 
 
 def _span(low: float, high: float) -> str:

@@ -11,17 +11,23 @@ from typing import Any, cast
 
 import torch
 
-from customloss._spec import hints
 
-
-def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """``value`` is one of the words ``allowed``."""
     allowed = tuple(allowed)
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a string, one of {allowed}, got {value!r}")
+        cure = _cure(name, value, allowed)
+        raise TypeError(f"{name}: expected a string, one of {allowed}, got {value!r}{cure}")
     if value not in allowed:
-        hint = hints.did_you_mean(value, allowed)
-        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}{hint}")
+        cure = _cure(name, value, allowed)
+        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}{cure}")
+
+
+def _cure(name: str, value: object, allowed: Iterable[str] = ()) -> str:
+    """What to say of a word that an option does not know."""
+    from customloss._spec import unknown
+
+    return unknown.value_cure(name, value, tuple(allowed))
 
 
 def shown(value: float) -> object:
@@ -44,14 +50,27 @@ def number(
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not -sys.float_info.max <= value <= sys.float_info.max:
         raise ValueError(f"{name}: expected a finite number, got {shown(value)}")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"{name}: expected a number >= {at_least}, got {value}")
-    if at_most is not None and value > at_most:
-        raise ValueError(f"{name}: expected a number <= {at_most}, got {value}")
-    if above is not None and value <= above:
-        raise ValueError(f"{name}: expected a number > {above}, got {value}")
-    if below is not None and value >= below:
-        raise ValueError(f"{name}: expected a number < {below}, got {value}")
+    if (
+        (at_least is not None and value < at_least)
+        or (at_most is not None and value > at_most)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
+        allowed = _range(at_least, at_most, above, below)
+        raise ValueError(f"{name}: expected a number {allowed}, got {value}")
+
+
+def _range(
+    at_least: float | None, at_most: float | None, above: float | None, below: float | None
+) -> str:
+    """The bounds of a number, both of them where there are two."""
+    low = at_least if above is None else above
+    high = at_most if below is None else below
+    if high is None:
+        return f"{'>=' if above is None else '>'} {low}"
+    if low is None:
+        return f"{'<=' if below is None else '<'} {high}"
+    return f"in {'[' if above is None else '('}{low}, {high}{']' if below is None else ')'}"
 
 
 MOST_IGNORED = 8  # csrc/pixel.h has the same
@@ -108,4 +127,5 @@ def option_types(options: Mapping[str, object], defaults: Mapping[str, object]) 
         kind = type(defaults[name])
         fits = isinstance(value, (int, float) if kind is float else kind)
         if kind in _KINDS and not (fits and (kind is bool or not isinstance(value, bool))):
-            raise TypeError(f"{name}: expected {_KINDS[kind]}, got {value!r}")
+            cure = _cure(name, value) if value is None else ""
+            raise TypeError(f"{name}: expected {_KINDS[kind]}, got {value!r}{cure}")

@@ -5,7 +5,7 @@ Nothing here reads the data of a tensor; ``batch_checks.py`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ def are_tensors(input: object, target: object, weight: object) -> None:
     """The three operands are tensors (``weight`` may be None)."""
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+            raise TypeError(
+                f"{name}: expected a torch.Tensor, got {type(value).__name__}{_part(name, value)}"
+            )
         if isinstance(value, Tensor) and value.is_nested:
             raise TypeError(
                 f"{name}: expected a dense tensor, got a nested one: pad it, as with "
@@ -37,6 +39,20 @@ def are_tensors(input: object, target: object, weight: object) -> None:
             )
         if isinstance(value, Tensor) and value.layout is not torch.strided:
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
+
+
+def _part(name: str, value: object) -> str:
+    """The cure for what holds tensors where one was expected."""
+    if name == "input" and isinstance(value, Mapping):
+        keys = [key for key, each in value.items() if isinstance(each, Tensor)]
+        best = "out" if "out" in keys else next(iter(keys), None)  # as of torchvision's models
+        return "" if best is None else f": pass input[{best!r}]"
+    if isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) for each in value):
+        several = "customloss.DeepSupervision scores the outputs of several resolutions"
+        return f": {several}" if name == "input" else ": pass torch.stack or one of them"
+    if hasattr(value, "__array__"):
+        return f": torch.as_tensor({name})"
+    return ""
 
 
 def checked(
@@ -55,7 +71,11 @@ def checked(
     """
     shape = input.shape
     if input.dtype not in INPUT_DTYPES:
-        hint = "; are input and target swapped?" if target.dtype in INPUT_DTYPES else ""
+        hint = ""
+        if target.dtype in INPUT_DTYPES:
+            hint = "; are input and target swapped?"
+        elif input.dtype in _TARGETS:
+            hint = "; are these decisions? A loss needs the logits or probabilities before them"
         raise TypeError(
             f"input: expected float32, float64, float16 or bfloat16, got {input.dtype}{hint}"
         )
@@ -150,7 +170,7 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
         expected = f"the shape of input, {list(shape)}"
         if len(shape) > 1:
             expected += f", or {list(without_class_dim)} for class numbers"
-        raise ValueError(f"target: expected {expected}, got {list(came)}")
+        raise ValueError(f"target: expected {expected}, got {list(came)}{_shape_cure(came, shape)}")
     if shape[1] == 1:
         raise ValueError(
             f"target: expected the shape of input, {list(shape)}, got {list(came)}: an input with "
@@ -159,9 +179,21 @@ def _class_index(input: Tensor, target: Tensor) -> Tensor:
     if target.dtype not in INDEX_DTYPES:
         raise TypeError(
             f"target: expected uint8, int8, int16, int32 or int64 for class numbers {list(came)}, "
-            f"got {target.dtype}; a dense target has the shape of input, {list(shape)}"
+            f"got {target.dtype}: pass target.long(), if these are class numbers; a dense target "
+            f"has the shape of input, {list(shape)}"
         )
     return target if len(came) == len(shape) else target.unsqueeze(1)
+
+
+def _shape_cure(came: Sequence[int], shape: Sequence[int]) -> str:
+    """What a target of shape ``came`` needs to fit an input of ``shape``, if that can be said."""
+    if len(shape) > 2 and _alike(came, (shape[0], *shape[2:], shape[1])):
+        return ": are the classes its last dimension? Pass target.movedim(-1, 1)"
+    if len(shape) > 2 and _alike(came, shape[:-1]):
+        return ": are the classes the last dimension of input? Pass input.movedim(-1, 1)"
+    if [size for size in came if size != 1] == [size for size in shape if size != 1]:
+        return ": pass target.view_as(input)"
+    return ""
 
 
 def _weight(weight: Tensor, input: Tensor, labels: bool) -> Tensor:
@@ -178,6 +210,8 @@ def _weight(weight: Tensor, input: Tensor, labels: bool) -> Tensor:
         cure = ""
         if of_pixels(came, shape) or (len(shape) == 2 and _alike(came, shape[:1])):
             cure = ": weight[:, None] is one number per sample and place"
+        elif len(shape) > 1 and _alike(came, shape[1:2]):
+            cure = ": the option class_weight has a number for each class"
         raise ValueError(f"weight: expected {expected}, got {list(came)}{cure}")
     return weight
 

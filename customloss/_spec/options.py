@@ -269,6 +269,11 @@ def bounded(**parameters: Any) -> None:
                 "smooth: expected a denominator above 0 where the numerator is above 0 (the "
                 f"similarity of an empty group would be infinite), got {numbers}"
             )
+    if parameters.get("fp_weight", 1) == parameters.get("fn_weight", 1) == 0:
+        raise ValueError(
+            "fp_weight, fn_weight: expected one above 0 (a similarity that counts no misses has "
+            "nothing to learn from), got none"
+        )
 
 
 def smooth_fits(smooth: scores.Smooth, link: str) -> None:
@@ -319,9 +324,10 @@ def _elements(
     checks.number("focal_gamma", focal_gamma, at_least=0)
     if log_smoothing is not None:
         checks.number("log_smoothing", log_smoothing, at_least=0, below=1)
-    if activation == "softmax" and logit_scale == 0:
+    if logit_scale == 0:
         raise ValueError(
-            "logit_scale: expected a number other than 0 with activation='softmax', got 0"
+            "logit_scale: expected a number other than 0 (with 0 all probabilities are alike, "
+            "whatever the input), got 0"
         )
     per_class = average != "micro" and rank > 1
     return Elements(

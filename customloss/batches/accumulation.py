@@ -12,9 +12,11 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from customloss import distributed
 from customloss._ops.modes import transformed
+from customloss._spec import hints
 from customloss.losses.base import Loss
 
 # Whether the warning of unlike passes came already, and whether a device was waited for to see
@@ -39,6 +41,12 @@ def _compares(sums: Tensor) -> bool:
     first = not _waited and not capturing
     _waited = _waited or first
     return first
+
+
+def _share(value: Tensor, count: int) -> Tensor:
+    """``value``, whose gradient is one of ``count`` equal parts."""
+    constant = value.detach()
+    return constant + (value - constant) / count
 
 
 class accumulate(distributed.Adder):
@@ -74,8 +82,7 @@ class accumulate(distributed.Adder):
 
     Raises:
         TypeError: another kind of loss.
-        ValueError: a loss that learns itself, as a class weight that is a parameter; micro-batches
-            with unlike numbers of classes; or (debug) forwards that differ.
+        ValueError: micro-batches with unlike numbers of classes, or (debug) forwards that differ.
         RuntimeError: steps out of order, or a ``with`` block left before every micro-batch that was
             added had its loss.
 
@@ -94,14 +101,7 @@ class accumulate(distributed.Adder):
         if not isinstance(loss, Loss):
             raise TypeError(
                 "loss: expected a loss module of customloss, such as SoftF1Loss(), got "
-                f"{type(loss).__name__}"
-            )
-        tensors = (*loss.named_parameters(), *loss.named_buffers())
-        learned = [name for name, tensor in tensors if tensor.requires_grad]
-        if learned:
-            raise ValueError(
-                f"loss: expected one that learns nothing itself, got {', '.join(learned)} with a "
-                "gradient, which every micro-batch would have in full: requires_grad_(False)"
+                f"{hints.instance_of(loss)}"
             )
         self.process_group = loss.options()["process_group"]
         self._size = distributed.group_size(self.process_group)
@@ -130,7 +130,10 @@ class accumulate(distributed.Adder):
                 "micro-batch is added once, without a graph, and then has its loss once"
             )
         self._adding = False
-        loss: Tensor = self._loss(input, target, weight)
+        learned, operands = self._learned(), (input, target, weight)
+        loss: Tensor = (
+            functional_call(self._loss, learned, operands) if learned else self._loss(*operands)
+        )
         self._scored += 1
         return loss
 
@@ -157,11 +160,16 @@ class accumulate(distributed.Adder):
         # the ranks, so this rank's share is multiplied by their number.
         return whole + self._size * (sums - detached)
 
-    def of_part(self, loss: Tensor) -> Tensor:
-        """Called with a pointwise loss of the micro-batch alone. The gradients of micro-batches add
-        up, so each is divided by their number; the value is left as it is."""
-        share = loss / max(self._added, 1)
-        return loss.detach() + (share - share.detach())
+    def of_part(self, sums: Tensor) -> Tensor:
+        """Called with the sums of a micro-batch whose pointwise loss is its own; the batch has the
+        mean of these losses."""
+        return sums if self._adding else _share(sums, self._added)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What the loss itself learns, as a class weight that is a parameter. Every micro-batch has
+        the whole gradient by it, so it takes its share."""
+        tensors = (*self._loss.named_parameters(), *self._loss.named_buffers())
+        return {name: _share(each, self._added) for name, each in tensors if each.requires_grad}
 
     def __enter__(self) -> accumulate:
         return self

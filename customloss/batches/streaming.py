@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customloss import distributed
-from customloss._spec import checks
+from customloss._spec import checks, hints
 from customloss.losses.base import HoldsGroup, Loss
 
 
@@ -59,7 +59,7 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
         super().__init__()
         if not isinstance(loss, Loss):
             raise TypeError(
-                f"loss: expected a loss module of customloss, got {type(loss).__name__}"
+                f"loss: expected a loss module of customloss, got {hints.instance_of(loss)}"
             )
         options = loss.options()
         if options.get("samplewise"):
@@ -67,9 +67,7 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
                 "loss: expected samplewise=False, got True (samples have no sums in common to "
                 "average over time)"
             )
-        checks.number("decay", decay, at_least=0)
-        if decay >= 1:
-            raise ValueError(f"decay: expected a number < 1, got {decay}")
+        checks.number("decay", decay, at_least=0, below=1)
         self.decay = decay
         self._one_group = options.get("average") == "micro"
         self.process_group = options["process_group"]

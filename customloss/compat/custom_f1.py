@@ -14,11 +14,13 @@ from customloss._spec import checks
 from customloss._spec.options import CheckTarget
 from customloss.losses.base import Loss
 from customloss.losses.composed import confusion_loss
+from customloss.losses.keywords import known_only
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@known_only
 def custom_f1_loss(
     input: Tensor,
     target: Tensor,
@@ -74,6 +76,7 @@ class CustomF1Loss(Loss, name="custom_f1"):
 
     function = staticmethod(custom_f1_loss)
 
+    @known_only
     def __init__(
         self,
         beta: float = 1.0,

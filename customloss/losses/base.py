@@ -1,12 +1,11 @@
-"""What the losses share: modules that keep options, and signatures that show them."""
+"""What the losses share: modules that keep options."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +14,13 @@ from torch.compiler import is_compiling
 from customloss import distributed
 from customloss._backends import choice
 from customloss._ops.modes import holds_values
-from customloss._spec import hints
-from customloss._spec import options as spec
 from customloss.distributed import is_group
-from customloss.losses import classes, help_text
+from customloss.losses import classes, help_text, keywords
 from customloss.losses.first_batch import ONCE, FirstBatch
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, SumsTaker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 # The losses of the package by name, as ``customloss.loss`` knows them.
 LOSSES: dict[str, type[Loss]] = {}
@@ -49,53 +44,6 @@ def _differs(value: Any, default: Any) -> bool:
         if isinstance(value, kinds) and isinstance(default, kinds):
             return isinstance(value, bool) or isinstance(default, bool) or value != default
     return True
-
-
-# the types of most options, of which none is a number of numpy
-_PLAIN = frozenset((type(None), bool, int, float, str, Tensor))
-
-
-def _number(value: Any) -> Any:
-    """A number of numpy as a number of Python, alone or in a tuple or list; anything else as it
-    is."""
-    if isinstance(value, (tuple, list)):
-        numbers = map(_number, value)
-        return tuple(numbers) if isinstance(value, tuple) else list(numbers)
-    is_scalar = not isinstance(value, Tensor) and getattr(value, "shape", None) == ()
-    return value.item() if is_scalar else value
-
-
-def takes(options: type) -> Callable[[_F], _F]:
-    """Spells ``**options`` out in the signature that ``help`` and ``inspect`` show, and refuses
-    options that are not in it: ``dice_loss(..., beta=2.0)`` would be the loss of F2."""
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in {**spec.FUNCTION, **spec.POINTWISE}.items()
-        if name in options.__annotations__
-    ]
-
-    def decorate(function: _F) -> _F:
-        signature = inspect.signature(function)
-        listed = list(signature.parameters.values())[:-1]
-        signature = signature.replace(parameters=[*listed, *more])
-        known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        # operands may be passed by name as well
-        names = frozenset(signature.parameters)
-
-        @wraps(function)
-        def checked(*operands: Any, **given: Any) -> Any:
-            if given:
-                if not names.issuperset(given):
-                    unknown = next(name for name in given if name not in names)
-                    raise hints.unknown_option(unknown, function.__name__, known)
-                if not (_PLAIN.issuperset(map(type, given.values())) or is_compiling()):
-                    given = {name: _number(value) for name, value in given.items()}
-            return function(*operands, **given)
-
-        checked.__signature__ = signature  # type: ignore[attr-defined]
-        return cast(_F, checked)
-
-    return decorate
 
 
 class HoldsGroup(nn.Module):
@@ -163,6 +111,8 @@ class Loss(HoldsGroup):
         cls.defaults = {name: option.default for name, option in options.items()}
         cls._passed = {n: default for n, default in cls.defaults.items() if n != "check_target"}
         # shown by help: what __init__ takes by position, then every option of the function
+        if "__init__" in vars(cls):
+            cls.__init__ = keywords.by_name(cls.__init__, cls.defaults)  # type: ignore[method-assign]
         _, *listed = inspect.signature(cls.__init__).parameters.values()
         listed = [p for p in listed if p.kind is p.POSITIONAL_OR_KEYWORD]
         names = {p.name for p in listed}
@@ -179,15 +129,17 @@ class Loss(HoldsGroup):
                 f"{type(self).__name__}: expected one of the losses, such as SoftF1Loss; this is "
                 "their common type, for isinstance and for annotations"
             )
-        for name in options:
-            if name not in self.defaults:
-                raise hints.unknown_option(name, type(self).__name__, list(self.defaults))
+        keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
-            value = _number(value)
-            is_class_weight = name in _CLASS_WEIGHTS and value is not None
-            by_class = isinstance(value, Sequence) or (isinstance(value, Tensor) and value.dim())
-            if is_class_weight or (name == "pos_weight" and by_class):
+            value = keywords.as_plain(value)
+            single = isinstance(value, (int, float)) or (
+                isinstance(value, Tensor) and not value.dim()
+            )
+            by_class = name in _CLASS_WEIGHTS or (name == "pos_weight" and not single)
+            if value is not None and by_class:
                 value = classes.as_tensor(name, value)
+            if isinstance(value, Tensor) and (by_class or name == "pos_weight"):
+                classes.check_values(name, value)
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
@@ -299,6 +251,7 @@ class Loss(HoldsGroup):
         """The loss at these options."""
         return type(self).function(input, target, weight, **options)
 
+    @keywords.known_only
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
@@ -318,6 +271,7 @@ class Loss(HoldsGroup):
         """
         return self._loss(input, target, weight, self._changed())
 
+    @keywords.known_only
     def with_sums(
         self, input: Tensor, target: Tensor, weight: Tensor | None = None, *, hard: bool = False
     ) -> tuple[Tensor, ConfusionSums | ExtendedSums]:
@@ -375,17 +329,32 @@ class Loss(HoldsGroup):
             if isinstance(value, distributed.Adder):  # the module that holds this one
                 continue
             if isinstance(value, Tensor):
-                changed.append(f"{name}={_shown(value)}")
+                changed.append(f"{name}={_short(value)}")
             elif _differs(value, self.defaults[name]):
-                changed.append(f"{name}={value!r}")
+                long = isinstance(value, (tuple, list)) and len(value) > _MOST_SHOWN
+                changed.append(f"{name}={_short(value) if long else repr(value)}")
         return ", ".join(changed)
 
 
-def _shown(values: Tensor) -> str:
-    """The numbers of a tensor, or its shape where there are none to read, as on the meta device."""
-    if holds_values(values):
-        return str(values.tolist())
-    return f"<{list(values.shape)} on {values.device}>"
+# How many numbers of an option a repr shows; torch prints none of its buffers.
+_MOST_SHOWN = 8
+
+
+def _short(values: Tensor | Sequence[float]) -> str:
+    """Numbers as a repr shows them: of many the first two, the last and how many there are. The
+    shape, where there are none to read, as on the meta device."""
+    if isinstance(values, Tensor) and not holds_values(values):
+        return f"<{list(values.shape)} on {values.device}>"
+    if isinstance(values, Tensor) and values.dim() == 0:
+        return f"{values.item():.4g}"
+    count = values.numel() if isinstance(values, Tensor) else len(values)
+    many = count > _MOST_SHOWN
+    ends = [values[0], values[1], values[-1]] if many else [*values]
+    numbers = [each.item() if isinstance(each, Tensor) else each for each in ends]
+    shown = [f"{each:.4g}" if isinstance(each, float) else str(each) for each in numbers]
+    if not many:
+        return f"[{', '.join(shown)}]"
+    return f"[{shown[0]}, {shown[1]}, …, {shown[2]}] ({count})"
 
 
 def _by_class(saved: Tensor, own: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from threading import Lock
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from customloss._ops import is_dtensor, modes
-from customloss._ops.modes import ordinary_tensors
+from customloss._ops.modes import holds_values, ordinary_tensors
 from customloss._spec import checks
 from customloss.reference.losses import without_hidden
 from customloss.reference.sums import sums_dtype
@@ -181,6 +181,12 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     ])  # fmt: skip
 
 
+def hidden(table: Tensor, has_score: bool, has_pointwise: bool) -> Tensor:
+    """Which classes count in no part of a loss, of those that it has; ``table`` is theirs."""
+    rows = zip(table.unbind(0), (has_score, has_pointwise))
+    return torch.stack([row == 0 for row, has in rows if has]).all(0)
+
+
 @kept
 def _chosen(
     device: torch.device, of_rows: tuple[_Runs, _Runs], count: int, dtype: torch.dtype
@@ -231,16 +237,47 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"{name}: expected a float or integer dtype, got {values.dtype}")
         return values
+    listed = _sequence(name, values)
+    _check_weights(name, listed)
+    if like is None:
+        return torch.tensor(listed, dtype=torch.float64)
+    return numbers(like, tuple(listed), sums_dtype(like.device))
+
+
+def check_values(name: str, weights: Tensor) -> None:
+    """Checks the numbers of a constant tensor on the CPU, as those of a sequence are. Nothing waits
+    for another device, and a tensor that is learned has other values later."""
+    if (
+        type(weights) is Tensor
+        and weights.is_cpu
+        and not weights.requires_grad
+        and holds_values(weights)
+    ):
+        _check_weights(name, weights.flatten().tolist())
+
+
+def _sequence(name: str, values: object) -> list[Any]:
+    """The elements of a sequence; an array of one dimension has become one before."""
+    shape = getattr(values, "shape", None)
+    if isinstance(shape, tuple):
+        raise ValueError(f"{name}: expected one number per class, got shape {list(shape)}")
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: expected a Tensor or a sequence of numbers, got {values!r}")
+        cure = ""
+        if values == "balanced" and name != "pos_weight":  # scikit-learn's word
+            cure = (
+                ": count = torch.bincount(labels.flatten(), minlength=C) gives count.sum() / "
+                "(C * count)"
+            )
+        raise TypeError(f"{name}: expected a Tensor or a sequence of numbers, got {values!r}{cure}")
+    return list(values)
+
+
+def _check_weights(name: str, values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected numbers, got {value!r}")
         if not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{name}: expected finite numbers >= 0, got {checks.shown(value)}")
-    if like is None:
-        return torch.tensor(list(values), dtype=torch.float64)
-    return numbers(like, tuple(values), sums_dtype(like.device))
 
 
 def per_class(name: str, values: object, input: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from customloss._spec.options import Compound
-from customloss.losses.base import takes
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Score
+from customloss.losses.keywords import takes
 from customloss.losses.parts import compound, known_score
 
 if TYPE_CHECKING:

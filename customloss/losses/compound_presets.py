@@ -8,7 +8,8 @@ from torch import Tensor
 
 from customloss import scores
 from customloss._spec.options import WithBinaryCrossEntropy, WithCrossEntropy, WithFocal
-from customloss.losses.base import Loss, takes
+from customloss.losses.base import Loss
+from customloss.losses.keywords import takes
 from customloss.losses.parts import binary, compound
 from customloss.scores import Smooth
 

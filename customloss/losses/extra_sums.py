@@ -15,9 +15,10 @@ from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Grouping, Options
 from customloss.losses import request, route
-from customloss.losses.base import Loss, takes
+from customloss.losses.base import Loss
 from customloss.losses.composed import confusion_loss
 from customloss.losses.formula import Formula, at
+from customloss.losses.keywords import takes
 from customloss.scores import Smooth
 
 if TYPE_CHECKING:
@@ -144,8 +145,7 @@ def semimetric_tversky_loss(
 ) -> Tensor:
     """``1 - (tp' + s) / (tp' + fp_weight fp' + fn_weight fn' + s)``: Tversky for soft labels.
 
-    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0). They follow from sums: tp' =
-    (P + T - A) / 2 with P, T and A of :func:`semimetric_dice_loss`. With hard labels it is
+    tp' = Σ min(p, t), fp' = Σ max(p - t, 0), fn' = Σ max(t - p, 0). With hard labels it is
     :func:`tversky_loss`; with soft labels its minimum, 0, is at p = t. Other arguments and errors
     are those of :func:`tversky_loss`.
 
@@ -221,7 +221,8 @@ def weighted_log_loss(
         empty = whole == 0
         return missed * whole.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
 
-    return route.loss(call, Formula("weighted_log", loss_of_rows, must_agree=recall_weight))
+    must_agree = ({"recall_weight": recall_weight},)
+    return route.loss(call, Formula("weighted_log", loss_of_rows, must_agree=must_agree))
 
 
 class WeightedLogLoss(Loss, name="weighted_log"):

@@ -37,7 +37,7 @@ OPTIONS = {
     "focal_split": "(1-p)^γ and p^γ before the two logarithms of soft targets",
     "focal_weight": "what the focal loss counts",
     "fp_weight": "the weight of false positives, >= 0",
-    "gamma": 'the exponent of link="focal" or "log_power", > 0',
+    "gamma": 'the exponent of link="focal" or "log_power", > 0; 1 changes nothing',
     "ignore_index": "the values of targets that do not count: an int, or several",
     "include_background": "whether class 0 is scored",
     "label_smoothing": "ε in [0, 1): t becomes (1 - ε) t + ε / K",
@@ -54,7 +54,7 @@ OPTIONS = {
     "pos_weight": "how often binary and focal losses count positives: a number, or one per class",
     "process_group": 'the ranks that share the batch: a ProcessGroup, "world", "local" or None',
     "recall_weight": "the weight of recall, in [0, 1]",
-    "reduction": '"mean" or "sum"; of a score "none" too, of a pointwise loss "mean_all"',
+    "reduction": '"mean" or "sum"; of a score "none" (all that is kept), else "mean_all"',
     "samplewise": "score every sample by itself",
     "score_weight": "what the loss of the score counts",
     "shift": "added to the logits",
@@ -69,7 +69,7 @@ def documented(text: str | None, function: str, defaults: Mapping[str, Any]) -> 
     """The docstring of a module, with shapes and options; one that explains its own is complete."""
     if text is None or "Args:" in text:  # None: python -OO
         return text
-    lines = [_line(name, default) for name, default in defaults.items()]
+    lines = [_line(name, default, meanings(defaults)) for name, default in defaults.items()]
     options = textwrap.indent("\n".join(lines), "    ")
     return (
         f"{inspect.cleandoc(text)}\n{SHAPES}\n"
@@ -78,6 +78,14 @@ def documented(text: str | None, function: str, defaults: Mapping[str, Any]) -> 
     )
 
 
-def _line(name: str, default: object) -> str:
-    meaning = OPTIONS.get(name)
+def meanings(defaults: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of the options of a loss. A pointwise part is one number for all classes."""
+    if "pointwise_reduction" not in defaults:
+        return OPTIONS
+    average = '"macro" over classes, "micro" (one group) or "weighted" by support'
+    return {**OPTIONS, "average": average}
+
+
+def _line(name: str, default: object, meanings: Mapping[str, str]) -> str:
+    meaning = meanings.get(name)
     return f"{name}={default!r}" + (f": {meaning}." if meaning else "")

@@ -20,7 +20,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from customloss import scores
-from customloss._spec import hints
 from customloss._spec import options as spec
 from customloss.losses.formula import Score
 from customloss.reference.sums import ROWS
@@ -38,9 +37,11 @@ BUILT_IN: dict[str, Score] = {
     name: value for name, value in vars(scores).items() if _is_score(value)
 }
 registered: dict[str, Score] = {}
-# What else these scores are called.
-_OTHER_NAMES = {"f1": "dice", "soft_f1": "fbeta", "f_beta": "fbeta", "iou": "jaccard",
-                "sensitivity": "recall", "phi": "mcc"}  # fmt: skip
+# What an argument names, and where these names are listed.
+_LISTED = {
+    "name": ("the name of a loss or score", "customloss.loss_names()"),
+    "score": ("a score or its name", "help(customloss.scores)"),
+}
 
 
 # ---- from a name to a score ----------------------------------------------------------------------
@@ -83,10 +84,17 @@ def names(taken: Collection[str] = ()) -> tuple[str, ...]:
 def unknown(argument: str, name: str, known: tuple[str, ...]) -> ValueError:
     """The error for a name of nothing, with the name that may be meant."""
     # the names of functions and modules, "dice_loss" and "DiceLoss", mean "dice"
+    from customloss._spec import unknown as words
+
     short = re.sub(r"_?loss$", "", name, flags=re.IGNORECASE).lower()
-    hint = hints.did_you_mean(short, known)
-    hint = hint or hints.did_you_mean(_OTHER_NAMES.get(short, ""), known)
-    return ValueError(f"{argument}: expected one of {known}, got {name!r}{hint}")
+    plain = words.plain_name(name)
+    others = (words.loss_name(plain), scores.OTHER_NAMES.get(plain, ""))
+    meant = next((other for other in others if other in known), short)
+    hint = words.did_you_mean(meant, known)
+    if not hint:
+        return ValueError(f"{argument}: expected one of {known}, got {name!r}")
+    kind, listed = _LISTED[argument]
+    return ValueError(f"{argument}: expected {kind}, got {name!r}{hint} {listed} lists all of them")
 
 
 def with_parameters(name: str, score: Score, parameters: Mapping[str, Any]) -> Score:
@@ -99,7 +107,9 @@ def with_parameters(name: str, score: Score, parameters: Mapping[str, Any]) -> S
     known = _parameters(score)
     for given in parameters:
         if known is not None and given not in known:
-            raise hints.unknown_option(given, f"the score {name!r}", known)
+            from customloss._spec import unknown as words
+
+            raise words.keyword(given, f"the score {name!r}", known)
     if score is BUILT_IN.get(name):
         numbers = {key: value for key, value in parameters.items() if not isinstance(value, str)}
         spec.bounded(**numbers)

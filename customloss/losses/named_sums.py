@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from customloss import distributed
 from customloss._spec.arguments import Elements
-from customloss.reference.sums import Extra, rows
+from customloss.reference.sums import ROWS, Extra, rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,6 +33,19 @@ class ConfusionSums(NamedTuple):
 
     def __radd__(self, other: object) -> ConfusionSums:
         return self + other
+
+
+def _not_asked_for(sums: ConfusionSums, name: str) -> NoReturn:
+    """Says how a further sum is asked for. ``name`` is set and no object, or Python would add a
+    guess of its own."""
+    asked = [word for word, names in ROWS.items() if name in (word, *names)]
+    cure = f": pass {asked[0]}=True to confusion_sums" if asked else ""
+    cure += " or with_sums" if asked == ["hard"] else ""
+    raise AttributeError(f"{type(sums).__name__} has no {name!r}{cure}", name=name)
+
+
+# not in the class, where type checkers would take every name for a sum
+ConfusionSums.__getattr__ = _not_asked_for  # type: ignore[attr-defined]
 
 
 def _added(one: Any, other: object) -> Any:
@@ -68,7 +81,9 @@ class ExtendedSums(NamedTuple):
     """The sums that were asked for, one number per group; None where they were not.
 
     ``log_loss_pos = Σ w t (-log p)``, ``log_loss_neg = Σ w (1-t) (-log (1-p))`` (0 for softmax),
-    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``distance = Σ w |p - t|``,
+    ``p2 = Σ w p²``, ``t2 = Σ w t²``, ``tp2 = Σ w t p²``, ``common = Σ w min(p, t)``,
+    ``distance_pos = Σ w max(p - t, 0)``, ``distance_neg = Σ w max(t - p, 0)``; ``distance``, their
+    sum, is Σ w |p - t|.
     ``focal_pos = Σ w t m^γ (-log p)``, ``focal_neg = Σ w (1-t) m^γ (-log (1-p))`` with
     ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
     ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
@@ -85,11 +100,20 @@ class ExtendedSums(NamedTuple):
     p2: Tensor | None = None
     t2: Tensor | None = None
     tp2: Tensor | None = None
-    distance: Tensor | None = None
+    common: Tensor | None = None
+    distance_pos: Tensor | None = None
+    distance_neg: Tensor | None = None
     focal_pos: Tensor | None = None
     focal_neg: Tensor | None = None
     hard: ConfusionSums | None = None  # of the decisions: p > 1/2, or the largest of a softmax
     support: Tensor | None = None
+
+    @property
+    def distance(self) -> Tensor | None:
+        """Σ w |p - t|, the sum of the distances of both signs."""
+        if self.distance_pos is None or self.distance_neg is None:
+            return None
+        return self.distance_pos + self.distance_neg
 
     @property
     def focal(self) -> Tensor | None:

@@ -19,7 +19,7 @@ from customloss.losses import classes, request, route
 from customloss.losses.formula import Formula, Score, at, formula_of
 from customloss.losses.named_scores import score_of
 from customloss.losses.named_sums import SumsTaker
-from customloss.losses.request import ExtraNumbers, Request, cached
+from customloss.losses.request import ExtraNumbers, Parts, Request, cached
 
 PosWeight = Tensor | Sequence[float] | float | None
 
@@ -68,10 +68,13 @@ def compound(
     """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
     weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
     of_part = _taken_from(options)
+    looks = {} if parameters else {"looks": options.get("check_target", False)}
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
-            "is one number for all classes), got 'none'"
+            "is one number for all classes), got 'none'; per class: sums of with_sums, of which "
+            "customloss.scores.dice(*sums[:4]) is the Dice score of each, and for a softmax "
+            "sums.log_loss_pos / (sums.tp + sums.fn) its cross-entropy"
         )
     if not score_weight and not parameters:
         score = None  # at weight 0 it is not computed
@@ -84,8 +87,9 @@ def compound(
     words = _words(scores.used_by(score), called, *weights, smoothed)
     data = Data(input, target, weight)
     numbers = _numbers(*of_part[1:5], softmax) if of_part is not _PLAIN else request.PLAIN
-    chosen = (of_part.pointwise_class_weight, of_part.pointwise_classes)
-    call = request.of_score(data, options, words, numbers, chosen)
+    own = (of_part.pointwise_class_weight, of_part.pointwise_classes)
+    parts = Parts(bool(score_weight), any(weights[1:]), *own, of_part.pos_weight)
+    call = request.of_score(data, options, words, numbers, parts)
     if of_part.pointwise_group != "score":
         call = _alone(call, of_part.pointwise_group)
     by_class = None if of_part.pos_weight is None else _pos_weight(of_part.pos_weight, call)
@@ -101,8 +105,8 @@ def compound(
         more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
         factors, by_class = factors._replace(**more), None
     make = _formula_at if parameters else formula_of
-    formula = make(score, call.words, call.elements.extra, **parameters)
-    must_agree = (weights, of_part, formula.must_agree)
+    formula = make(score, call.words, call.elements.extra, **parameters, **looks)
+    must_agree = ((called, weights), of_part, *formula.must_agree)
     formula = formula._replace(
         pointwise=factors, pos_weight=by_class, must_agree=must_agree,
         pointwise_size=size if later else None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from customloss._spec.options import PointwiseAlone
-from customloss.losses.base import Loss, takes
+from customloss.losses.base import Loss
+from customloss.losses.keywords import takes
 from customloss.losses.parts import PosWeight, binary, compound
 
 if TYPE_CHECKING:

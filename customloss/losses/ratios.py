@@ -13,8 +13,9 @@ from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Averaging, Grouping, Options
 from customloss.losses import float_labels, request, route
-from customloss.losses.base import Loss, takes
+from customloss.losses.base import Loss
 from customloss.losses.formula import Formula
+from customloss.losses.keywords import takes
 from customloss.scores import Smooth
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def ratio_loss(
     if isinstance(smooth, (tuple, list)):
         spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
         options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
-    group, classes = request.prepared(*data, options)
+    group, classes, _ = request.prepared(*data, options)
     if group is None and classes is None:
         try:
             loss: Tensor = getattr(torch.ops.customloss, operator)(*data, **options)
@@ -78,7 +79,8 @@ def soft_f1_loss(
             ``"negative"``. Each is 0, or from 1e-200 to 1e200.
         activation: ``"sigmoid"``, ``"softmax"`` over dim 1, or ``"none"``.
         average: ``"macro"`` (a group per class, then the mean), ``"micro"`` (one group),
-            ``"weighted"`` (macro weighted by support tp + fn) or ``"none"`` (classes are kept).
+            ``"weighted"`` (macro weighted by support tp + fn) or ``"none"`` (classes are kept, for
+            the ``reduction``: with ``"none"`` the loss of each is returned).
         class_weight: a Tensor or sequence, one number per class of ``input``. Classes are averaged
             with these weights (Σ w L / Σ w; times their support if ``average="weighted"``),
             ``"micro"`` adds their sums up with them, and ``"none"`` multiplies each loss by its
@@ -93,7 +95,8 @@ def soft_f1_loss(
             denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
         link: ``"complement"`` 1 - F, ``"log"`` -log F, ``"focal"`` (1 - F)^gamma or
             ``"negative"`` -F.
-        gamma: the exponent of ``link="focal"``, > 0; the slope at a perfect score is 0.
+        gamma: the exponent of ``link="focal"``, > 0. With 1, the default, that is
+            ``"complement"``; otherwise the slope at a perfect score is 0.
         log_floor: F is raised to it before its logarithm is taken, so below it the loss is constant
             and the gradient 0. At least 1e-100, below 1.
         logit_scale, logit_offset: p = sigmoid(logit_scale * (input - logit_offset)).
@@ -111,7 +114,7 @@ def soft_f1_loss(
         check_target: look at the values of input, target and weight, and raise an error where they
             are certainly wrong, as a mask of 0 and 255 is, or warn where they may be. This reads
             the tensors and waits for their device. In a module it is ``"once"`` by default: the
-            first batch is checked. See docs/checks.md.
+            first batch is checked, and more until one has a positive. See docs/checks.md.
         process_group: the ranks that share the batch: their sums are added up in one collective,
             and the loss is that of the whole batch. A ProcessGroup, or ``"world"`` for the default
             group of torch.distributed at the time of the call. None and ``"local"`` score the batch
@@ -335,6 +338,8 @@ def any_loss(
     Source: Han et al., "AnyLoss: Transforming classification metrics into loss functions",
     KDD 2024.
     """
+    if not amplification:
+        raise ValueError("amplification: expected a number other than 0, got 0")
     return soft_f1_loss(
         input, target, weight, beta=beta, logit_scale=amplification, logit_offset=0.5, **options
     )
@@ -370,6 +375,8 @@ def sigmoid_f1_loss(
     Source: Bénédict et al., "sigmoidF1: A smooth F1 score surrogate loss for multilabel
     classification", TMLR 2022.
     """
+    if not slope:
+        raise ValueError("slope: expected a number other than 0, got 0")
     return soft_f1_loss(input, target, weight, logit_scale=slope, logit_offset=-shift, **options)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, overload
 
-from customloss.losses import named_scores
+from customloss.losses import keywords, named_scores
 from customloss.losses.base import LOSSES, Loss
 from customloss.losses.composed import ConfusionLoss
 from customloss.losses.formula import Score, score_name
 from customloss.losses.named_scores import BUILT_IN
+from customloss.losses.score_checks import check_score
 
 
 @overload
@@ -48,8 +49,7 @@ def register_score(
         raise TypeError(f"name: expected a string, got {name!r}")
     if score is None:
         return partial(register_score, name, overwrite=overwrite)
-    if not callable(score):
-        raise TypeError(f"score: expected a function of tp, fp, fn, tn, got {score!r}")
+    check_score(score)
     if name in LOSSES or name in BUILT_IN:
         kind = "loss" if name in LOSSES else "score"
         raise ValueError(f"name: {name!r} is a {kind} of customloss")
@@ -92,7 +92,7 @@ def loss(name: str, *, score_options: Mapping[str, Any] | None = None, **options
         if score_options is not None:
             raise TypeError(
                 f"score_options: expected None for {name!r}, whose parameters are options of the "
-                f"loss ({', '.join(LOSSES[name].defaults)}), got {score_options!r}"
+                f"loss, got {score_options!r}; help(customloss.{LOSSES[name].__name__}) lists them"
             )
         return LOSSES[name](**options)
     score = named_scores.find(name)
@@ -100,6 +100,9 @@ def loss(name: str, *, score_options: Mapping[str, Any] | None = None, **options
         raise named_scores.unknown("name", name, loss_names())
     if score_options is not None:
         score = named_scores.with_parameters(name, score, score_options)
+    known = list(ConfusionLoss.defaults)
+    way = 'score_options={{"{name}": {value}}}'
+    keywords.check_known(options, known, ConfusionLoss, score, way=way)
     return ConfusionLoss(score, **options)
 
 

@@ -47,8 +47,10 @@ class Request(NamedTuple):
 
     def constant_sums(self) -> bool:
         """Whether tp + fn and fp + tn are known to need no gradient: they depend on targets and
-        weights alone."""
+        weights alone, and pooled on those of the classes."""
         if torch.compiler.is_compiling() or transformed():
+            return False
+        if self.classes is not None and self.classes.learned():
             return False
         _, target, weight = self.data
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
@@ -63,9 +65,19 @@ class ExtraNumbers(NamedTuple):
 
 
 PLAIN = ExtraNumbers()
-# pointwise_class_weight and pointwise_classes
-PointwiseClasses = tuple[object, object]
-_ALIKE = (None, None)
+
+
+class Parts(NamedTuple):
+    """Which parts a loss has, and the classes of the pointwise one."""
+
+    score: bool = True
+    pointwise: bool = False
+    class_weight: object = None  # pointwise_class_weight
+    classes: object = None  # pointwise_classes
+    pos_weight: object = None
+
+
+SCORE_ALONE = Parts()
 
 # two options whose types the dispatcher does not tell apart: it takes True for 1, and 1 for True
 _AMBIGUOUS = ("ignore_index", "samplewise")
@@ -74,9 +86,14 @@ _BEYOND_OPERATORS = frozenset(options.FUNCTION) - frozenset(options.LOSS) | {*_A
 
 
 def prepared(
-    input: Tensor, target: Tensor, weight: Tensor | None, given: dict[str, Any]
-) -> tuple[ProcessGroup | distributed.Adder | None, Classes | None]:
-    """Checks what no operator checks, and takes out of ``given`` what no operator knows."""
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    given: dict[str, Any],
+    parts: Parts = SCORE_ALONE,
+) -> tuple[ProcessGroup | distributed.Adder | None, Classes | None, Classes | None]:
+    """Checks what no operator checks, and takes out of ``given`` what no operator knows: who shares
+    the batch, and the classes of the score and of the pointwise loss."""
     operands.are_tensors(input, target, weight)
     is_dtensor.ready(input)
     for name, value in given.items():
@@ -84,12 +101,21 @@ def prepared(
             break
     else:
         _warn_of_parts(input)
-        return None, None
+        return None, None, _of_pointwise(input, None, parts)
     checks.option_types({name: given[name] for name in _AMBIGUOUS if name in given}, options.LOSS)
     if isinstance(given.get("ignore_index"), list):  # options are looked up, so they are hashed
         given["ignore_index"] = tuple(given["ignore_index"])
-    first_batch.check(given.pop("check_target", False), Data(input, target, weight), given)
+    looks, class_weight = given.pop("check_target", False), given.get("class_weight")
     asked = classes.asked_for(input, given)
+    of_pointwise = _of_pointwise(input, class_weight, parts)
+    if looks is not False:
+        table = classes.table(input, asked, of_pointwise)
+        counting = None if table is None else ~classes.hidden(table, parts.score, parts.pointwise)
+        of_classes = {
+            "class_weight": class_weight, "pointwise_class_weight": parts.class_weight,
+            "pos_weight": parts.pos_weight,
+        }  # fmt: skip
+        first_batch.check(looks, Data(input, target, weight), given, counting, of_classes)
     for name, value in given.items():
         if isinstance(value, Tensor):  # the dispatcher would read it, and lose its gradient
             raise TypeError(
@@ -106,7 +132,15 @@ def prepared(
         group = distributed.resolved(group)
         # A group of one rank has nothing to add, so the fused operator serves it.
         group = group if distributed.group_size(group) > 1 else None
-    return group, asked
+    return group, asked, of_pointwise
+
+
+def _of_pointwise(input: Tensor, class_weight: object, parts: Parts) -> Classes | None:
+    """The classes of the pointwise loss, if there is one that does not count all of them alike."""
+    shares = class_weight is not None and parts.pointwise
+    if not shares and parts.class_weight is None and parts.classes is None:
+        return None
+    return classes.of_pointwise(input, class_weight, parts.class_weight, parts.classes)
 
 
 def _warn_of_parts(input: Tensor) -> None:
@@ -128,19 +162,14 @@ def of_score(
     given: dict[str, Any],
     words: tuple[str, ...] = (),
     numbers: ExtraNumbers = PLAIN,
-    pointwise: PointwiseClasses | None = None,
+    parts: Parts = SCORE_ALONE,
 ) -> Request:
-    """A call of the loss of any score; ``words`` are those of the extra sums that it needs,
-    ``numbers`` what these depend on, and ``pointwise`` the weights and the choice of classes of
-    the pointwise loss, if there is one."""
+    """A call of the loss of any score; ``words`` are those of the extra sums that it needs, and
+    ``numbers`` what these depend on."""
     data = float_labels.read(data, given)
-    class_weight = given.get("class_weight")
-    group, asked = prepared(*data, given)
+    group, asked, of_pointwise = prepared(*data, given, parts)
     rank = data.input.dim()
     elements, scoring_words, extra = _for_score(rank, words, numbers, **given)
-    of_pointwise = None
-    if pointwise is not None and (class_weight is not None or pointwise != _ALIKE):
-        of_pointwise = classes.of_pointwise(data.input, class_weight, *pointwise)
     return Request(data, elements, scoring_words, given, extra, group, asked, of_pointwise)
 
 

@@ -120,7 +120,7 @@ def _differentiable(request: Request, formula: Formula) -> Request:
     if table is None:
         return request
     parts = (bool(formula.pointwise.score_weight), _has_pointwise(formula))
-    hidden = torch.stack([row == 0 for row, has in zip(table.unbind(0), parts) if has]).all(0)
+    hidden = classes.hidden(table, *parts)
     data, lost = hidden_classes.without_elements(request.data, request.elements, hidden)
     kept = [None if each is None else each.without(lost)
             for each in (request.classes, request.pointwise_classes)]  # fmt: skip
@@ -134,9 +134,9 @@ def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
         # the weights of positives stay in both: they may be why the classes of ``sums`` are apart
         of_score = formula._replace(pointwise=scored, pointwise_size=None)
         alone = formula._replace(pointwise=formula.pointwise._replace(score_weight=0.0))
-        own = _of_sums(request._replace(group=None), alone, sums)
-        if isinstance(request.group, distributed.Adder):
-            own = request.group.of_part(own)
+        group = request.group
+        part = group.of_part(sums) if isinstance(group, distributed.Adder) else sums
+        own = _of_sums(request._replace(group=None), alone, part)
         return own + _of_sums(request, of_score, sums)
     if route(request, formula) is Route.COMPOSED:
         return composed(request, formula, sums)
@@ -225,17 +225,22 @@ def _class_table(request: Request) -> Tensor | None:
     return classes.table(request.data.input, request.classes, request.pointwise_classes)
 
 
-def _must_agree(request: Request, formula: Formula) -> object:
-    """What has to be equal on every rank for their sums to mean the same; None unless it is asked
-    for, since it reads tensors."""
+def _must_agree(request: Request, formula: Formula) -> dict[str, object] | None:
+    """What has to be equal on every rank for their sums to mean the same, by name; None unless it
+    is asked for, since it reads tensors."""
     if not distributed.DEBUG or torch.compiler.is_compiling():
         return None
-    return _listed(
-        (
-            formula.name, request.elements, sorted(request.options.items()), request.classes,
-            request.pointwise_classes, formula.must_agree,
-        )
-    )  # fmt: skip
+    scored = request.classes or classes.ALL
+    named = {
+        "loss": formula.name, **options.LOSS, **request.options, **request.extra,
+        "class_weight": scored.weight, "runs of classes": scored.runs,
+    }  # fmt: skip
+    for values in formula.must_agree:
+        if hasattr(values, "_asdict"):
+            named |= values._asdict()
+        else:
+            named |= values if isinstance(values, dict) else dict(zip(*values))
+    return {name: _listed(value) for name, value in named.items()}
 
 
 def _listed(value: Any) -> Any:
@@ -305,6 +310,8 @@ def _pointwise(request: Request, formula: Formula, rows: Sequence[Tensor]) -> Te
         rows = [*(row.detach() for row in rows[:4]), *rows[4:]]
     by_row: list[float | Tensor] = [*factors[1:]]
     if pos_weight is not None:
+        # a float32 weight times a factor would be rounded once more
+        pos_weight = pos_weight.to(rows[0].dtype)
         for positives in (0, 2):  # a part that is not there has no row
             by_row[positives] = by_row[positives] * pos_weight if by_row[positives] else 0.0
     lost = reference.pointwise_loss(

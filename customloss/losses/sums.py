@@ -13,6 +13,7 @@ from customloss._spec import options as spec
 from customloss._spec.arguments import Data
 from customloss._spec.options import Reading
 from customloss.losses import float_labels, request
+from customloss.losses.keywords import known_only
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, named
 from customloss.reference.sums import accumulator
 
@@ -55,6 +56,7 @@ def confusion_sums(
 ) -> ExtendedSums: ...
 
 
+@known_only
 def confusion_sums(
     input: Tensor,
     target: Tensor,

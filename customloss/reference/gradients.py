@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from customloss.reference.sums import (
+    EXTRA_ROWS,
     LOG_FLOOR,
     Extra,
     Target,
@@ -17,6 +18,7 @@ from customloss.reference.sums import (
     filled,
     focal_bases,
     log_losses,
+    on_side,
     operands,
     power,
     probability,
@@ -114,16 +116,18 @@ def _hidden(by_sums: Tensor, x: Tensor, t: Tensor, w: Tensor | None, activation:
 
 
 def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
-    """The factors of t and 1 - t in dL/dp, or of p and 1 - p in dL/dt, with the slope of |p - t|
-    where p is above t, and below. The terms may have all but their last digits in common, so they
-    are put together before anything is rounded."""
+    """The factors of t and 1 - t in dL/dp, or of p and 1 - p in dL/dt, with the slope of the
+    distance where p is above t, and below. The terms may have all but their last digits in common,
+    so they are put together before anything is rounded."""
+    common, pos, neg = (g.get(name, 0) for name in EXTRA_ROWS[Extra.DISTANCE])
+    # The smaller of p and t is in common; a distance grows with the larger one.
     if wrt == "input":
-        first, second, distance = g["tp"] - g["fn"], g["fp"] - g["tn"], g.get("distance", 0)
+        first, second, above, below = g["tp"] - g["fn"], g["fp"] - g["tn"], pos, common - neg
     else:
-        first, second, distance = g["tp"] - g["fp"], g["fn"] - g["tn"], -g.get("distance", 0)
+        first, second, above, below = g["tp"] - g["fp"], g["fn"] - g["tn"], common - pos, neg
     return {
-        "first_above": first + distance, "second_above": second + distance,
-        "first_below": first - distance, "second_below": second - distance,
+        "first_above": first + above, "second_above": second + above,
+        "first_below": first + below, "second_below": second + below,
     }  # fmt: skip
 
 
@@ -132,8 +136,7 @@ def _beside(g: dict[str, Tensor], x: Tensor, y: Tensor, far: Tensor | None) -> T
     above = x * g["first_above"] + y * g["second_above"]
     if far is None:
         return above
-    below = x * g["first_below"] + y * g["second_below"]
-    return torch.where(far > 0, above, torch.where(far < 0, below, (above + below) / 2))
+    return on_side(far, above, x * g["first_below"] + y * g["second_below"])
 
 
 def _by_target(

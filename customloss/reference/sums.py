@@ -23,7 +23,7 @@ class Extra(enum.IntFlag):
 
     LOG_LOSS = 1  # Σ w t (-log p), Σ w (1-t) (-log q); softmax has no second
     SQUARES = 2  # Σ w p², Σ w t², Σ w t p²
-    DISTANCE = 4  # Σ w |p - t|
+    DISTANCE = 4  # Σ w min(p, t), Σ w max(p - t, 0), Σ w max(t - p, 0)
     FOCAL = 8  # Σ w t m^γ (-log p), Σ w (1-t) m^γ (-log q), m = t q + (1-t) p; see ``focal_bases``
     HARD = 16  # tp, fp, fn, tn of p > 1/2, or of the largest of a softmax; t before smoothing
     SUPPORT = 32  # Σ w t with t before smoothing: what the cross-entropy of a softmax is divided by
@@ -32,7 +32,7 @@ class Extra(enum.IntFlag):
 EXTRA_ROWS = {
     Extra.LOG_LOSS: ("log_loss_pos", "log_loss_neg"),
     Extra.SQUARES: ("p2", "t2", "tp2"),
-    Extra.DISTANCE: ("distance",),
+    Extra.DISTANCE: ("common", "distance_pos", "distance_neg"),
     Extra.FOCAL: ("focal_pos", "focal_neg"),
     Extra.HARD: ("hard_tp", "hard_fp", "hard_fn", "hard_tn"),
     Extra.SUPPORT: ("support",),
@@ -335,6 +335,12 @@ def far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * p - t * q
 
 
+def on_side(far: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """``above`` where p is above t, ``below`` where it is below, and their mean at p = t; ``far``
+    is p - t. A NaN becomes one, if both depend on what is NaN."""
+    return torch.where(far > 0, above, torch.where(far < 0, below, (above + below) / 2))
+
+
 def focal_bases(
     p: Tensor, q: Tensor, t: Tensor, activation: str, split: bool
 ) -> tuple[Tensor, Tensor]:
@@ -371,7 +377,8 @@ def shares(
     if extra & Extra.SQUARES:
         found += [p * p, t * t, t * p * p]
     if extra & Extra.DISTANCE:
-        found += [far(p, q, t).abs()]
+        off, zero = far(p, q, t), torch.zeros_like(p)
+        found += [on_side(off, t, p), on_side(off, off, zero), on_side(off, zero, -off)]
     if extra & Extra.FOCAL:
         one, other = focal_bases(p, q, t, activation, focal_split)
         found += [damped(times(t, positive), power(one, focal_gamma))]

@@ -128,7 +128,8 @@ def expected_shares(
     found = {
         "tp": t * p, "fp": u * p, "fn": t * q, "tn": u * q,
         "log_loss_pos": log_t * missed, "log_loss_neg": (1 - log_t) * alarm,
-        "p2": p * p, "t2": t * t, "tp2": t * p * p, "distance": np.abs(p - t),
+        "p2": p * p, "t2": t * t, "tp2": t * p * p, "common": np.minimum(p, t),
+        "distance_pos": np.maximum(p - t, 0), "distance_neg": np.maximum(t - p, 0),
         "focal_pos": t * missed * one**gamma, "focal_neg": u * alarm * other**gamma,
         "hard_tp": given * hit, "hard_fp": (1 - given) * hit, "hard_fn": given * ~hit,
         "hard_tn": (1 - given) * ~hit, "support": given,

@@ -199,15 +199,38 @@ def test_another_loss(loss: Any) -> None:
         customloss.accumulate(loss)
 
 
-def test_a_loss_that_learns_itself() -> None:
-    """Every micro-batch would have the whole gradient of its weights."""
-    learned = nn.Parameter(torch.ones(CLASSES))
-    for loss in (
-        customloss.DiceLoss(class_weight=learned), customloss.DiceLoss(class_weight=2 * learned),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"^loss: .* learns nothing.*got class_"):
-            customloss.accumulate(loss)
-    customloss.accumulate(customloss.DiceLoss(class_weight=learned.requires_grad_(False)))
+class Learned(nn.Module):
+    """A score with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+        return tp / (tp + self.alpha * fp + (1 - self.alpha) * fn)
+
+
+@pytest.mark.parametrize("kind", ["weight", "tensor", "score", "compound"])
+def test_what_the_loss_itself_learns_has_its_gradient_once(kind: str) -> None:
+    """And not once in every micro-batch."""
+    weight = nn.Parameter(torch.linspace(0.5, 2, CLASSES, dtype=torch.float64))
+    criterion = {
+        "weight": lambda: customloss.DiceLoss(class_weight=weight),
+        "tensor": lambda: customloss.DiceLoss(class_weight=2 * weight),
+        "score": lambda: customloss.ConfusionLoss(Learned(), average="weighted"),
+        "compound": lambda: customloss.DiceBCELoss(class_weight=weight, pos_weight=weight),
+    }[kind]()
+    learned = weight if kind != "score" else criterion.score.alpha
+    x, target, _ = batch(torch.float64)
+    x = x[:, :1].repeat(1, CLASSES) * torch.linspace(-1, 1, CLASSES)
+    (expected,) = torch.autograd.grad(criterion(x, target), learned, retain_graph=True)
+    with customloss.accumulate(criterion) as whole:
+        parts = list(zip(x.split(5), target.split(5)))
+        for part in parts:
+            whole.add(*part)
+        losses = [whole.loss(*part) for part in parts]
+    found = [torch.autograd.grad(loss, learned, retain_graph=True)[0] for loss in losses]
+    torch.testing.assert_close(sum(found), expected)
 
 
 def test_losses_of_single_samples() -> None:

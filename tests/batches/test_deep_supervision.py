@@ -143,7 +143,8 @@ def call(**changes: Any) -> Tensor:
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "a tensor": ({"inputs": torch.zeros(3, 2)}, TypeError, "inputs: .*sequence.*got Tensor"),
+    "a number": ({"inputs": 3}, TypeError, "inputs: .*sequence.*got int"),
+    "one output": ({"inputs": torch.zeros(3, 2)}, ValueError, "targets: expected 1, .*got 3"),
     "no output": ({"inputs": [], "targets": []}, ValueError, "inputs: .*at least one"),
     "too few": ({"targets": [torch.zeros(1)]}, ValueError, "targets: expected 3, .*got 1"),
     "no tensor": ({"targets": [1, 2, 3]}, TypeError, r"targets\[0\]: .*got int"),
@@ -194,7 +195,10 @@ def test_bad_modules() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 12), (6, 5, 7)])
 @pytest.mark.parametrize("kind", ["numbers", "channel", "mask"])
-def test_one_target_is_resized_as_interpolate_does(size: tuple[int, ...], kind: str) -> None:
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_one_target_is_resized_as_interpolate_does(
+    size: tuple[int, ...], kind: str, mode: str
+) -> None:
     y = torch.randint(0, 3, (2, *size))
     y[0, 1] = 255
     logits = [
@@ -208,24 +212,25 @@ def test_one_target_is_resized_as_interpolate_does(size: tuple[int, ...], kind: 
     else:
         target = torch.rand(2, 3, *size) < 0.4
         as_float, loss = target.double(), customloss.DiceBCELoss()
-    resized = [F.interpolate(as_float, x.shape[2:]) for x in logits]
+    resized = [F.interpolate(as_float, x.shape[2:], mode=mode) for x in logits]
     integers = [each if kind == "mask" else each.long() for each in resized]
-    own = DeepSupervision(loss, resize="nearest")(logits, target)
+    own = DeepSupervision(loss, resize=mode)(logits, target)
     torch.testing.assert_close(own, DeepSupervision(loss)(logits, integers), rtol=0, atol=0)
-    function = deep_supervision_loss(loss, logits, target, resize="nearest")
+    function = deep_supervision_loss(loss, logits, target, resize=mode)
     torch.testing.assert_close(function, own, rtol=0, atol=0)
     weight = torch.rand(2, 1, *size, dtype=F64)
     for w in (weight, weight[:, :, :1]):
         shapes = [[size if side > 1 else 1 for size, side in zip(x.shape[2:], w.shape[2:])]
                   for x in logits]  # fmt: skip
-        parts = [F.interpolate(w, shape) for shape in shapes]
+        parts = [F.interpolate(w, shape, mode=mode) for shape in shapes]
         torch.testing.assert_close(
-            DeepSupervision(loss, resize="nearest")(logits, target, w),
+            DeepSupervision(loss, resize=mode)(logits, target, w),
             DeepSupervision(loss)(logits, integers, parts),
         )
 
 
-def test_a_size_that_divides_takes_no_copy() -> None:
+@pytest.mark.parametrize(("mode", "starts"), [("nearest", (0, 0)), ("nearest-exact", (1, 2))])
+def test_a_size_that_divides_takes_no_copy(mode: str, starts: tuple[int, int]) -> None:
     seen = []
 
     def look(input: Tensor, target: Tensor) -> Tensor:
@@ -234,14 +239,16 @@ def test_a_size_that_divides_takes_no_copy() -> None:
 
     y = torch.randint(0, 3, (2, 12, 8))
     logits = [torch.randn(2, 3, 12 >> i, 8 >> i) for i in range(3)]
-    DeepSupervision(look, resize="nearest")(logits, y)
-    assert [each.data_ptr() for each in seen] == [y.data_ptr()] * 3
+    DeepSupervision(look, resize=mode)(logits, y)
+    assert [each.storage_offset() for each in seen] == [0, *(start * 8 + start for start in starts)]
+    assert {each.untyped_storage().data_ptr() for each in seen} == {y.data_ptr()}
     assert [each.dtype for each in seen] == [torch.int64] * 3
 
 
 def test_how_a_target_may_be_resized() -> None:
     logits, targets, _ = outputs()
-    with pytest.raises(TypeError, match=r"^targets: .* got Tensor; resize='nearest' takes one"):
+    message = r"^targets: .* got Tensor \[2, 8, 8\]; resize='nearest' takes one for all outputs$"
+    with pytest.raises(TypeError, match=message):
         DeepSupervision(LOSS)(logits, targets[0])
     with pytest.raises(ValueError, match=r"^resize: expected one of .*'nearest'.*got 'area'"):
         DeepSupervision(LOSS, resize="area")
@@ -252,6 +259,67 @@ def test_how_a_target_may_be_resized() -> None:
     # targets that fit are taken as they are
     expected = DeepSupervision(LOSS, weights=(1, 2, 3))(logits, targets)
     torch.testing.assert_close(own(logits, targets), expected, rtol=0, atol=0)
+
+
+def test_a_tensor_is_the_one_output_of_a_model() -> None:
+    """As a model gives it in evaluation; ``weights`` are about several."""
+    logits, targets, weight = outputs()
+    expected = LOSS(logits[0], targets[0])
+    for criterion in (DeepSupervision(LOSS), DeepSupervision(LOSS, (0.0, 1.0), "nearest-exact")):
+        for given in (targets[0], [targets[0]]):
+            torch.testing.assert_close(criterion(logits[0], given), expected, rtol=0, atol=0)
+    own = DeepSupervision(LOSS)(logits[0], targets[0], weight[0])
+    torch.testing.assert_close(own, LOSS(logits[0], targets[0], weight[0]), rtol=0, atol=0)
+    halved = DeepSupervision(LOSS, resize="nearest")(logits[1], targets[0])
+    torch.testing.assert_close(halved, LOSS(logits[1], targets[1]), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"^target: .*\[2, 4, 4\]$"):  # of no output with a number
+        DeepSupervision(LOSS)(logits[0], targets[1])
+
+
+def test_stacked_targets() -> None:
+    """One for each output, of one size; not where the shape is also that of one target for all."""
+    x = [torch.randn(2, 3, 5, 4, dtype=F64) for _ in range(4)]
+    y = torch.randint(0, 3, (4, 2, 5, 4))
+    expected = DeepSupervision(LOSS)(x, list(y))
+    torch.testing.assert_close(DeepSupervision(LOSS)(x, y), expected, rtol=0, atol=0)
+    dense = torch.rand(4, 2, 3, 5, 4) < 0.5
+    own = DeepSupervision(customloss.DiceLoss())(x, dense)
+    expected = DeepSupervision(customloss.DiceLoss())(x, list(dense))
+    torch.testing.assert_close(own, expected, rtol=0, atol=0)
+    with pytest.raises(TypeError, match=r"^targets: .*stacked of 4, got Tensor \[3, 2, 5, 4\]; "):
+        DeepSupervision(LOSS)(x, y[:3])
+    same = [torch.randn(3, 3, 5, 4) for _ in range(3)]
+    with pytest.raises(TypeError, match=r"targets\.unbind\(0\) is one for each$"):
+        DeepSupervision(customloss.DiceLoss())(same, torch.rand(3, 3, 5, 4) < 0.5)
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 0.25, 0.25), (0, 1, 1)])
+def test_the_sums_of_the_first_output(weights: Any) -> None:
+    """They are those of ``loss.with_sums``, and the loss and its gradient are those of a call."""
+    logits, targets, weight = outputs()
+    criterion = DeepSupervision(LOSS, weights)
+    for more in ((), (weight,)):
+        loss, sums = criterion.with_sums(logits, targets, *more, hard=True)
+        expected = criterion(logits, targets, *more)
+        torch.testing.assert_close(loss, expected)
+        pair = [torch.autograd.grad(each, logits) for each in (loss, expected)]
+        torch.testing.assert_close(*pair)
+        of_first = LOSS.with_sums(logits[0], targets[0], *(each[0] for each in more), hard=True)
+        for own, other in zip(sums.hard, of_first[1].hard):
+            torch.testing.assert_close(own, other, rtol=0, atol=0)
+        torch.testing.assert_close(sums.tp, of_first[1].tp, rtol=0, atol=0)
+    _, alone = DeepSupervision(LOSS, resize="nearest").with_sums(logits[0], targets[0])
+    torch.testing.assert_close(alone.fn, LOSS.with_sums(logits[0], targets[0])[1].fn)
+
+
+def test_what_has_no_sums() -> None:
+    logits, targets, _ = outputs()
+    for loss, kind in ((customloss.dice_loss, "dice_loss"), (nn.BCELoss(), "BCELoss")):
+        with pytest.raises(TypeError, match=f"^with_sums: .* which has sums, got {kind}$"):
+            DeepSupervision(loss).with_sums(logits, targets)
+    targets[0] = targets[1]
+    with pytest.raises(ValueError, match=r"^target: .*\(output 0\)$"):
+        DeepSupervision(LOSS).with_sums(logits, targets)
 
 
 def test_inside_monais_deep_supervision() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -273,10 +274,13 @@ def disagreements() -> None:
     with pytest.raises(ValueError, match=r"ranks \[2\] disagree with rank 0(.|\n)*rank 1: "):
         customloss.soft_f1_loss(x, target, process_group=world)
     x, target = x[:, :3], target[:, :3]
-    with pytest.raises(ValueError, match=r"ranks \[1, 2\] disagree"):
+    # what differs is shown by name, and nothing else
+    with pytest.raises(ValueError, match=r"ranks \[1, 2\] disagree") as caught:
         customloss.soft_f1_loss(
             x, target, link="log" if rank else "complement", process_group=world
         )
+    lines = ["rank 0: link='complement'", "rank 1: link='log'", "rank 2: link='log'"]
+    assert [line.strip() for line in str(caught.value).splitlines()[1:]] == lines
     with pytest.raises(ValueError, match=r"ranks \[1\] disagree(.|\n)*float32"):
         global_sums(x.sum(0).to(torch.float32 if rank == 1 else torch.float64), world)
     customloss.soft_f1_loss(x, target, process_group=world)
@@ -299,8 +303,10 @@ def disagreements() -> None:
         lambda: customloss.dice_loss(x, target, class_weight=close, process_group=world),
         lambda: customloss.dice_loss(wide, wide_target, class_weight=many, process_group=world),
     ):
-        with pytest.raises(ValueError, match=r"ranks \[1\] disagree"):
+        with pytest.raises(ValueError, match=r"ranks \[1\] disagree") as caught:
             loss()
+        assert re.search(r"rank 1: (recall_weight|weighting|smooth|class_weight)=[^=]+$",
+                         str(caught.value), re.MULTILINE)  # fmt: skip
 
 
 def test_debug_mode_names_ranks_that_disagree() -> None:

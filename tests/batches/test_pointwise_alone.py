@@ -87,3 +87,19 @@ def test_the_whole_of_a_batch_in_parts_has_no_size() -> None:
     for parts in (customloss.StreamingLoss(criterion), customloss.accumulate(criterion).add):
         with pytest.raises(ValueError, match=r"^pointwise_reduction: expected 'mean' or 'sum'"):
             parts(x, target)
+
+
+def test_learned_weights_of_micro_batches() -> None:
+    """A weight of both parts has the gradient of the score and of the mean cross-entropy."""
+    weight = torch.nn.Parameter(torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
+    x, target = batch()
+    x = x.detach()
+    own = customloss.dice_loss(x, target, class_weight=weight)
+    each = [customloss.bce_loss(*part, class_weight=weight) for part in cut(x, target)]
+    (expected,) = torch.autograd.grad(own + sum(each) / 3, weight)
+    criterion = customloss.DiceBCELoss(pointwise_group=None, class_weight=weight)
+    with customloss.accumulate(criterion) as whole:
+        for part in cut(x, target):
+            whole.add(*part)
+        losses = [whole.loss(*part) for part in cut(x, target)]
+    torch.testing.assert_close(torch.autograd.grad(sum(losses), weight)[0], expected)

@@ -90,8 +90,8 @@ def test_a_stream_of_small_batches_comes_near_the_whole() -> None:
     [
         ((nn.BCEWithLogitsLoss(),), TypeError, "loss: expected a loss module of customloss"),
         ((customloss.SoftF1Loss(samplewise=True),), ValueError, "samplewise=False"),
-        ((customloss.SoftF1Loss(), 1.0), ValueError, "decay: expected a number < 1"),
-        ((customloss.SoftF1Loss(), -0.1), ValueError, "decay: expected a number >= 0"),
+        ((customloss.SoftF1Loss(), 1.0), ValueError, r"decay: expected a number in \[0, 1\)"),
+        ((customloss.SoftF1Loss(), -0.1), ValueError, r"decay: expected a number in \[0, 1\)"),
         ((customloss.SoftF1Loss(), "0.9"), TypeError, "decay: expected a number"),
     ],
 )

@@ -1,10 +1,9 @@
-"""A module looks at the values of its first batch, and says what people get wrong most often."""
+"""A module looks at the values of its first batches: when, with how many waits, and where never."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,223 +11,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from small_batches import XC, T, X, Y, logits, mask, numbers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import customloss
 from customloss._spec import batch_checks
-from customloss._spec.operands import INPUT_DTYPES
 
-NAN, INF = float("nan"), float("inf")
-
-
-def logits(*shape: int) -> Tensor:
-    return torch.linspace(-3, 3, torch.Size(shape).numel()).reshape(shape)
-
-
-def mask(*shape: int) -> Tensor:
-    return torch.arange(torch.Size(shape).numel()).reshape(shape) % 3 == 0
-
-
-def numbers(classes: int, *shape: int) -> Tensor:
-    return torch.arange(torch.Size(shape).numel()).reshape(shape) % classes
-
-
-X, T = logits(2, 1, 6), mask(2, 1, 6)
-XC, Y = logits(2, 3, 6), numbers(3, 2, 6)
-SOFTMAX, PROBABILITIES = {"activation": "softmax"}, {"activation": "none"}
-
-# options, operands, and what the message says
-ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
-    "a mask of 0 and 255": (
-        {}, (X, (T * 255).to(torch.uint8)),
-        "target: expected values in [0, 1], got values 0 and 255: divide by 255 or compare with 0",
-    ),
-    "a grey mask": (
-        {}, (X, torch.tensor([0, 100, 255] * 4).reshape(2, 1, 6)),
-        "target: expected values in [0, 1], got values from 0 to 255: divide by 255",
-    ),
-    "a mask of 255": (
-        {}, (X, torch.full((2, 1, 6), 255.0)),
-        "target: expected values in [0, 1], got 255 everywhere: divide by 255",
-    ),
-    "-1 and 1": (
-        {}, (X, T * 2 - 1),
-        "target: expected values in [0, 1], got values -1 and 1: (target + 1) / 2, or target > 0",
-    ),
-    "1 and 2": ({}, (X, T + 1), "got values 1 and 2: target - 1"),
-    "dense class numbers": (
-        {}, (XC, numbers(3, 2, 3, 6)),
-        "target: expected values in [0, 1] (or class numbers, without a dimension of classes), got "
-        "values from 0 to 2",
-    ),
-    "an unsigned mask": ({}, (X, (T * 65535).to(torch.uint16)), "got values 0 and 65535: divide"),
-    "float targets": ({}, (X, logits(2, 1, 6)), "got values from -3 to 3"),
-    "a NaN target": ({}, (X, torch.where(T, NAN, 0.0)), "got values from nan to nan"),
-    "logits for probabilities": (
-        PROBABILITIES, (X, T),
-        "input: expected probabilities in [0, 1] with activation='none', got -3: are these logits? "
-        "activation='sigmoid'",
-    ),
-    "percentages": (PROBABILITIES, (T * 99.0, T), "with activation='none', got 99"),
-    "labels from 1": (
-        SOFTMAX, (XC, Y + 1),
-        "target: expected class numbers from 0 to 2 (dim 1 of input has 3 classes), got 3; if 3 "
-        "marks what does not count, pass ignore_index=3; labels 1..3 need target - 1",
-    ),
-    "a label beyond": (SOFTMAX, (XC, Y * 5), "has 3 classes), got 10; if 10 marks"),
-    "a label below": (
-        {**SOFTMAX, "ignore_index": 2}, (XC, Y - 1),
-        "has 3 classes) or ignore_index=2, got -1; if -1 marks",
-    ),
-    "input and target swapped": (
-        {}, (T.float(), X),
-        "input, target: expected logits and then their targets, got an input of 0 and 1 and a "
-        "target values from -3 to 3: they seem to be swapped",
-    ),
-}  # fmt: skip
-
-# options, operands, and what the warning says
-WARNINGS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
-    "rows that add up to more": (
-        SOFTMAX, (XC, mask(2, 3, 6)), "target: expected classes that add up to 1 in every pixel",
-    ),
-    "a negative weight": ({}, (X, T, logits(2, 1, 6)), "weight: expected numbers >= 0, got -3"),
-    "everything is ignored": (
-        {**SOFTMAX, "ignore_index": 7}, (XC, torch.full_like(Y, 7)),
-        "target: expected something that counts, but every element is ignored",
-    ),
-    "a weight of 0": (
-        {}, (X, T, torch.zeros(2, 1, 1)), "weight: expected something that counts, but every",
-    ),
-    "ignored, and the rest of weight 0": (
-        {"ignore_index": 7}, (X, torch.where(T, 7, 300), T),
-        "weight: expected something that counts, but every",
-    ),
-    "[B, T, C] with T = C": (
-        SOFTMAX, (logits(2, 3, 3), numbers(3, 2, 3)),
-        "target: expected class numbers whose shape can be read in one way, got [2, 3] for an "
-        "input [2, 3, 3]: the classes are taken to be dim 1",
-    ),
-    "[N, H, W, C] with H = W = C": (
-        {}, (logits(2, 3, 3, 3), numbers(3, 2, 3, 3)), "pass input.movedim(-1, 1)",
-    ),
-    "one-hot with the classes last": (
-        {}, (logits(2, 3, 3), torch.eye(3)[torch.tensor([[0, 0, 1], [2, 2, 2]])]),
-        "target: expected the classes in dim 1 of [2, 3, 3], but its last dim adds up to 1",
-    ),
-}  # fmt: skip
-
-RIGHT: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {
-    "bool": ({}, (X, T)),
-    "soft": ({}, (X, X.sigmoid())),
-    "probabilities": (PROBABILITIES, (X.sigmoid(), T)),
-    "rounded averages": (PROBABILITIES, (T * (1 + 2e-7), T * (1 + 2e-7))),
-    "labels": (SOFTMAX, (XC, Y)),
-    "one-hot": (SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1))),
-    "soft rows": (SOFTMAX, (XC, XC.softmax(1))),
-    "halves of soft rows": (SOFTMAX, (XC.bfloat16(), XC.bfloat16().softmax(1))),
-    "ignored labels": ({**SOFTMAX, "ignore_index": 255}, (XC, torch.where(Y == 2, 255, Y))),
-    "ignored elements": ({"ignore_index": -100}, (X, torch.where(T, -100, 1))),
-    "small labels of which -100 is none": (
-        {**SOFTMAX, "ignore_index": -100}, (XC, Y.to(torch.uint8)),
-    ),
-    "hidden targets": ({}, (X, torch.where(T, 255.0, 1.0), ~T)),
-    "hidden NaN targets": ({}, (X, torch.where(T, NAN, 1.0), ~T)),
-    "hidden labels": (SOFTMAX, (XC, torch.where(Y == 2, 99, Y), (Y != 2)[:, None])),
-    "hidden pixels of no class": (
-        SOFTMAX, (XC, torch.nn.functional.one_hot(Y).movedim(-1, 1) * ~T, ~T),
-    ),
-    "hidden logits": (PROBABILITIES, (torch.where(T, 7.0, 0.5), T, ~T)),
-    "NaN of a step that is skipped": ({}, (torch.where(T, NAN, X), T)),
-    "NaN probabilities": (PROBABILITIES, (torch.where(T, NAN, 0.5), T)),
-    "infinite probabilities": (PROBABILITIES, (torch.where(T, INF, 0.5), T)),
-    "logits of 0 and 1": ({}, (T.float(), T)),
-    "a diagonal": ({}, (logits(2, 3, 3), torch.eye(3).expand(2, 3, 3))),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_what_is_certainly_wrong(name: str) -> None:
-    """By a module, which goes on refusing it, and by a function that is asked to look."""
-    options, operands, text = ERRORS[name]
-    criterion = customloss.DiceLoss(**options)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=re.escape(text)):
-            criterion(*operands)
-    with pytest.raises(ValueError, match=re.escape(text)):
-        customloss.dice_loss(*operands, check_target=True, **options)
-
-
-@pytest.mark.parametrize("name", WARNINGS)
-def test_what_may_be_meant(name: str) -> None:
-    """One warning of each module, which says how to silence it, at the line that calls it."""
-    options, operands, text = WARNINGS[name]
-    for _ in range(2):
-        criterion = customloss.DiceLoss(**options)
-        with pytest.warns(UserWarning, match=f"{re.escape(text)}.*check_target=False") as caught:
-            criterion(*operands)
-        (warning,) = caught
-        assert warning.filename == __file__
-        criterion(*operands)
-    customloss.DiceLoss(**options, check_target=False)(*operands)
-    customloss.dice_loss(*operands, **options)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_what_is_right(name: str) -> None:
-    options, operands = RIGHT[name]
-    customloss.DiceLoss(**options)(*operands)
-
-
-@pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=str)
-def test_every_dtype_of_input_and_weight(dtype: torch.dtype) -> None:
-    x = X.to(dtype)
-    customloss.DiceLoss()(x, T.to(dtype), torch.ones(6, dtype=dtype))
-    with pytest.raises(ValueError, match=r"^input: .* got -3"):
-        customloss.DiceLoss(activation="none")(x, T)
-
-
-def test_a_mistake_of_rounding_is_none_unless_asked_for() -> None:
-    """An interpolated target may be 1 + 1e-7; ``check_target=True`` means [0, 1] to the bit."""
-    t = T * (1 + 3e-7)
-    customloss.DiceLoss()(X, t)
-    for check in (lambda: customloss.dice_loss(X, t, check_target=True),
-                  lambda: customloss.DiceLoss(check_target=True)(X, t)):  # fmt: skip
-        with pytest.raises(ValueError, match=r"got values 0 and 1\.0000"):
-            check()
-
-
-def test_losses_that_take_probabilities() -> None:
-    """Their functions set the activation, so no option of the module shows it."""
-    with pytest.raises(ValueError, match=r"^input: expected probabilities .*'none', got -3"):
-        customloss.CustomF1Loss()(X, T)
-    with pytest.raises(ValueError, match=r"^input: .*AnyLoss has it, got -3: .* input\.sigmoid"):
-        customloss.AnyLoss()(X, T)
-    customloss.AnyLoss()(X.sigmoid(), T)
-    customloss.SigmoidF1Loss(shift=-0.5)(X, T)  # an offset of 1/2 that sharpens nothing
-
-
-def test_the_input_may_be_integer_when_swapped() -> None:
-    with pytest.raises(TypeError, match=r"^input: .*int64; are input and target swapped\?"):
-        customloss.dice_loss(T.long(), X)
-
-
-def test_labels_out_of_range_that_are_meant() -> None:
-    """``out_of_range="ignore"`` allows them; labels from 1 to C still look like a mistake."""
-    batch = batch_checks.Batch(
-        XC, Y[:, None] + 1, None, (2, 3, 6), True, "softmax", 1.0, 0.0, (), True, False, False
-    )
-    errors, found = batch_checks.found(batch)
-    assert not errors
-    assert found == [
-        "target: expected class numbers from 0 to 2, got some from 1 to 3, so that the last class "
-        "falls out: target - 1"
-    ]
-    assert batch_checks.found(batch._replace(target=Y[:, None] * 50)) == ([], [])
-
-
-# ---- when it looks -------------------------------------------------------------------------------
+SOFTMAX = {"activation": "softmax"}
 
 
 @pytest.fixture
@@ -258,6 +48,49 @@ def test_once_always_or_never(reads: list[Any]) -> None:
             customloss.DiceLoss(check_target=option)
     with pytest.raises(ValueError, match=r"^check_target: expected .* got 'once'"):
         customloss.dice_loss(X, T, check_target="once")
+
+
+def test_until_a_positive_that_counts(reads: list[Any]) -> None:
+    """A batch without one says little of its labels, so that more are looked at, but no more than
+    eight. A batch that is refused is not counted."""
+    none, hides = torch.zeros_like(T), {"ignore_index": 7}
+    for options, operands in (
+        ({}, (X, none)), ({}, (X, T, (~T).float())), (SOFTMAX, (XC, Y * 0)),
+        (hides, (X, torch.where(T, 7, 0))), ({"class_weight": [1.0, 0.0, 1.0]}, (
+            XC, mask(2, 3, 6) & (torch.arange(3)[:, None] == 1)
+        )),
+    ):  # fmt: skip
+        reads.clear()
+        criterion = customloss.DiceLoss(**options)
+        for _ in range(2):
+            criterion(*operands)
+        wrong = operands[1].int() * 0 + 255
+        with pytest.raises(ValueError, match="255"):
+            criterion(operands[0], wrong)
+        for _ in range(8):
+            criterion(*operands)
+        assert len(reads) == 9
+        criterion(operands[0], T if options in ({}, hides) else operands[1])
+        assert len(reads) == 9
+    reads.clear()
+    criterion = customloss.DiceLoss()
+    for target in (none, none, T, T, none):
+        criterion(X, target)
+    assert len(reads) == 3
+
+
+def test_the_batches_before_a_positive_warn_once() -> None:
+    criterion = customloss.DiceLoss()
+    with pytest.warns(UserWarning, match=r"^weight: expected numbers >= 0"):
+        criterion(X, torch.zeros_like(T), -torch.ones(6))
+    criterion(X, torch.zeros_like(T), -2 * torch.ones(6))
+    with pytest.warns(UserWarning, match=r"^weight: expected something that counts"):
+        criterion(X, T, torch.zeros(6))
+    # a warning that was turned into an error was not seen
+    criterion = customloss.DiceLoss()
+    for _ in range(2):
+        with pytest.raises(UserWarning, match=r"^weight"):
+            criterion(X, T, -torch.ones(6))
 
 
 def test_the_option_can_be_set_later(reads: list[Any]) -> None:
@@ -307,7 +140,7 @@ def test_copies_have_seen_what_the_original_saw(reads: list[Any]) -> None:
 
 
 def test_modules_that_hold_a_loss(reads: list[Any]) -> None:
-    """The first batch, the first micro-batch and the first output."""
+    """The first batch, the first micro-batch and every output of the first batch."""
     stream = customloss.StreamingLoss(customloss.DiceLoss())
     with pytest.raises(ValueError, match="255"):
         stream(X, T.int() * 255)
@@ -323,8 +156,41 @@ def test_modules_that_hold_a_loss(reads: list[Any]) -> None:
     criterion = customloss.DeepSupervision(customloss.DiceLoss())
     with pytest.raises(ValueError, match=r"255.*\(output 0\)"):
         criterion([X, X], [T.int() * 255, T])
-    criterion([X, X], [T, T])
-    assert len(reads) == 5
+    with pytest.raises(ValueError, match=r"255.*\(output 1\)"):
+        criterion([X, X], [T, T.int() * 255])
+    reads.clear()
+    for _ in range(2):
+        criterion([X, X, X], [T, T, T])
+    assert [batch.coarse for batch in reads] == [False, True, True]
+
+
+def test_what_is_resized_is_not_judged_by_its_shape() -> None:
+    """The finest output tells how shapes are read. A coarser target may have its height and width
+    equal to the number of classes, and nothing left of it but what is ignored."""
+    y = numbers(4, 2, 16, 16)
+    y[:, 1::4] = 255
+    y[:, ::4] = 255  # the coarsest target is ignored altogether
+    x = [logits(2, 4, 16 >> i, 16 >> i) for i in range(3)]
+    for resize, targets in (("nearest", y), (None, [y[:, :: 2**i, :: 2**i] for i in range(3)])):
+        criterion = customloss.DeepSupervision(
+            customloss.DiceLoss(activation="softmax", ignore_index=255), resize=resize
+        )
+        criterion(x, targets)
+    # no output has the size of the target
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss(), resize="nearest")
+    criterion([logits(2, 4, 4, 4)], numbers(4, 2, 16, 16))
+
+
+def test_values_of_every_output_are_judged() -> None:
+    """Its labels, and its input; of one mistake there is one warning."""
+    x, y = [logits(2, 4, 16 >> i, 16 >> i) for i in range(3)], numbers(4, 2, 16, 16)
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss())
+    with pytest.raises(ValueError, match=r"from 1 to 4.*\(output 1\)$"):
+        criterion(x[:2], [y, numbers(4, 2, 8, 8) + 1])
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss(), resize="nearest")
+    with pytest.warns(UserWarning, match=r"^input: .* are these probabilities") as caught:
+        criterion([x[0], x[1].softmax(1), x[2].softmax(1)], y)
+    assert len(caught) == 1
 
 
 def test_what_holds_no_values_is_not_read(reads: list[Any]) -> None:
@@ -345,6 +211,33 @@ def test_what_holds_no_values_is_not_read(reads: list[Any]) -> None:
     assert not reads
     criterion(X, T)
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("method", ["__call__", "with_sums"])
+def test_a_compiled_module_waits_for_nothing(reads: list[Any], method: str) -> None:
+    """It is one graph, in which no value is brought to the host, and the same before and after the
+    module has seen its first batch."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    criterion = customloss.DeepSupervision(customloss.DiceCELoss(), resize="nearest")
+    compiled = torch.compile(getattr(criterion, method), backend=backend, fullgraph=True)
+    x = [logits(2, 3, 8 >> i, 6 >> i) for i in range(2)]
+    y = numbers(3, 2, 8, 6)
+    compiled(x, y)
+    criterion(x, y)
+    assert len(reads) == 2
+    compiled(x, y)
+    assert len(graphs) == 1
+    waits = {"item", "tolist", "_local_scalar_dense", "is_nonzero", "nonzero", "equal"}
+    assert graphs[0].graph.nodes
+    assert not [node for node in graphs[0].graph.nodes if str(node.target).split(".")[0] in waits]
+    assert len(reads) == 2
+    torch._dynamo.reset()
 
 
 def test_a_capture_is_not_waited_for(reads: list[Any]) -> None:
@@ -376,19 +269,26 @@ def test_one_transfer_and_no_copy_of_the_input() -> None:
 
     batch = batch_checks.Batch(
         XC, torch.where(Y == 2, 255, Y)[:, None], torch.ones(2, 1, 6), (2, 3, 6), True, "softmax",
-        1.0, 0.0, (255,), False, False, False,
+        1.0, 0.0, (255,), False, False, torch.float64, False,
     )  # fmt: skip
-    transfers = []
+    rows = torch.nn.functional.one_hot(Y).movedim(-1, 1)
+    plain = batch._replace(target=rows, weight=None, labels=False, ignored=())
+    hiding = plain._replace(
+        activation="sigmoid", weight=~mask(2, 3, 6), ignored=(7,), counting=torch.arange(3) > 0
+    )
+    transfers: list[Tensor] = []
     tolist = Tensor.tolist
 
     def counted(tensor: Tensor) -> Any:
         transfers.append(tensor)
         return tolist(tensor)
 
-    with patch.object(Tensor, "tolist", counted), Largest() as made:
-        assert batch_checks.found(batch) == ([], [])
-    assert len(transfers) == 1
-    assert made.elements < XC.numel()
+    for each, copies in ((batch, False), (plain, False), (hiding, True)):
+        transfers.clear()
+        with patch.object(Tensor, "tolist", counted), Largest() as made:
+            assert batch_checks.found(each) == ([], {}, True)
+        assert len(transfers) == 1
+        assert (made.elements >= XC.numel()) == copies
 
 
 def test_no_graph_and_the_same_loss() -> None:
@@ -398,3 +298,55 @@ def test_no_graph_and_the_same_loss() -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("error")
         customloss.DiceLoss()(X, T)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("dice", "class_weight"), ("mcc", "class_weight"), ("dice_bce", "pointwise_class_weight"),
+        ("bce", "pos_weight"), ("focal", "class_weight"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_weights_of_classes_that_were_not_known_before(
+    name: str, option: str, wrong: float
+) -> None:
+    """Learned ones, and those on another device, where a constructor would wait for them."""
+    x, t = torch.randn(8, 3), torch.rand(8, 3) > 0.5
+    weight = torch.nn.Parameter(torch.tensor([1.0, wrong, 2.0]))
+    criterion = customloss.loss(name, **{option: weight})
+    with pytest.raises(
+        ValueError, match=rf"^{option}: expected finite numbers >= 0, got {wrong:g}"
+    ):
+        criterion(x, t)
+    with torch.no_grad():
+        weight[1] = 0.0
+    criterion(x, t)
+
+
+def hits(tp: torch.Tensor, fp: torch.Tensor, fn: torch.Tensor, tn: torch.Tensor) -> torch.Tensor:
+    return tp
+
+
+@pytest.mark.parametrize("link", ["log", "focal", "log_cosh", "log_power"])
+@pytest.mark.parametrize("compound", [False, True])
+def test_a_similarity_above_1_is_noticed_once(link: str, compound: bool) -> None:
+    """The logarithm of a sum is no loss, and a power of 1 - s is 0 there, without a gradient."""
+    x, t = torch.randn(64, 3) + 2, torch.rand(64, 3) > 0.2
+    if compound:
+        criterion = customloss.CompoundLoss(hits, cross_entropy_weight=1.0, link=link)
+    else:
+        criterion = customloss.ConfusionLoss(hits, link=link)
+    with pytest.warns(UserWarning, match=rf"^score 'hits': .*at most 1 with link='{link}', got \d"):
+        criterion(x, t)
+    criterion(x, t)  # warnings are errors in these tests
+
+
+def test_a_similarity_above_1_that_is_meant() -> None:
+    x, t = torch.randn(64, 3) + 2, torch.rand(64, 3) > 0.2
+    customloss.ConfusionLoss(hits)(x, t)  # linear: the loss is 1 - tp
+    customloss.ConfusionLoss(hits, link="negative")(x, t)
+    customloss.ConfusionLoss(hits, link="log", check_target=False)(x, t)
+    customloss.ConfusionLoss(customloss.scores.fowlkes_mallows, link="log")(x, t)
+    perfect = torch.where(t, 40.0, -40.0)
+    customloss.ConfusionLoss(customloss.scores.fowlkes_mallows, link="log")(perfect, t)

@@ -176,7 +176,7 @@ def test_custom_f1() -> None:
     none = customloss.CustomF1Loss()(everything, torch.zeros(4))
     assert float(none.detach()) == pytest.approx(69.08, abs=0.01)
     assert not torch.autograd.grad(none, everything)[0].any()
-    with pytest.raises(ValueError, match=r"^beta: expected a number <= 1"):
+    with pytest.raises(ValueError, match=r"^beta: expected a number in \[0, 1\]"):
         customloss.CustomF1Loss(beta=2.0)(p, t)
 
 
@@ -341,7 +341,8 @@ def test_extended_sums() -> None:
     expected = {
         "tp": t * p, "fp": (1 - t) * p, "fn": t * (1 - p), "tn": (1 - t) * (1 - p),
         "log_loss_pos": -t * p.log(), "log_loss_neg": -(1 - t) * (1 - p).log(), "p2": p * p,
-        "t2": t * t, "tp2": t * p * p, "distance": (p - t).abs(),
+        "t2": t * t, "tp2": t * p * p, "common": torch.minimum(p, t),
+        "distance_pos": (p - t).clamp_min(0), "distance_neg": (t - p).clamp_min(0),
         "focal_pos": -t * missed**1.5 * p.log(),
         "focal_neg": -(1 - t) * missed**1.5 * (1 - p).log(),
         "support": t,
@@ -349,6 +350,7 @@ def test_extended_sums() -> None:
     assert set(expected) == set(sums._fields) - {"hard"}, "a sum has no formula here"
     for name, share in expected.items():
         torch.testing.assert_close(getattr(sums, name), (w * share).sum((0, 2)))
+    torch.testing.assert_close(sums.distance, (w * (p - t).abs()).sum((0, 2)))
     assert sums.focal is not None
     torch.testing.assert_close(sums.focal, sums.focal_pos + sums.focal_neg)
     shares = (t * hard, (1 - t) * hard, t * (1 - hard), (1 - t) * (1 - hard))

@@ -49,10 +49,20 @@ def test_help_has_shapes_and_a_line_for_every_option(loss: type[customloss.Loss]
         if loss is customloss.CustomF1Loss:  # it explains its own
             assert f"{option}" in doc
         else:
-            assert f"\n    {option}={default!r}: {help_text.OPTIONS[option]}.\n" in f"{doc}\n"
+            meaning = help_text.meanings(loss.defaults)[option]
+            assert f"\n    {option}={default!r}: {meaning}.\n" in f"{doc}\n"
     assert max(len(line) for line in doc.splitlines()) <= 100
     assert "Args:" in (inspect.getdoc(loss.forward) or "")
     assert "Args:" in (inspect.getdoc(loss.with_sums) or "")
+
+
+def test_help_does_not_list_what_is_refused() -> None:
+    for loss, takes in ((customloss.DiceLoss, True), (customloss.DiceCELoss, False)):
+        (line,) = [each for each in (loss.__doc__ or "").splitlines() if "average=" in each]
+        assert ('"none"' in line) == takes
+        if not takes:
+            with pytest.raises(ValueError, match=r"^average: "):
+                loss(average="none")
 
 
 def test_every_line_is_of_an_option() -> None:

@@ -267,6 +267,24 @@ def test_mean_all_of_a_part_is_refused() -> None:
         adder(x, y)
 
 
+def test_mean_all_where_the_sums_are_handed_out() -> None:
+    """A batch whose sums are asked for is no part of another."""
+    x, y, _, _ = batch()
+    for criterion in (
+        customloss.CrossEntropyLoss(reduction="mean_all", ignore_index=1),
+        customloss.DiceCELoss(pointwise_reduction="mean_all", ignore_index=1),
+    ):
+        same(criterion.with_sums(x, y)[0], criterion(x, y), x)
+
+
+def test_a_pos_weight_in_float32_is_not_rounded_again() -> None:
+    """Its product with the weight of a part was float32, in a float64 loss."""
+    x, _, t, _ = batch()
+    pi = torch.tensor([0.2, 1.5, 0.2, 0.7])
+    own = customloss.bce_loss(x, t, pos_weight=pi, reduction="mean_all")
+    same(own, binary(x, t, by_class(pi.to(F64), x)).mean(), x)
+
+
 def half_is_local() -> None:
     """Each rank adds the cross-entropy of its own part to the Dice loss of the whole batch."""
     x, y, _, _ = batch(6, K, 5)
@@ -299,9 +317,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"focal_weight": 1.0, "focal_alpha": 0.25, "activation": "softmax"}, ValueError,
         "focal_alpha: expected None with activation='softmax'",
     ),
-    "alpha above 1": ({"focal_alpha": 1.5}, ValueError, "focal_alpha: .*<= 1, got 1.5"),
+    "alpha above 1": ({"focal_alpha": 1.5}, ValueError, r"focal_alpha: .*in \[0, 1\], got 1.5"),
     "a form": ({"focal_split": "yes"}, TypeError, "focal_split: expected True or False"),
-    "all is smoothed": ({"ce_label_smoothing": 1.0}, ValueError, "ce_label_smoothing: .*< 1"),
+    "all is smoothed": ({"ce_label_smoothing": 1.0}, ValueError, r"ce_label_.*in \[0, 1\), got"),
     "a reduction": ({"pointwise_reduction": "none"}, ValueError, "pointwise_reduction: .*'none'"),
     "a group": ({"pointwise_group": 3}, ValueError, "pointwise_group: expected 'score'"),
     "a class": ({"pointwise_classes": [9]}, ValueError, "pointwise_classes: .*from 0 to 3, got 9"),

@@ -186,7 +186,7 @@ def test_weighted_log_loss_is_a_cross_entropy() -> None:
     torch.testing.assert_close(2 * both, bce(x, t))
     with pytest.raises(ValueError, match=r"^activation: .*compound_loss"):
         customloss.weighted_log_loss(x, t, activation="softmax")
-    with pytest.raises(ValueError, match=r"^recall_weight: expected a number <= 1"):
+    with pytest.raises(ValueError, match=r"^recall_weight: expected a number in \[0, 1\]"):
         customloss.weighted_log_loss(x, t, recall_weight=1.5)
 
 
@@ -238,10 +238,12 @@ class Mixed(torch.nn.Module):
         self.share = torch.nn.Parameter(torch.tensor(0.5, dtype=F64))
 
     def forward(self, tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, **more: Tensor) -> Tensor:
-        assert list(more) == ["hard_tp", "hard_fp", "hard_fn", "hard_tn", "distance"]
+        assert list(more) == ["hard_tp", "hard_fp", "hard_fn", "hard_tn",
+                              "common", "distance_pos", "distance_neg"]  # fmt: skip
         whole = sum(more[f"hard_{name}"] for name in ("tp", "fp", "fn", "tn"))
         decided = (more["hard_tp"] + more["hard_tn"]) / whole
-        return self.share * decided + (1 - self.share) * (1 - more["distance"] / whole)
+        distance = more["distance_pos"] + more["distance_neg"]
+        return self.share * decided + (1 - self.share) * (1 - distance / whole)
 
 
 def test_scores_get_what_they_ask_for() -> None:

@@ -107,6 +107,10 @@ BAD_TENSORS = {
     "weight shape": (
         {"weight": torch.zeros(5)}, ValueError, "weight", r"broadcasts to \[4, 3\]", r"\[5\]",
     ),
+    "weight of classes": (
+        {"weight": torch.zeros(3), "input": torch.zeros(4, 3, 2), "target": torch.zeros(4, 3, 2)},
+        ValueError, "weight", r"\[4, 3, 2\]", r"\[3\]: the option class_weight",
+    ),
     "weight rank": (
         {"weight": torch.zeros(1, 4, 3)}, ValueError, "weight", r"\[4, 3\]", r"\[1, 4, 3\]",
     ),
@@ -146,10 +150,11 @@ BAD_OPTIONS = {
     "activation": ({"activation": "tanh"}, "activation", "'softmax'", "'tanh'"),
     "activation case": ({"activation": "Softmax"}, "activation", "'softmax'", "'Softmax'"),
     "scale of a softmax": (
-        {"activation": "softmax", "logit_scale": 0.0}, "logit_scale", "other than 0", "softmax",
+        {"activation": "softmax", "logit_scale": 0.0}, "logit_scale", "other than 0", "alike",
     ),
-    "all smoothed": ({"label_smoothing": 1.0}, "label_smoothing", "< 1", "1.0"),
-    "sharpened": ({"label_smoothing": -0.1}, "label_smoothing", ">= 0", "-0.1"),
+    "scale": ({"logit_scale": 0.0}, "logit_scale", "other than 0", "alike"),
+    "all smoothed": ({"label_smoothing": 1.0}, "label_smoothing", "in [0, 1)", "1.0"),
+    "sharpened": ({"label_smoothing": -0.1}, "label_smoothing", "in [0, 1)", "-0.1"),
     "nan smoothing": ({"label_smoothing": math.nan}, "label_smoothing", "finite", "nan"),
     "absent": ({"absent": "ignore"}, "absent", "'skip'", "'ignore'"),
     "link": ({"link": "exp"}, "link", "'complement'", "'exp'"),

@@ -181,7 +181,7 @@ def test_derivatives_of_the_further_sums() -> None:
 
     def total(x: Tensor) -> Tensor:
         sums = confusion_sums(x, t, **SOFTMAX, **EXTRAS["every"])
-        return (sums * torch.arange(1.0, 18, dtype=F64)[:, None, None]).sum()
+        return (sums * torch.arange(1.0, 1 + len(sums), dtype=F64)[:, None, None]).sum()
 
     leaf = x.clone().requires_grad_()
     (first,) = torch.autograd.grad(total(leaf), leaf, create_graph=True)

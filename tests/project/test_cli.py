@@ -81,8 +81,19 @@ def test_without_the_extra_a_message_names_it(missing: str) -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 1
     assert f"needs {missing}" in ran.stderr
-    assert "pip install 'customloss[demo]'" in ran.stderr
+    assert "pip install '.[demo]'" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_info_needs_no_extra(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from customloss.__main__ import main; main()"
+    )
+    for command, prints in (("info", True), ("bench", False)):
+        ran = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True)
+        assert (ran.returncode == 0) == prints, ran.stderr
+        assert ("backend" in ran.stdout) == prints
 
 
 def test_cuda_without_a_gpu_is_refused() -> None:

@@ -1,12 +1,14 @@
 """Every Python snippet of the README and of docs/ runs as it is printed.
 
-Recipes that are said to be losses of MONAI are those, and no option is left out of the docs.
+Recipes that are said to be losses of MONAI are those, the tables of docs/losses.md are true, and no
+option is left out of the docs.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,28 @@ def test_the_readme_has_snippets():
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code):
     run(code)
+
+
+# ---- links ---------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which headings can be linked, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https:"):
+            continue
+        file, _, anchor = link.partition("#")
+        to = (page.parent / file).resolve() if file else page
+        assert to.exists(), link
+        assert not anchor or anchor in anchors(to), link
 
 
 # ---- recipes that are losses of MONAI ------------------------------------------------------------
@@ -92,6 +116,94 @@ def test_dice_and_cross_entropy_or_focal_are_monais():
     labels = target[:, None]
     is_monais(own, "DiceCELoss", logits, labels, softmax=True, label_smoothing=0.1, **given)
     is_monais(at["monai_dice_focal"], "DiceFocalLoss", logits, labels, sigmoid=True, **given)
+
+
+# ---- tables of docs/losses.md --------------------------------------------------------------------
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    _, _, section = (ROOT / "docs" / "losses.md").read_text().partition(f"\n## {heading}\n")
+    lines = section[section.index("\n| ") + 1 :].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line[2:-2].split(" | ")] for line in lines[2:]]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`\"?(\w+)\"?`", cell)
+
+
+LOSS_FUNCTIONS = [
+    name for row in table("All losses") for name in quoted(row[0]) if name.endswith("_loss")
+]
+
+
+def test_every_loss_has_a_row():
+    losses = {
+        name
+        for name in vars(customloss)
+        if name.endswith("_loss") and name not in ("confusion_loss", "deep_supervision_loss")
+    }
+    assert set(LOSS_FUNCTIONS) == losses
+
+
+@pytest.mark.parametrize(
+    "call", [row[1].split("`")[1] for row in table("Which loss for which problem")]
+)
+def test_the_calls_of_the_first_table_train(call):
+    criterion = eval(
+        f"customloss.{call}", {"customloss": customloss, "score": customloss.scores.jaccard}
+    )
+    logits = torch.randn(4, 3, 8, 8, requires_grad=True)
+    is_softmax = isinstance(criterion, (customloss.DiceCELoss, customloss.TverskyCELoss))
+    target = torch.randint(0, 3, (4, 8, 8)) if is_softmax else torch.rand(4, 3, 8, 8) < 0.3
+    if criterion.options().get("ignore_index") is not None:
+        target[:, :2] = criterion.ignore_index
+    criterion(logits, target).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+
+
+def lacking() -> dict[str, set[str]]:
+    """The functions that lack an option, according to the table."""
+    missing: dict[str, set[str]] = {}
+    above: set[str] = set()
+    for options_cell, functions in table("Which loss has which option"):
+        own = set(quoted(functions)) & set(LOSS_FUNCTIONS)
+        above = own | above if functions.startswith("the above") else own
+        missing.update(dict.fromkeys(quoted(options_cell), above))
+    return missing
+
+
+@pytest.mark.parametrize("function", LOSS_FUNCTIONS)
+def test_the_table_of_options_is_true(function):
+    parameters = inspect.signature(getattr(customloss, function)).parameters
+    assert lacking()
+    for option, functions in lacking().items():
+        assert (option in parameters) == (function not in functions), option
+
+
+@pytest.mark.parametrize(
+    "function", [name for name in LOSS_FUNCTIONS if name not in lacking()["link"]]
+)
+@pytest.mark.parametrize("link", [quoted(row[0])[0] for row in table("Links")])
+def test_the_table_of_links_is_true(link, function):
+    not_for = quoted(table("Links")[-2][2]) if "log_" in link else []
+    logits, target = torch.randn(8, 3), torch.randint(0, 3, (8,))
+    given = {"score": "dice", "cross_entropy_weight": 1.0} if function == "compound_loss" else {}
+    call = getattr(customloss, function)
+    if function in not_for:
+        with pytest.raises(ValueError, match="link"):
+            call(input=logits, target=target, link=link, **given)
+    else:
+        call(input=logits, target=target, link=link, **given)
+
+
+@pytest.mark.parametrize("page", ["docs/losses.md", "examples/customloss_recall_at/README.md"])
+def test_the_entry_point_is_that_of_the_example(page):
+    (lines,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
+    project = ROOT / "examples" / "customloss_recall_at" / "pyproject.toml"
+    assert lines in project.read_text()
 
 
 # ---- options -------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ MUTANTS = {
         "return {lost, counted};",
     ),
     "a distance has a sign": Mutant(
-        "csrc/pixel.h", "far < T(0) ? -far : far;", "far;"
+        "csrc/pixel.h", "far < T(0) ? T(0) : far;", "far;"
     ),
     "0 log 0 is a NaN": Mutant(
         "csrc/pixel.h", "return select(Flag<T>(factor != T(0)), factor * value, T(0));",

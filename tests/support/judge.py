@@ -229,7 +229,11 @@ def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Te
     p, q, _ = reference.probability(x, activation, scale, offset)
     zero = torch.zeros_like(p)
     slope = torch.stack([g[name] for name in ("tp", "fp", "fn", "tn")]).amax(0) + zero
-    slope = slope + 2 * p * (g.get("p2", zero) + t * g.get("tp2", zero)) + g.get("distance", zero)
+    slope = slope + 2 * p * (g.get("p2", zero) + t * g.get("tp2", zero))
+    common, above, below = (
+        g.get(name, zero) for name in ("common", "distance_pos", "distance_neg")
+    )
+    slope = slope + torch.maximum(above, common + below)  # where p is above t, and where below
     log = -torch.nn.functional.log_softmax(scale * (x - offset), 1)
     h = target.log * g.get("log_loss_pos", zero)
     more = reference.power(q, gamma) + gamma * p * log * reference.power(q, gamma - 1)

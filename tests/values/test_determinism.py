@@ -53,7 +53,7 @@ def test_the_same_bits_on_1_2_and_4_threads(case: Case, dtype: torch.dtype) -> N
         assert_same_bits(outcome(sample), expected)
 
 
-@pytest.mark.parametrize("shape", [(37,), (7001, 1), (1,)], ids=str)
+@pytest.mark.parametrize("shape", [(37,), (7001, 1), (1,), (), (1, 1)], ids=str)
 def test_the_gradient_by_a_broadcast_weight_has_the_same_bits(shape: tuple[int, ...]) -> None:
     x, t = torch.randn(7001, 37), torch.rand(7001, 37) > 0.5
     found = []

@@ -68,8 +68,8 @@ def test_the_message_has_the_cure(backend: str) -> None:
                 customloss.dice_loss(x, y + 1, ignore_index=ignored, **SOFTMAX)
             assert str(caught.value) == (
                 f"target: expected class numbers from 0 to 3 (dim 1 of input has 4 classes){known},"
-                f" got 4; if 4 marks what does not count, pass ignore_index={cure}; labels 1..4 "
-                "need target - 1"
+                f" got 4; labels 1..4 need target - 1; if 4 marks what does not count, pass "
+                f"ignore_index={cure}"
             )
 
 
