@@ -396,10 +396,12 @@ CUSTOMLOSS_HD T focal_by_target(const Outcome<T>& o, const Target<T>& y, const F
   constexpr int kRow = row_of(kExtra, kFocal);
   const Bases<T> base = bases<kActivation, kExtra>(o, y, focal);
   const T one = power_of(base.one, focal.gamma);
-  T dt = times(g[kRow], o.positive * one);
+  T dt = times(g[kRow], times(one, o.positive));
   if constexpr (kActivation != Activation::kSoftmax) {
-    dt -= times(g[kRow + 1], o.negative * other_power<kExtra>(base, one, focal.gamma));
-    const T lost = g[kRow] * times(y.t, o.positive) + g[kRow + 1] * times(y.u, o.negative);
+    const T other = other_power<kExtra>(base, one, focal.gamma);
+    dt -= times(g[kRow + 1], times(other, o.negative));
+    T lost = times(g[kRow], times(y.t, o.positive));
+    lost += times(g[kRow + 1], times(y.u, o.negative));
     const T steep = focal.gamma * (one / floored(base.one)) * (o.q - o.p);
     dt += focal.split ? T(0) : steep * lost;
   }

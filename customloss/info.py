@@ -106,10 +106,7 @@ def _instruction_set() -> str:
 
 
 def _huge_pages() -> str:
-    try:
-        wanted: bool = torch.ops.customloss.cpu_huge_pages()
-    except RuntimeError as error:  # CUSTOMLOSS_HUGE_PAGES is a word that is not known
-        return f"none ({str(error).splitlines()[0]})"
+    wanted: bool = torch.ops.customloss.cpu_huge_pages()
     return "wanted" if wanted else "turned off by CUSTOMLOSS_HUGE_PAGES=0"
 
 

@@ -376,13 +376,14 @@ def _focal_by_target(p, q, positive, negative, t, gamma, g, EXTRA: tl.constexpr,
     F: tl.constexpr = row_of(EXTRA, FOCAL)
     one, other, _, _ = _focal_bases(p, q, t, HOW)
     raised, steep = _focal_power(one, gamma, HOW)
-    total = _times(g[F], positive * raised)
+    total = _times(g[F], _times(raised, positive))
     if not (SOFTMAX & HOW):
         if FOCAL_SPLIT & HOW:
-            total -= _times(g[F + 1], negative * power(other, gamma, HOW))
+            total -= _times(g[F + 1], _times(power(other, gamma, HOW), negative))
         else:
-            total -= _times(g[F + 1], negative * raised)
-            lost = g[F] * _times(t, positive) + g[F + 1] * _times(1.0 - t, negative)
+            total -= _times(g[F + 1], _times(raised, negative))
+            lost = _times(g[F], _times(t, positive))
+            lost += _times(g[F + 1], _times(1.0 - t, negative))
             total += steep * (q - p) * lost
     return total
 

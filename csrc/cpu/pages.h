@@ -16,14 +16,14 @@
 
 namespace customloss::cpu {
 
-// Whether the environment lets us ask for them; it is read once.
+// Whether the environment lets us ask for them; it is read once, as the library is loaded.
 inline bool huge_pages_wanted() {
   static const bool wanted = [] {
     const char* const value = std::getenv("CUSTOMLOSS_HUGE_PAGES");
     const std::string word = value == nullptr ? "" : value;
     if (word.empty() || word == "1") return true;
     if (word == "0") return false;
-    throw std::runtime_error("CUSTOMLOSS_HUGE_PAGES=" + word + ": expected 0 or 1");
+    throw std::runtime_error("CUSTOMLOSS_HUGE_PAGES: expected 0 or 1, got '" + word + "'");
   }();
   return wanted;
 }

@@ -78,8 +78,16 @@ def _load(name: str) -> None:
 
 
 def load() -> None:
-    """Loads ``_C``, and ``_C_cuda`` where torch has CUDA."""
+    """Loads ``_C``, and ``_C_cuda`` where torch has CUDA.
+
+    Raises a ValueError if CUSTOMLOSS_HUGE_PAGES is neither 0 nor 1, which ``_C`` reads once.
+    """
     _load("_C")
+    if status["_C"] is None:
+        try:
+            torch.ops.customloss.cpu_huge_pages()
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[0]) from None
     if torch.version.cuda is None:
         status["_C_cuda"] = "this torch has no CUDA"
     else:

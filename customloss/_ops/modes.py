@@ -7,7 +7,11 @@ import sys
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+)
 from torch.autograd import forward_ad
 
 
@@ -38,6 +42,17 @@ def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (
         input.requires_grad or target.requires_grad or (weight is not None and weight.requires_grad)
     )
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether nothing can be differentiated by this tensor, by autograd or in a transform."""
+    if tensor.requires_grad:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        return False
+    return not is_functorch_wrapped_tensor(tensor)
 
 
 def ordinary_tensors(device: torch.device) -> bool:

@@ -102,6 +102,8 @@ def checked(
             "nan_targets: expected 'propagate' for a dense target with activation='softmax' (what "
             "would one class of a pixel say?), got 'ignore': pass a weight of 0 where it is NaN"
         )
+    if elements.ignore_index is not None and target.dtype in _INTEGERS_BELOW:
+        _has_ignored(elements.ignore_index, target.dtype)
     if target.device != input.device:
         raise ValueError(f"target: expected device {input.device} (input's), got {target.device}")
     if weight is not None:
@@ -111,6 +113,23 @@ def checked(
     if empty or (elements.per_class and no_class):
         raise ValueError(f"input: there is no group to score in shape {list(shape)}")
     return Data(input, target, weight)
+
+
+# of each floating dtype: it holds an integer that has an odd factor below this
+_INTEGERS_BELOW = {
+    torch.float64: 2**53, torch.float32: 2**24, torch.float16: 2**11, torch.bfloat16: 2**8,
+}  # fmt: skip
+
+
+def _has_ignored(ignored: Sequence[int], dtype: torch.dtype) -> None:
+    """A target of this dtype can hold what is ignored: it would be compared with another number."""
+    for number in ignored:
+        odd = number // (number & -number) if number else 0
+        if abs(odd) >= _INTEGERS_BELOW[dtype] or abs(number) > torch.finfo(dtype).max:
+            raise ValueError(
+                f"ignore_index: expected a number that {dtype} (target's) holds, got {number}: an "
+                "integer target holds it"
+            )
 
 
 _FLOAT32 = torch.finfo(torch.float32).max

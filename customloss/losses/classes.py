@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from customloss._ops import is_dtensor
+from customloss._ops import is_dtensor, modes
 from customloss._ops.modes import holds_values, ordinary_tensors
 from customloss._spec import checks
-from customloss._spec.arguments import Data
-from customloss._spec.words import INPUT
 from customloss.reference.losses import without_hidden
 from customloss.reference.sums import sums_dtype
 
@@ -126,6 +124,7 @@ class Classes(NamedTuple):
 
     weight: Tensor | None  # of every class of the input
     runs: _Runs  # [start, stop) of class numbers; None: all
+    constant: bool = False  # whether nothing can be differentiated by the weights
 
     def scored(self, values: Tensor) -> Tensor:
         """``values[..., classes]``, in slices: an index tensor would be copied to the device."""
@@ -140,7 +139,8 @@ class Classes(NamedTuple):
         sums = self.scored(sums)
         weight = self.weight
         if weight is not None:
-            sums, weight = without_hidden(sums, self.scored(weight).to(sums.dtype))
+            weight = self.scored(weight).to(sums.dtype)
+            sums, weight = without_hidden(sums, weight, self.constant)
             sums = sums * weight if pooled else sums
         return (sums.sum(-1, keepdim=True), None) if pooled else (sums, weight)
 
@@ -166,42 +166,25 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
     one = scored or ALL
     other = pointwise or Classes(one.weight, None)
     count = input.shape[1] if input.dim() > 1 else 1
-    chosen = _chosen(input, (one.runs, other.runs), count, sums_dtype(input.device))
-    if one.weight is other.weight:
-        return chosen if one.weight is None else one.weight.to(chosen.dtype) * chosen
-    rows = zip(chosen.unbind(0), (one.weight, other.weight))
-    return torch.stack([row if weight is None else weight.to(row) * row for row, weight in rows])
+    of_rows = (one.runs, other.runs)
+    plain = _chosen(input, of_rows, count, sums_dtype(input.device))
+    if one.weight is other.weight is None:
+        return plain
+    # selected, since the weight of a class that does not count may be anything
+    chosen = _chosen(input, of_rows, count, torch.bool)
+    if one.weight is other.weight and one.weight is not None:
+        return torch.where(chosen, one.weight.to(plain.dtype), plain)
+    rows = zip(chosen.unbind(0), plain.unbind(0), (one.weight, other.weight))
+    return torch.stack([
+        row if weight is None else torch.where(own, weight.to(row), row)
+        for own, row, weight in rows
+    ])  # fmt: skip
 
 
 def hidden(table: Tensor, has_score: bool, has_pointwise: bool) -> Tensor:
     """Which classes count in no part of a loss, of those that it has; ``table`` is theirs."""
     rows = zip(table.unbind(0), (has_score, has_pointwise))
     return torch.stack([row == 0 for row, has in rows if has]).all(0)
-
-
-def without_hidden_elements(data: Data, hidden: Tensor, softmax: bool) -> tuple[Data, Tensor]:
-    """The operands with 0 for what is not finite in ``hidden`` classes, for where autograd
-    differentiates the reference: a gradient of 0 by a NaN, times its derivative, is a NaN. Also
-    which classes lost an element: their weights become a constant 0, as in ``without_hidden``.
-
-    Logits of a ``softmax`` stay, because each of them is part of every class.
-    """
-    shape = data.input.shape
-    along = hidden.reshape(-1, *(1 for _ in shape[2:]))
-    cleared: list[Tensor | None] = []
-    of_classes = torch.zeros_like(hidden)
-    for place, operand in enumerate(data):
-        if operand is None or not operand.is_floating_point() or (softmax and place == INPUT):
-            cleared.append(operand)
-            continue
-        lost = along & ~operand.isfinite()
-        cleared.append(torch.where(lost, torch.zeros_like(operand), operand))
-        lost = lost.expand(shape)
-        lost = lost.transpose(0, 1).flatten(1).any(1) if len(shape) > 1 else lost.any()
-        of_classes = of_classes | lost
-    input, target, each = cleared
-    assert input is not None and target is not None
-    return Data(input, target, each), of_classes
 
 
 @kept
@@ -224,9 +207,10 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     if weight is None and classes is None and background is True:
         return None
     count = input.shape[1] if input.dim() > 1 else 1
+    constant = not isinstance(weight, Tensor) or modes.is_constant(weight)
     if weight is not None:
         weight = per_class("class_weight", weight, input)
-    return Classes(weight, _runs(classes, background, count))
+    return Classes(weight, _runs(classes, background, count), constant)
 
 
 def of_pointwise(

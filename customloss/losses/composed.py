@@ -63,7 +63,8 @@ def confusion_loss(
     """
     score = score_of(score)
     call = request.of_score(Data(input, target, weight), {**options}, scores.used_by(score))
-    return route.loss(call, formula_of(score, call.words, call.elements.extra))
+    looks = options.get("check_target", False)
+    return route.loss(call, formula_of(score, call.words, call.elements.extra, looks=looks))
 
 
 class ConfusionLoss(Loss):

@@ -208,12 +208,16 @@ def weighted_log_loss(
     spec.bounded(recall_weight=recall_weight)
 
     call = request.of_score(Data(input, target, weight), given, ("log_loss",))
-    constant = call.constant_sums()
+    learned = call.classes is not None and call.classes.learned()
+    # weights of classes that are pooled are in the sums already
+    constant = call.constant_sums() and not (learned and given.get("average") == "micro")
 
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         tp, fp, fn, tn = (each.detach() for each in rows[:4]) if constant else rows[:4]
         whole = tp + fp + fn + tn
         missed = torch.add(recall_weight * rows[4], rows[5], alpha=1 - recall_weight)
+        # an infinite loss does not change with the number of elements
+        whole = torch.where(missed.isinf(), whole.detach(), whole)
         empty = whole == 0
         return missed * whole.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
 

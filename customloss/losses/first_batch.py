@@ -114,7 +114,7 @@ def check(
     warned = asked.warned if isinstance(asked, FirstBatch) else set()
     for mistake, text in warnings.items():
         if mistake not in warned:
-            _warn(f"{text} (check_target=False turns the checks off)")
+            warn_caller(f"{text} (check_target=False turns the checks off)")
             warned.add(mistake)
     if isinstance(asked, FirstBatch):
         of_batch = _outputs.get()
@@ -165,7 +165,7 @@ def _batch(data: Data, given: dict[str, Any], counting: Tensor | None, exact: bo
 _PACKAGE, _TORCH = (f"{Path(file).parent}" for file in (Path(__file__).parent, torch.__file__))
 
 
-def _warn(text: str) -> None:
+def warn_caller(text: str) -> None:
     """A warning that shows the line of the caller, outside of this package and of torch."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, _TORCH)):

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from customloss import scores
+from customloss._ops.modes import holds_values
 from customloss._spec import options
 from customloss._spec.arguments import SCORE_ALONE, Pointwise
 from customloss._spec.options import Ratio, ScoringWords
+from customloss.losses.first_batch import FirstBatch, warn_caller
 from customloss.losses.score_checks import check_score
 from customloss.reference import sums as reference
 
@@ -34,17 +36,20 @@ class Formula(NamedTuple):
     pointwise_size: int | None = None
 
 
-def formula_of(score: Score, words: ScoringWords, extra: int, **more: Any) -> Formula:
-    """The formula of a score of the user's or of ``scores.py``, which may be a ratio."""
+def formula_of(
+    score: Score, words: ScoringWords, extra: int, *, looks: object = False, **more: Any
+) -> Formula:
+    """The formula of a score of the user's or of ``scores.py``, which may be a ratio. ``looks`` is
+    the option ``check_target``: whether what the score returns is looked at."""
     _, parameters = scores.unwrapped(score)
     if "smooth" in parameters:
         options.smooth_fits(parameters["smooth"], words.link)
     ratio = options.ratio_of(score)
-    made = ratio if ratio is not None else _linked(score, words, extra)
+    made = ratio if ratio is not None else _linked(score, words, extra, looks)
     return Formula(score_name(score), made, must_agree=(words, parameters), **more)
 
 
-def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
+def _linked(score: Score, words: ScoringWords, extra: int, looks: object) -> LossOfRows:
     """The linked score as a function of the rows; ``extra`` says which rows there are."""
     names = reference.rows(extra)
     wanted = [name for word in scores.used_by(score) for name in reference.ROWS[word]]
@@ -52,6 +57,8 @@ def _linked(score: Score, words: ScoringWords, extra: int) -> LossOfRows:
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         further = {name: rows[names.index(name)] for name in wanted}
         similarity = _similarity(score, rows[:4], further)
+        if looks is not False and words.link not in scores.LINEAR_LINKS:
+            _check_at_most_1(score, similarity, words.link, looks)
         return scores.linked(similarity, words.link, words.gamma, words.log_floor)
 
     return loss_of_rows
@@ -80,6 +87,21 @@ def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]
         f"score {score_name(score)!r}: expected a floating tensor [{samples}, {classes}], one "
         f"similarity per sample and class, or [{samples}, 1], computed from the sums, got {got}"
     )
+
+
+def _check_at_most_1(score: Score, similarity: Tensor, link: str, looks: object) -> None:
+    """Warns of a similarity above 1, which only a link that is linear gives a meaning: the
+    logarithm of a sum is no loss, and a power of 1 - s is 0 there, without a gradient."""
+    warned = looks.warned if isinstance(looks, FirstBatch) else set()
+    if "similarity" in warned or not holds_values(similarity):
+        return
+    most = float(similarity.detach().amax()) if similarity.numel() else 0.0
+    if most > 1 + 1e-6:  # beyond rounding
+        warned.add("similarity")
+        warn_caller(
+            f"score {score_name(score)!r}: expected a similarity of at most 1 with link={link!r}, "
+            f"got {most:.6g} (check_target=False turns the checks off)"
+        )
 
 
 def at(score: Score, **parameters: Any) -> Score:

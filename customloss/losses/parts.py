@@ -51,6 +51,7 @@ def compound(
     """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
     weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
     of_part = _taken_from(options)
+    looks = {} if parameters else {"looks": options.get("check_target", False)}
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
@@ -90,7 +91,7 @@ def compound(
         more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
         factors, by_class = factors._replace(**more), None
     make = _formula_at if parameters else formula_of
-    formula = make(score, call.words, call.elements.extra, **parameters)
+    formula = make(score, call.words, call.elements.extra, **parameters, **looks)
     must_agree = ((called, weights), of_part, *formula.must_agree)
     formula = formula._replace(
         pointwise=factors, pos_weight=by_class, must_agree=must_agree,

@@ -30,6 +30,7 @@ from customloss._spec.arguments import ClassWeights, GroupSums, Pointwise
 from customloss._spec.options import Ratio
 from customloss._spec.words import FUSED_LINKS
 from customloss.losses import classes
+from customloss.losses import hidden as hidden_classes
 from customloss.losses.formula import Formula
 from customloss.losses.named_sums import SumsTaker
 from customloss.losses.request import Request
@@ -119,8 +120,7 @@ def _differentiable(request: Request, formula: Formula) -> Request:
         return request
     parts = (bool(formula.pointwise.score_weight), formula.pointwise.present())
     hidden = classes.hidden(table, *parts)
-    softmax = request.options.get("activation") == "softmax"
-    data, lost = classes.without_hidden_elements(request.data, hidden, softmax)
+    data, lost = hidden_classes.without_elements(request.data, request.elements, hidden)
     kept = [None if each is None else each.without(lost)
             for each in (request.classes, request.pointwise_classes)]  # fmt: skip
     return request._replace(data=data, classes=kept[0], pointwise_classes=kept[1])

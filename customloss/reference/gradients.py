@@ -71,7 +71,8 @@ def confusion_backward(
     ``dL/dx_k = p_k (u_k - Σ_c p_c u_c) + p_k Σ_{c≠k} h_c - q_k h_k``
     """
     reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
-    x, t, w, holes = operands(input, target, weight, activation, *reading)
+    options = (activation, scale, offset, extra, focal_gamma, focal_split)
+    x, t, w, holes = operands(input, target, weight, options, *reading)
     by_sums = _spread(grad_sums, input, per_sample, per_class)
     blanks, hidden = holes, _hidden(by_sums, x, t.given, w, activation)
     holes = hidden if holes is None else holes | hidden
@@ -83,7 +84,6 @@ def confusion_backward(
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
     g = {name: row.to(t.given.dtype) for name, row in exact.items()}
-    options = (activation, scale, offset, extra, focal_gamma, focal_split)
     if wrt == "weight":
         terms = shares(x, t, *options).unbind(0)
         total = torch.stack([times(by, term) for term, by in zip(terms, g.values())]).sum(0)
@@ -98,9 +98,9 @@ def confusion_backward(
         return filled(_by_logit(x, t, w, g, *options), whole).to(input.dtype)
     else:
         p, q, slope = probability(x, activation, scale, offset)
-        u, h, k = _slopes(x, t, g, *options)
+        u, h, k, by_bases = _slopes(x, t, g, *options)
         if activation == "sigmoid":
-            total = slope * u - scale * (q * h - p * k)
+            total = slope * u - scale * (q * h - p * k - by_bases)
         else:
             total = u - _log_slope(h, p) + _log_slope(k, q)
         like = input
@@ -192,11 +192,12 @@ def _focal_by_target(
     p, q, _ = probability(x, activation, scale, offset)
     positive, negative = log_losses(x, activation, scale, offset)
     one, other = focal_bases(p, q, t, activation, split)
-    total = times(g["focal_pos"], positive * power(one, gamma))
-    total = total - times(g["focal_neg"], negative * power(other, gamma))
+    total = times(g["focal_pos"], times(power(one, gamma), positive))
+    total = total - times(g["focal_neg"], times(power(other, gamma), negative))
     if split or activation == "softmax":
         return total
-    lost = g["focal_pos"] * times(t, positive) + g["focal_neg"] * times(1 - t, negative)
+    lost = times(g["focal_pos"], times(t, positive))
+    lost = lost + times(g["focal_neg"], times(1 - t, negative))
     return total + gamma * (q - p) * power(one, gamma - 1) * lost
 
 
@@ -210,15 +211,15 @@ def _slopes(
     extra: int,
     gamma: float,
     split: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u = dL/dp, h = -dL/d(log p) and k = -dL/d(log q) at weight 1. Of probabilities, the focal
-    terms that come from p^γ and q^γ are part of u."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u = dL/dp, h = -dL/d(log p), k = -dL/d(log q), and dL/dx by the focal bases of a sigmoid, at
+    weight 1 and scale 1. Of probabilities these are part of u, and of a softmax of h."""
     p, q, _ = probability(x, activation, scale, offset)
     t = target.smoothed
     u = _beside(g, t, 1 - t, far(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & Extra.SQUARES:
         u = u + 2 * p * (g["p2"] + t * g["tp2"])
-    h = k = torch.zeros_like(u)
+    h = k = by_bases = torch.zeros_like(u)
     if extra & Extra.LOG_LOSS:
         h, k = g["log_loss_pos"] * target.log, g["log_loss_neg"] * (1 - target.log)
     if extra & Extra.FOCAL:
@@ -227,14 +228,20 @@ def _slopes(
         joint = not split and activation != "softmax"
         # the slopes of the bases by p
         by_one, by_other = (1 - 2 * t, 1 - 2 * t) if joint else (-1, 1)
-        lost = g["focal_pos"] * times(t, positive) * power(one, gamma - 1) * by_one
+        # p (-log p) and q (-log q) go to 0 where the logarithm grows without bound
+        near, far_off = (t, 1 - t) if activation == "none" else (t * p, (1 - t) * q)
+        hits = gamma * by_one * power(one, gamma - 1) * (g["focal_pos"] * times(near, positive))
         h = h + g["focal_pos"] * (t * power(one, gamma))
         if activation == "softmax":  # as part of h nothing cancels next to p = 1
-            return u, h - gamma * p * lost, k
-        lost = lost + g["focal_neg"] * times(1 - t, negative) * power(other, gamma - 1) * by_other
-        u = u + gamma * lost
+            return u, h - hits, k, by_bases
+        misses = g["focal_neg"] * times(far_off, negative)
+        misses = gamma * by_other * power(other, gamma - 1) * misses
         k = k + g["focal_neg"] * ((1 - t) * power(other, gamma))
-    return u, h, k
+        if activation == "none":
+            u = u + hits + misses
+        else:
+            by_bases = q * hits + p * misses
+    return u, h, k, by_bases
 
 
 def _by_logit(
@@ -243,7 +250,7 @@ def _by_logit(
 ) -> Tensor:  # fmt: skip
     """dL/dx of a softmax."""
     p, q, _ = probability(x, activation, scale, offset)
-    u, h, _ = _slopes(x, target, g, activation, scale, offset, extra, gamma, split)
+    u, h, *_ = _slopes(x, target, g, activation, scale, offset, extra, gamma, split)
     if w is not None:
         u, h = w * u, w * h
     # the u of the largest class is subtracted, so that nothing cancels next to p = 1

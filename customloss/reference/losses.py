@@ -67,15 +67,20 @@ def with_absent(loss: Tensor, sums: Tensor, absent: str) -> tuple[Tensor, Tensor
     return loss, torch.ones_like(missing)
 
 
-def without_hidden(sums: Tensor, class_weight: Tensor) -> tuple[Tensor, Tensor]:
+def without_hidden(
+    sums: Tensor, class_weight: Tensor, constant: bool = False
+) -> tuple[Tensor, Tensor]:
     """``sums`` ``[rows, ..., classes]``, and the weights of their classes, with hidden groups
     replaced: groups of weight 0 whose sums are not all finite.
 
     Such a group may not reach a loss or a gradient, but 0 times a NaN is a NaN. So its sums become
     ones, where every score and its derivatives are finite, and its weight a constant 0. Groups
-    with finite sums stay as they are, because a learned weight that is 0 has a gradient.
+    with finite sums stay as they are, because a learned weight that is 0 has a gradient. Where the
+    weights are ``constant`` these are replaced as well: a score may be 0 / 0 there.
     """
-    hidden = (class_weight == 0) & ~sums.isfinite().all(0)
+    hidden = class_weight == 0
+    if not constant:
+        hidden = hidden & ~sums.isfinite().all(0)
     kept = torch.where(hidden, torch.ones_like(sums), sums)
     return kept, torch.where(hidden, torch.zeros_like(class_weight), class_weight)
 
@@ -84,8 +89,8 @@ def _mean(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted mean over the last dim, and whether any weight counts; it is 0 if none does."""
     total = added(weight)
     # a group of weight 0, as one without support, adds nothing, not even a NaN
-    hidden = (weight == 0) & ~torch.isfinite(loss)
-    numerator = added(torch.where(hidden, torch.zeros_like(loss), weight * loss))
+    loss = loss.masked_fill((weight == 0) & ~torch.isfinite(loss), 0)
+    numerator = added(weight * loss)
     safe = torch.where(total == 0, torch.ones_like(total), total)
     return torch.where(total == 0, torch.zeros_like(numerator), numerator / safe), total != 0
 
@@ -131,6 +136,14 @@ def _times(factor: float | Tensor, row: Tensor) -> Tensor:
     return factor * row
 
 
+def _of_scored(factor: float | Tensor, class_weight: Tensor) -> float | Tensor:
+    """A factor of every class, 0 where it is not finite and the class does not count."""
+    if not isinstance(factor, Tensor):
+        return factor
+    hidden = (class_weight == 0) & ~factor.isfinite()
+    return torch.where(hidden, torch.zeros_like(factor), factor)
+
+
 def pointwise_loss(
     sums: Sequence[Tensor],
     extra: int,
@@ -149,6 +162,7 @@ def pointwise_loss(
     names = rows(extra)
     *lost_by, positives, negatives, support = factors
     if class_weight is not None:
+        lost_by = [_of_scored(factor, class_weight) for factor in lost_by]
         stacked, class_weight = without_hidden(torch.stack(tuple(sums)), class_weight)
         sums = stacked.unbind(0)
     terms = ("log_loss_pos", "log_loss_neg", "focal_pos", "focal_neg")

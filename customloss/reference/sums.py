@@ -174,17 +174,21 @@ class Target(NamedTuple):
 class Operands(NamedTuple):
     """What the sums are made of; ``weight`` has the dtype of ``accumulator``."""
 
-    input: Tensor  # 0 where it is ignored, or of weight 0 and would spoil the sums
+    input: Tensor  # 0 in the holes; for a softmax where all classes of a pixel are holes
     target: Target  # 0 in the holes
-    weight: Tensor | None  # NaN where a class number is refused
+    weight: Tensor | None  # 0 in the holes, NaN where a class number is refused
     holes: Tensor | None  # elements that add nothing to the sums
+
+
+# what ``shares`` takes behind the operands: activation, scale, offset, extra, γ and focal_split
+Measured = tuple[str, float, float, int, float, bool]
 
 
 def operands(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    activation: str,
+    measured: Measured,
     ignore_index: int | Sequence[int] | None,
     label_smoothing: float,
     log_smoothing: float | None = None,
@@ -193,11 +197,13 @@ def operands(
 ) -> Operands:
     """Class numbers become one-hot, targets are smoothed, and holes are filled with 0.
 
-    A hole is an element that is ignored, or one of weight 0 whose terms would not be finite. A
+    A hole is an element that is ignored, or one of weight 0 whose terms are not finite. All
+    operands are blanked there before anything is computed of them: a product with 0, and the
+    derivative of one, would be NaN. Other elements of weight 0 have a gradient by the weight. A
     class number outside of 0..C-1 is a hole with ``out_of_range="ignore"``. Else its weight becomes
     NaN unless it is 0: a kernel of the CPU raises an error there.
     """
-    dtype = accumulator(input)
+    dtype, activation = accumulator(input), measured[0]
     counts = None  # where the target is not ignored
     refused = None  # where a class number is no class, and not ignored
     if not (target.is_floating_point() or target.dtype == torch.bool):
@@ -217,23 +223,59 @@ def operands(
             counts = ~target.isnan() if counts is None else counts & ~target.isnan()
         t = target.to(dtype)
         outcomes = input.shape[1] if activation == "softmax" else 2
-    holes = blanks = None if counts is None else ~counts.expand(input.shape)
+    holes = None if counts is None else ~counts.expand(input.shape)
     w = None if weight is None else weight.to(dtype)
+    each = (0.0, label_smoothing, label_smoothing if log_smoothing is None else log_smoothing)
+    targets = Target(*(t * (1 - off) + off / outcomes if off else t for off in each))
     if w is not None:
         unweighted = (w == 0).expand(input.shape)
-        softmax = activation == "softmax"
-        unread = unweighted.all(1, keepdim=True) if softmax else unweighted
-        spoiled = (unread & ~usable(input, activation)).expand(input.shape)
-        blanks = spoiled if blanks is None else blanks | spoiled
-        holes = blanks | (unweighted & ~t.isfinite())
+        lost = unweighted & ~finite(input, targets, measured)
+        if activation == "softmax":  # of a pixel that counts, no class can be told from the others
+            lost = lost & (usable(input, activation) | unweighted.all(1, keepdim=True))
+        holes = lost if holes is None else holes | lost
     if refused is not None:
         w = _spoiled(w, refused, dtype)
-    each = (0.0, label_smoothing, label_smoothing if log_smoothing is None else log_smoothing)
-    targets = [t * (1 - smoothing) + smoothing / outcomes if smoothing else t for smoothing in each]
     if holes is None:
-        return Operands(input, Target(*targets), w, None)
-    given, smoothed, log = (filled(each, holes) for each in targets)
-    return Operands(filled(input, blanks), Target(given, smoothed, log), w, holes)
+        return Operands(input, targets, w, None)
+    blanks = holes.all(1, keepdim=True) if activation == "softmax" else holes
+    targets = Target(*(filled(each, holes) for each in targets))
+    w = None if w is None else filled(w.expand(input.shape), holes)
+    return Operands(filled(input, blanks), targets, w, holes)
+
+
+def spoiled(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    activation: str,
+    scale: float,
+    offset: float,
+    per_sample: bool,
+    per_class: bool,
+    ignore_index: int | Sequence[int] | None = None,
+    label_smoothing: float = 0.0,
+    extra: int = 0,
+    focal_gamma: float = 2.0,
+    focal_split: bool = False,
+    log_smoothing: float | None = None,
+    out_of_range: str = "raise",
+    nan_targets: str = "propagate",
+) -> Tensor:
+    """Which elements add what is not finite to the sums that :func:`confusion` makes of the same
+    arguments."""
+    reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
+    measured = (activation, scale, offset, extra, focal_gamma, focal_split)
+    x, t, w, holes = operands(input, target, weight, measured, *reading)
+    spoils = ~finite(x, t, measured)
+    if w is not None:
+        spoils = spoils | ~w.isfinite()
+    return spoils if holes is None else spoils & ~holes
+
+
+def finite(input: Tensor, target: Target, measured: Measured) -> Tensor:
+    """Which elements have finite terms in every sum."""
+    target = Target(*(each.detach() for each in target))
+    return shares(input.detach(), target, *measured).isfinite().all(0)
 
 
 def _spoiled(weight: Tensor | None, refused: Tensor, dtype: torch.dtype) -> Tensor:
@@ -280,6 +322,12 @@ def group_shape(input: Tensor, per_sample: bool, per_class: bool) -> tuple[int, 
 def times(t: Tensor, log: Tensor) -> Tensor:
     """``t log``, which is 0 where ``t`` is 0, even if the logarithm (or focal term) is infinite."""
     return t * torch.where((t == 0) & log.isinf(), torch.zeros_like(log), log)
+
+
+def damped(lost: Tensor, by: Tensor) -> Tensor:
+    """``lost * by``, a focal term. Beside an infinite loss ``by`` has no derivative: it goes to 0
+    faster than the loss grows, but as a product with infinity it would be NaN."""
+    return lost * torch.where(lost.isinf(), by.detach(), by)
 
 
 def far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
@@ -333,8 +381,8 @@ def shares(
         found += [on_side(off, t, p), on_side(off, off, zero), on_side(off, zero, -off)]
     if extra & Extra.FOCAL:
         one, other = focal_bases(p, q, t, activation, focal_split)
-        found += [times(t, positive) * power(one, focal_gamma)]
-        found += [times(1 - t, negative) * power(other, focal_gamma)]
+        found += [damped(times(t, positive), power(one, focal_gamma))]
+        found += [damped(times(1 - t, negative), power(other, focal_gamma))]
     if extra & Extra.HARD:
         decided = decision(deciding(input, p, activation, scale, offset), activation).to(t.dtype)
         one, other, rest = target.given, 1 - target.given, 1 - decided
@@ -380,9 +428,9 @@ def confusion(
     None.
     """
     reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
-    x, t, w, holes = operands(input, target, weight, activation, *reading)
-    options = (activation, scale, offset, extra, focal_gamma, focal_split)
-    terms = filled(shares(x, t, *options), holes)
+    measured = (activation, scale, offset, extra, focal_gamma, focal_split)
+    x, t, w, holes = operands(input, target, weight, measured, *reading)
+    terms = filled(shares(x, t, *measured), holes)
     if w is not None:
         terms = terms * w
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]

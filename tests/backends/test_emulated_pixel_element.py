@@ -12,6 +12,8 @@ from probabilities import coefficients, ends, slopes
 from selection import covering
 from test_emulated_pixel import EVERY, How, Operands, check, emulation, operands  # noqa: F401
 
+from customloss import reference
+
 pytestmark = needs_a_compiler
 
 LOG_LOSS, FOCAL = 1, 8
@@ -148,3 +150,24 @@ def test_slopes_of_probabilities_at_their_ends(
         found = emulation.confusion_backward(None, by, p, t, None, 0, *how.arguments())
         rtol = 1e-5 if dtype == torch.float32 else 1e-13
         torch.testing.assert_close(found, slopes(p, t, *parts, gamma), rtol=rtol, atol=1e-36)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_an_infinite_focal_loss_that_weighs_nothing(
+    gamma: float,
+    emulation: build.Emulation,  # noqa: F811
+) -> None:
+    """It spoils no gradient, and neither does the positive that a sure negative might have been."""
+    x, t = torch.tensor([[-torch.inf, 1.0, -torch.inf]]), torch.tensor([[1.0, 1.0, 0.0]])
+    how = How("sigmoid", extra=FOCAL, focal_gamma=gamma)
+    by = torch.zeros(6, 1, 3, dtype=torch.float64)
+    by[5] = 0.5  # focal_neg
+    by[4, 0, 2] = 0.25  # focal_pos
+    for wrt, name in enumerate(("input", "target")):
+        found = emulation.confusion_backward(None, by, x, t, None, wrt, *how.arguments())
+        assert found.isfinite().all()
+        wanted = reference.confusion_backward(
+            by, x, t, None, name, "sigmoid", 1.0, 0.0, False, True,
+            extra=FOCAL, focal_gamma=gamma,
+        )  # fmt: skip
+        torch.testing.assert_close(found, wanted)

@@ -10,7 +10,7 @@ from probabilities import coefficients, ends, slopes
 
 from customloss._backends import plain
 from customloss._spec.arguments import Data, Elements, Incoming, Wrt
-from customloss._spec.words import INPUT, NONE, SOFTMAX
+from customloss._spec.words import INPUT, NONE, SIGMOID, SOFTMAX, TARGET
 from customloss.reference import Extra, rows
 
 triton_package.load()
@@ -96,6 +96,23 @@ def test_a_nan_of_the_coefficients_stays_out_of_what_does_not_count() -> None:
         incoming, data = Incoming(None, coefficients), Data(input, target, None)
         gradient = kernels.confusion_backward(incoming, data, Wrt(INPUT), elements)
         assert bool((gradient[..., [1, 3]] == 0).all()) and bool(gradient[..., 0].isnan().all())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_an_infinite_focal_loss_that_weighs_nothing(gamma: float) -> None:
+    """It spoils no gradient, and neither does the positive that a sure negative might have been."""
+    input, target = torch.tensor([[-INF, 1.0, -INF]]), torch.tensor([[1.0, 1.0, 0.0]])
+    extra = int(Extra.FOCAL)
+    elements = Elements(SIGMOID, 1.0, 0.0, False, True, extra=extra, focal_gamma=gamma)
+    by = torch.zeros(6, 1, 3, dtype=torch.float64)
+    by[5] = 0.5  # focal_neg
+    by[4, 0, 2] = 0.25  # focal_pos
+    data, incoming = Data(input, target, None), Incoming(None, by)
+    for wrt in (INPUT, TARGET):
+        found = kernels.confusion_backward(incoming, data, Wrt(wrt), elements)
+        assert bool(found.isfinite().all())
+        wanted = plain.confusion_backward(incoming, data, Wrt(wrt), elements)
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])

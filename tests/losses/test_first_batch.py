@@ -322,3 +322,31 @@ def test_weights_of_classes_that_were_not_known_before(
     with torch.no_grad():
         weight[1] = 0.0
     criterion(x, t)
+
+
+def hits(tp: torch.Tensor, fp: torch.Tensor, fn: torch.Tensor, tn: torch.Tensor) -> torch.Tensor:
+    return tp
+
+
+@pytest.mark.parametrize("link", ["log", "focal", "log_cosh", "log_power"])
+@pytest.mark.parametrize("compound", [False, True])
+def test_a_similarity_above_1_is_noticed_once(link: str, compound: bool) -> None:
+    """The logarithm of a sum is no loss, and a power of 1 - s is 0 there, without a gradient."""
+    x, t = torch.randn(64, 3) + 2, torch.rand(64, 3) > 0.2
+    if compound:
+        criterion = customloss.CompoundLoss(hits, cross_entropy_weight=1.0, link=link)
+    else:
+        criterion = customloss.ConfusionLoss(hits, link=link)
+    with pytest.warns(UserWarning, match=rf"^score 'hits': .*at most 1 with link='{link}', got \d"):
+        criterion(x, t)
+    criterion(x, t)  # warnings are errors in these tests
+
+
+def test_a_similarity_above_1_that_is_meant() -> None:
+    x, t = torch.randn(64, 3) + 2, torch.rand(64, 3) > 0.2
+    customloss.ConfusionLoss(hits)(x, t)  # linear: the loss is 1 - tp
+    customloss.ConfusionLoss(hits, link="negative")(x, t)
+    customloss.ConfusionLoss(hits, link="log", check_target=False)(x, t)
+    customloss.ConfusionLoss(customloss.scores.fowlkes_mallows, link="log")(x, t)
+    perfect = torch.where(t, 40.0, -40.0)
+    customloss.ConfusionLoss(customloss.scores.fowlkes_mallows, link="log")(perfect, t)

@@ -332,6 +332,107 @@ def test_a_learned_weight_of_0(name: str, average: str, transformed: bool) -> No
     torch.testing.assert_close(hurt[kept], found[kept], rtol=1e-12, atol=1e-14)
 
 
+# ---- weights and scores of classes that do not count ---------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted", "none"])
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_the_weight_of_a_class_that_is_not_scored(bad: float, average: str, backend: str) -> None:
+    x, t = torch.randn(4, 3), torch.rand(4, 3).round()
+    y = torch.tensor([0, 1, 1, 0])
+
+    def losses(weight: float) -> tuple[Tensor, ...]:
+        of_class = torch.tensor([weight, 2.0, 3.0])
+        chosen = {"include_background": False, "average": average}
+        scored = customloss.dice_loss(x, t, class_weight=of_class, **chosen)
+        composed = customloss.mcc_loss(x, t, class_weight=of_class, **chosen)
+        parts = {"pointwise_class_weight": of_class, "pointwise_classes": (1, 2)}
+        return scored, composed, customloss.dice_ce_loss(x, y, **parts)
+
+    with customloss.backend(backend):
+        for found, wanted in zip(losses(bad), losses(1.0)):
+            assert wanted.isfinite() and torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("function", [customloss.bce_loss, customloss.dice_bce_loss])
+def test_the_positives_of_a_hidden_class(function: Any, bad: float, backend: str) -> None:
+    """Their weight has no meaning, whatever it is."""
+    x, t = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3).round()
+    ways: list[dict[str, Any]] = [{"class_weight": torch.tensor([0.0, 1.0, 1.0])}]
+    if function is customloss.dice_bce_loss:
+        ways += [{"pointwise_classes": (1, 2)}]
+    for more in ways:
+        results = []
+        for weight in (bad, 1.0):
+            pos_weight = torch.tensor([weight, 2.0, 3.0])
+            with customloss.backend(backend):
+                loss = function(x, t, pos_weight=pos_weight, **more)
+                results.append((loss, torch.autograd.grad(loss, x)[0]))
+        for found, wanted in zip(*results):
+            assert wanted.isfinite().all() and torch.equal(found, wanted)
+
+
+def _recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+    return tp / (tp + fn)
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor"])
+@pytest.mark.parametrize("average", ["macro", "weighted", "none_mean", "samplewise"])
+def test_a_score_that_is_0_over_0_in_a_hidden_class(average: str, kind: str) -> None:
+    """A constant weight of 0 keeps the score's NaN from every derivative."""
+    x = torch.randn(4, 3, dtype=torch.float64)
+    t = torch.ones(4, 3)
+    t[:, 2] = 0
+    weight: Any = [1.0, 2.0, 0.0]
+    weight = torch.tensor(weight) if kind == "tensor" else weight
+
+    def loss(x: Tensor) -> Tensor:
+        options = {**AVERAGES[average], "class_weight": weight}
+        return customloss.confusion_loss(_recall, x, t, **options).sum()
+
+    def of_others(x: Tensor) -> Tensor:
+        options = {**AVERAGES[average], "class_weight": weight[:2]}
+        return customloss.confusion_loss(_recall, x[:, :2], t[:, :2], **options).sum()
+
+    for transform in (_backward, TRANSFORMS["grad"], TRANSFORMS["hessian"]):
+        found, wanted = transform(loss, x), transform(of_others, x)
+        assert wanted.isfinite().all()
+        torch.testing.assert_close(found, wanted)
+
+
+def _backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+@pytest.mark.parametrize("transform", ["backward", "create_graph", "grad"])
+@pytest.mark.parametrize(
+    "options", [{"average": "weighted"}, {"absent": "skip"}, {"absent": "penalize"}]
+)
+def test_an_infinite_loss_of_a_class_without_positives(
+    options: dict[str, Any], transform: str
+) -> None:
+    """The loss of such a class is left out, and so is its gradient."""
+    x = torch.tensor([[0.5, INF], [1.0, 0.3]], dtype=torch.float64)
+    t = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+
+    def loss(x: Tensor) -> Tensor:
+        return customloss.weighted_log_loss(x, t, **options)
+
+    def gradient(x: Tensor) -> Tensor:
+        if transform == "grad":
+            return torch.func.grad(loss)(x)
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(loss(leaf), leaf, create_graph=transform != "backward")[0]
+
+    found, wanted = gradient(x), gradient(x.clamp_max(500.0))
+    assert loss(x).isfinite()
+    torch.testing.assert_close(found, wanted)
+
+
 # ---- nothing else is hidden ----------------------------------------------------------------------
 
 

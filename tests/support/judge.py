@@ -218,10 +218,11 @@ def _of_one_sign(size: Tensor, wrt: str, extra: int) -> list[Tensor]:
 
 def _softmax_terms(operands: Any, elements: tuple[Any, ...], size: Tensor) -> Tensor:
     """A logit moves every class of its pixel: p_k q_k times the largest slope, and log-losses."""
-    activation, scale, offset, _, _, ignored, smoothing, extra, gamma, _, log, *allowed = elements
-    x, target, w, holes = reference.operands(
-        *operands, activation, ignored, smoothing, log, *allowed
+    activation, scale, offset, _, _, ignored, smoothing, extra, gamma, split, log, *allowed = (
+        elements
     )
+    measured = (activation, scale, offset, extra, gamma, split)
+    x, target, w, holes = reference.operands(*operands, measured, ignored, smoothing, log, *allowed)
     t = target.smoothed
     g = size.reshape(*size.shape, *(1 for _ in x.shape[2:]))
     g = dict(zip(reference.rows(extra), g.unbind(0)))

@@ -269,3 +269,28 @@ def test_targets_without_nan_take_the_fast_loops() -> None:
     for target in (torch.rand(4, 3, 50) > 0.5, torch.randint(0, 2, (4, 3, 50))):
         losses = [customloss.dice_loss(x, target, nan_targets=w) for w in ("ignore", "propagate")]
         assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_float_target_holds_the_number_that_is_ignored(backend: str) -> None:
+    """2^24 + 1 becomes 2^24 in float32, and another element would be ignored."""
+    x, t = torch.randn(4, 3), torch.ones(4, 3)
+    for dtype, number in (
+        (torch.float32, 2**24 + 1), (torch.float16, 2049), (torch.float16, 2**17),
+        (torch.bfloat16, -257),
+    ):  # fmt: skip
+        with customloss.backend(backend), pytest.raises(ValueError) as caught:
+            customloss.dice_loss(x, t.to(dtype), ignore_index=number)
+        assert str(caught.value) == (
+            f"ignore_index: expected a number that {dtype} (target's) holds, got {number}: an "
+            "integer target holds it"
+        )
+    for dtype, number in (
+        (torch.float32, 2**24), (torch.float32, -(2**25)), (torch.float16, 2048),
+        (torch.bfloat16, -100), (torch.bfloat16, 300), (torch.int64, 2**24 + 1),
+    ):  # fmt: skip
+        marked = t.to(dtype)
+        marked[1:] = number
+        with customloss.backend(backend):
+            loss = customloss.dice_loss(x, marked, ignore_index=number)
+            torch.testing.assert_close(loss, customloss.dice_loss(x[:1], t[:1]))
