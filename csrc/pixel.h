@@ -112,7 +112,8 @@ CUSTOMLOSS_HD T times(T factor, T value) {
   return select(Flag<T>(factor != T(0)), factor * value, T(0));
 }
 
-// Probabilities are raised to this floor before a logarithm is taken, as by reference.LOG_FLOOR.
+// Probabilities are raised to this floor before a logarithm is taken, as by
+// reference.PROBABILITY_FLOOR.
 template <class T>
 constexpr T kProbabilityFloor = T(1e-30);
 template <class T>

@@ -12,7 +12,7 @@ import enum
 import triton
 import triton.language as tl
 
-from customloss.reference import LOG_FLOOR, Extra
+from customloss.reference import PROBABILITY_FLOOR, Extra
 
 from .element import weigh
 from .rows import row_of
@@ -67,7 +67,7 @@ HARD, SUPPORT = tl.constexpr(int(Extra.HARD)), tl.constexpr(int(Extra.SUPPORT))
 LOGS = tl.constexpr(int(Extra.LOG_LOSS | Extra.FOCAL))
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_FLOOR = tl.constexpr(LOG_FLOOR)
+_FLOOR = tl.constexpr(PROBABILITY_FLOOR)
 
 
 # ---- functions -------------------------------------------------------------------------------

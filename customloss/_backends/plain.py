@@ -117,8 +117,8 @@ def loss_of_groups(sums: Tensor, elements: Elements, scoring: Scoring) -> Tensor
 
 def without_classes(loss: Tensor, elements: Elements, scoring: Scoring) -> Tensor:
     """Drops the class dimension of a loss that is kept per group, if the input has no classes."""
-    keeps_groups = AVERAGES[scoring.average] == "none" and REDUCTIONS[scoring.reduction] == "none"
-    return loss[..., 0] if keeps_groups and not elements.per_class else loss
+    kept = (AVERAGES[scoring.average], REDUCTIONS[scoring.reduction])
+    return losses.without_class_dim(loss, *kept, elements.per_class)
 
 
 def sums_score(

@@ -148,14 +148,21 @@ class Classes(NamedTuple):
         """Whether the weights need a gradient."""
         return self.weight is not None and self.weight.requires_grad
 
-    def without(self, lost: Tensor) -> Classes:
-        """With a constant weight of 0 for the classes that are ``lost``."""
+    def without(self, removed: Tensor) -> Classes:
+        """With a constant weight of 0 for the classes that are ``removed``."""
         if self.weight is None:
             return self
-        return self._replace(weight=torch.where(lost, torch.zeros_like(self.weight), self.weight))
+        return self._replace(
+            weight=torch.where(removed, torch.zeros_like(self.weight), self.weight)
+        )
 
 
 ALL = Classes(None, None)
+
+
+def _count(input: Tensor) -> int:
+    """How many classes an input has."""
+    return input.shape[1] if input.dim() > 1 else 1
 
 
 def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> Tensor | None:
@@ -165,7 +172,7 @@ def table(input: Tensor, scored: Classes | None, pointwise: Classes | None) -> T
         return None
     one = scored or ALL
     other = pointwise or Classes(one.weight, None)
-    count = input.shape[1] if input.dim() > 1 else 1
+    count = _count(input)
     of_rows = (one.runs, other.runs)
     plain = _chosen(input, of_rows, count, sums_dtype(input.device))
     if one.weight is other.weight is None:
@@ -206,7 +213,7 @@ def asked_for(input: Tensor, options: dict[str, Any]) -> Classes | None:
     background = options.pop("include_background", True)
     if weight is None and classes is None and background is True:
         return None
-    count = input.shape[1] if input.dim() > 1 else 1
+    count = _count(input)
     constant = not isinstance(weight, Tensor) or modes.is_constant(weight)
     if weight is not None:
         weight = per_class("class_weight", weight, input)
@@ -221,7 +228,7 @@ def of_pointwise(
     name, weight = "pointwise_class_weight", own_weight
     if weight is None:
         name, weight = "class_weight", class_weight
-    count = input.shape[1] if input.dim() > 1 else 1
+    count = _count(input)
     runs = _runs(own, True, count, "pointwise_classes")
     return Classes(None if weight is None else per_class(name, weight, input), runs)
 
@@ -283,7 +290,7 @@ def _check_weights(name: str, values: Iterable[Any]) -> None:
 def per_class(name: str, values: object, input: Tensor) -> Tensor:
     """One number for each class of the input, on its device."""
     tensor = is_dtensor.gathered(as_tensor(name, values, input))
-    count = input.shape[1] if input.dim() > 1 else 1
+    count = _count(input)
     if tensor.shape[0] != count:
         raise ValueError(
             f"{name}: expected one number for each of the {count} classes of the input, got "

@@ -19,6 +19,8 @@ from customloss.losses.base import Loss
 from customloss.losses.composed import confusion_loss
 from customloss.losses.formula import Formula, at
 from customloss.losses.keywords import takes
+from customloss.reference.losses import quotient
+from customloss.reference.sums import rows as rows_of
 from customloss.scores import Smooth
 
 if TYPE_CHECKING:
@@ -212,14 +214,15 @@ def weighted_log_loss(
     # weights of classes that are pooled are in the sums already
     constant = call.constant_sums() and not (learned and given.get("average") == "micro")
 
+    names = rows_of(call.elements.extra)
+
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         tp, fp, fn, tn = (each.detach() for each in rows[:4]) if constant else rows[:4]
         whole = tp + fp + fn + tn
-        missed = torch.add(recall_weight * rows[4], rows[5], alpha=1 - recall_weight)
-        # an infinite loss does not change with the number of elements
-        whole = torch.where(missed.isinf(), whole.detach(), whole)
-        empty = whole == 0
-        return missed * whole.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
+        by_name = dict(zip(names, rows))
+        of_positives, of_negatives = by_name["log_loss_pos"], by_name["log_loss_neg"]
+        loss = torch.add(recall_weight * of_positives, of_negatives, alpha=1 - recall_weight)
+        return quotient(loss, whole)
 
     must_agree = ({"recall_weight": recall_weight},)
     return route.loss(call, Formula("weighted_log", loss_of_rows, must_agree=must_agree))

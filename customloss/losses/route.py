@@ -111,8 +111,8 @@ def _for_taker(request: Request, taker: SumsTaker) -> Request:
 
 
 def _differentiable(request: Request, formula: Formula) -> Request:
-    """The request; under transforms that differentiate, without what is not finite in classes
-    that count nowhere. Elsewhere the kernels see to that, without a pass of its own."""
+    """Before a transform differentiates the reference, what is not finite is replaced in classes
+    that do not count. Elsewhere the kernels see to that, without a pass of its own."""
     if torch.compiler.is_compiling() or not modes.differentiates():
         return request
     table = _class_table(request)
@@ -143,9 +143,8 @@ def _of_sums(request: Request, formula: Formula, sums: Tensor) -> Tensor:
 
 
 def _without_class(request: Request, loss: Tensor) -> Tensor:
-    """Drops the class dimension of a loss that is kept per group, if the input has no classes."""
-    keeps_groups = request.words.average == request.words.reduction == "none"
-    return loss[..., 0] if keeps_groups and request.data.input.dim() == 1 else loss
+    kept = (request.words.average, request.words.reduction)
+    return reference.without_class_dim(loss, *kept, request.data.input.dim() > 1)
 
 
 # ---- the ways ------------------------------------------------------------------------------------

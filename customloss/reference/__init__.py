@@ -9,6 +9,7 @@ Start with ``sums.confusion``, then ``losses.sums_loss``.
 
 from customloss.reference.gradients import confusion_backward
 from customloss.reference.losses import (
+    SIMILARITY_FLOOR,
     average_groups,
     pointwise_loss,
     similarity_loss,
@@ -18,7 +19,7 @@ from customloss.reference.losses import (
 )
 from customloss.reference.sums import (
     EXTRA_ROWS,
-    LOG_FLOOR,
+    PROBABILITY_FLOOR,
     ROWS,
     Extra,
     Operands,
@@ -38,8 +39,9 @@ from customloss.reference.sums import (
 
 __all__ = [
     "EXTRA_ROWS",
-    "LOG_FLOOR",
+    "PROBABILITY_FLOOR",
     "ROWS",
+    "SIMILARITY_FLOOR",
     "Extra",
     "Operands",
     "Probability",

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from customloss.reference.sums import (
     EXTRA_ROWS,
-    LOG_FLOOR,
+    PROBABILITY_FLOOR,
     Extra,
     Target,
     deciding,
     decision,
-    far,
+    excess,
     filled,
     focal_bases,
     log_losses,
@@ -74,8 +74,8 @@ def confusion_backward(
     options = (activation, scale, offset, extra, focal_gamma, focal_split)
     x, t, w, holes = operands(input, target, weight, options, *reading)
     by_sums = _spread(grad_sums, input, per_sample, per_class)
-    blanks, hidden = holes, _hidden(by_sums, x, t.given, w, activation)
-    holes = hidden if holes is None else holes | hidden
+    hidden = _hidden(by_sums, x, t.given, w, activation)
+    left_out = hidden if holes is None else holes | hidden
     t = Target(*(filled(each, hidden) for each in t))
     w = None if w is None else filled(w.expand(x.shape), hidden)
     if activation != "softmax":  # whose logits are part of other classes, which may count
@@ -87,14 +87,14 @@ def confusion_backward(
     if wrt == "weight":
         terms = shares(x, t, *options).unbind(0)
         total = torch.stack([times(by, term) for term, by in zip(terms, g.values())]).sum(0)
-        return filled(total, holes)
+        return filled(total, left_out)
     if wrt == "target":
         log_smoothing = label_smoothing if log_smoothing is None else log_smoothing
         keep = (1 - label_smoothing, 1 - log_smoothing)
         total, like = _by_target(x, t, g, keep, *options), target
     elif activation == "softmax":
         # an element of weight 0 is still part of the other classes' probabilities
-        whole = None if blanks is None else blanks.all(1, keepdim=True)
+        whole = None if holes is None else holes.all(1, keepdim=True)
         return filled(_by_logit(x, t, w, g, *options), whole).to(input.dtype)
     else:
         p, q, slope = probability(x, activation, scale, offset)
@@ -104,7 +104,7 @@ def confusion_backward(
         else:
             total = u - _log_slope(h, p) + _log_slope(k, q)
         like = input
-    total = filled(total, holes)
+    total = filled(total, left_out)
     return (total if w is None else w * total).to(like.dtype)
 
 
@@ -131,12 +131,12 @@ def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _beside(g: dict[str, Tensor], x: Tensor, y: Tensor, far: Tensor | None) -> Tensor:
-    """``x first + y second``; ``far`` is p - t, and None if no distance is summed."""
+def _by_side(g: dict[str, Tensor], x: Tensor, y: Tensor, off: Tensor | None) -> Tensor:
+    """``x first + y second``; ``off`` is p - t, and None if no distance is summed."""
     above = x * g["first_above"] + y * g["second_above"]
-    if far is None:
+    if off is None:
         return above
-    return on_side(far, above, x * g["first_below"] + y * g["second_below"])
+    return on_side(off, above, x * g["first_below"] + y * g["second_below"])
 
 
 def _by_target(
@@ -154,7 +154,7 @@ def _by_target(
     """dL/dt at weight 1; ``keep`` are the slopes of the smoothed targets by the given one."""
     p, q, _ = probability(x, activation, scale, offset)
     t = target.smoothed
-    total = _beside(g, p, q, far(p, q, t) if extra & Extra.DISTANCE else None)
+    total = _by_side(g, p, q, excess(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & Extra.FOCAL:
         total = total + _focal_by_target(x, t, g, activation, scale, offset, gamma, split)
     if extra & Extra.SQUARES:
@@ -173,7 +173,7 @@ def _by_target(
 
 def _log_slope(factor: Tensor, p: Tensor) -> Tensor:
     """The derivative of ``factor * log(max(p, floor))``: 0 below the floor, as of ``clamp_min``."""
-    below = p < LOG_FLOOR
+    below = p < PROBABILITY_FLOOR
     slope = factor / torch.where(below, torch.ones_like(p), p)
     return torch.where(below, torch.zeros_like(slope), slope)
 
@@ -216,7 +216,7 @@ def _slopes(
     weight 1 and scale 1. Of probabilities these are part of u, and of a softmax of h."""
     p, q, _ = probability(x, activation, scale, offset)
     t = target.smoothed
-    u = _beside(g, t, 1 - t, far(p, q, t) if extra & Extra.DISTANCE else None)
+    u = _by_side(g, t, 1 - t, excess(p, q, t) if extra & Extra.DISTANCE else None)
     if extra & Extra.SQUARES:
         u = u + 2 * p * (g["p2"] + t * g["tp2"])
     h = k = by_bases = torch.zeros_like(u)

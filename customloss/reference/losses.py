@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from customloss.reference.sums import LOG_FLOOR, added, confusion, rows
+from customloss.reference.sums import added, confusion, rows
+
+# A similarity is raised to this before its logarithm is taken, unless the caller says so.
+SIMILARITY_FLOOR = 1e-30
 
 
 def similarity_loss(
@@ -20,7 +23,7 @@ def similarity_loss(
     smooth_denominator: float,
     link: str,
     gamma: float,
-    log_floor: float = LOG_FLOOR,
+    log_floor: float = SIMILARITY_FLOOR,
 ) -> Tensor:
     """The linked similarity ``S = (A tp + s) / (A tp + B fp + C fn + d)`` of every group.
 
@@ -171,28 +174,39 @@ def pointwise_loss(
         for name, factor in zip(terms, lost_by)
         if isinstance(factor, Tensor) or factor
     ]
-    lost = parts[0]
+    numerator = parts[0]
     for part in parts[1:]:
-        lost = lost + part
+        numerator = numerator + part
     tp, fp, fn, tn = sums[:4]
     divided = bool(positives or negatives or support)
-    counted = positives * (tp + fn) if divided else torch.zeros_like(tp)
+    divisor = positives * (tp + fn) if divided else torch.zeros_like(tp)
     if negatives:
-        counted = counted + negatives * (fp + tn)
+        divisor = divisor + negatives * (fp + tn)
     if support:
-        counted = counted + support * sums[names.index("support")]
+        divisor = divisor + support * sums[names.index("support")]
     if class_weight is not None:
-        lost, counted = lost * class_weight, counted * class_weight
+        numerator, divisor = numerator * class_weight, divisor * class_weight
     if not keep_samples:
-        lost, counted = lost.flatten(-2), counted.flatten(-2)
-    lost, counted = added(lost), added(counted)
+        numerator, divisor = numerator.flatten(-2), divisor.flatten(-2)
+    numerator, divisor = added(numerator), added(divisor)
     if not divided:
-        return lost
-    # An infinite loss does not change with the denominator: its derivative would be infinite, and
-    # differences of it would make a NaN of every gradient.
-    counted = torch.where(lost.isinf(), counted.detach(), counted)
-    empty = counted == 0
-    return lost * counted.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
+        return numerator
+    return quotient(numerator, divisor)
+
+
+def quotient(numerator: Tensor, divisor: Tensor) -> Tensor:
+    """``numerator / divisor``, and 0 without a gradient where the divisor is 0.
+
+    An infinite numerator does not change with the divisor: its derivative would be infinite, and
+    differences of it would make a NaN of every gradient."""
+    divisor = torch.where(numerator.isinf(), divisor.detach(), divisor)
+    empty = divisor == 0
+    return numerator * divisor.masked_fill(empty, 1).reciprocal().masked_fill(empty, 0)
+
+
+def without_class_dim(loss: Tensor, average: str, reduction: str, has_classes: bool) -> Tensor:
+    """Drops the class dimension of a loss that is kept per group, if the input has no classes."""
+    return loss[..., 0] if average == reduction == "none" and not has_classes else loss
 
 
 def sums_loss(
@@ -250,7 +264,7 @@ def soft_f1(
     absent: str = "score",
     link: str = "complement",
     gamma: float = 1.0,
-    log_floor: float = LOG_FLOOR,
+    log_floor: float = SIMILARITY_FLOOR,
     logit_scale: float = 1.0,
     logit_offset: float = 0.0,
     ignore_index: int | Sequence[int] | None = None,
@@ -271,7 +285,4 @@ def soft_f1(
     loss = similarity_loss(sums, *weights, smooth, denominator, link, gamma, log_floor)
     loss, counted = with_absent(loss, sums, absent)
     loss = average_groups(loss, sums, counted, average, samplewise, reduction)
-    # [N] inputs have no class dimension to keep
-    if average == "none" and reduction == "none" and input.dim() == 1:
-        return loss[..., 0]
-    return loss
+    return without_class_dim(loss, average, reduction, input.dim() > 1)

@@ -1,4 +1,4 @@
-"""The first half of the specification: what every element adds to the sums, and its gradients.
+"""The first half of the specification: what every element adds to the sums.
 
 All functions take tensors that were already checked: ``input`` of shape ``[N]``, ``[N, C]`` or
 ``[N, C, *spatial]``, ``target`` of the same shape or ``[N, 1, *spatial]`` (class numbers),
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# -log(similarity) is evaluated with A tp + smooth no smaller than this.
-LOG_FLOOR = 1e-30
+# A probability that is given as such is raised to this before its logarithm is taken.
+PROBABILITY_FLOOR = 1e-30
 
 
 class Extra(enum.IntFlag):
@@ -151,7 +151,7 @@ def log_losses(
     """
     x = input.to(accumulator(input))
     if activation == "none":
-        return -x.clamp_min(LOG_FLOOR).log(), -(1 - x).clamp_min(LOG_FLOOR).log()
+        return -x.clamp_min(PROBABILITY_FLOOR).log(), -(1 - x).clamp_min(PROBABILITY_FLOOR).log()
     z = scale * (x - offset)
     if activation == "sigmoid":
         logsigmoid = torch.nn.functional.logsigmoid
@@ -237,10 +237,10 @@ def operands(
         w = _spoiled(w, refused, dtype)
     if holes is None:
         return Operands(input, targets, w, None)
-    blanks = holes.all(1, keepdim=True) if activation == "softmax" else holes
+    input_holes = holes.all(1, keepdim=True) if activation == "softmax" else holes
     targets = Target(*(filled(each, holes) for each in targets))
     w = None if w is None else filled(w.expand(input.shape), holes)
-    return Operands(filled(input, blanks), targets, w, holes)
+    return Operands(filled(input, input_holes), targets, w, holes)
 
 
 def spoiled(
@@ -330,15 +330,15 @@ def damped(lost: Tensor, by: Tensor) -> Tensor:
     return lost * torch.where(lost.isinf(), by.detach(), by)
 
 
-def far(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
+def excess(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
     """``p - t``, which keeps its digits where p is close to a hard target."""
     return (1 - t) * p - t * q
 
 
-def on_side(far: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """``above`` where p is above t, ``below`` where it is below, and their mean at p = t; ``far``
+def on_side(off: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """``above`` where p is above t, ``below`` where it is below, and their mean at p = t; ``off``
     is p - t. A NaN becomes one, if both depend on what is NaN."""
-    return torch.where(far > 0, above, torch.where(far < 0, below, (above + below) / 2))
+    return torch.where(off > 0, above, torch.where(off < 0, below, (above + below) / 2))
 
 
 def focal_bases(
@@ -352,8 +352,8 @@ def focal_bases(
     """
     if split or activation == "softmax":
         return q, p
-    missed = t * q + (1 - t) * p
-    return missed, missed
+    m = t * q + (1 - t) * p
+    return m, m
 
 
 def shares(
@@ -377,7 +377,7 @@ def shares(
     if extra & Extra.SQUARES:
         found += [p * p, t * t, t * p * p]
     if extra & Extra.DISTANCE:
-        off, zero = far(p, q, t), torch.zeros_like(p)
+        off, zero = excess(p, q, t), torch.zeros_like(p)
         found += [on_side(off, t, p), on_side(off, off, zero), on_side(off, zero, -off)]
     if extra & Extra.FOCAL:
         one, other = focal_bases(p, q, t, activation, focal_split)

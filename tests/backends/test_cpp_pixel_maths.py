@@ -95,7 +95,7 @@ def test_outcome_at_its_ends(maths: Any, dtype: type) -> None:
     np.testing.assert_array_equal(decided, [1, 0, 0, 0, 1, 0])
     # Logarithms of probabilities have a floor.
     p, q, positive, negative, _ = maths.outcome(np.array([0.0, 1.0, 0.25], dtype), sigmoid=False)
-    floor = -np.log(reference.LOG_FLOOR)
+    floor = -np.log(reference.PROBABILITY_FLOOR)
     np.testing.assert_allclose(positive, [floor, 0, np.log(4)], rtol=1e-6, atol=1e-30)
     np.testing.assert_allclose(negative, [0, floor, -np.log(0.75)], rtol=1e-6, atol=1e-30)
 

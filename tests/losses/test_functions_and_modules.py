@@ -391,8 +391,9 @@ def test_sums_of_two_batches() -> None:
         operator.add(customloss.confusion_sums(x, t), (1, 2, 3, 4))
 
 
-def test_words_and_rows_agree() -> None:
+def test_words_rows_and_floors_agree() -> None:
     assert reference.ROWS == scores.SUMS
+    assert reference.SIMILARITY_FLOOR == scores.LOG_FLOOR
 
 
 # ---- the operators ----------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def reference_gradients(sample: Sample, grad: Tensor | None = None) -> Judgement
     loss = reference.similarity_loss(
         sums, 1 + squared, 1.0, squared, smooth, options.get("smooth_denominator", smooth),
         options.get("link", "complement"), options.get("gamma", 1.0),
-        options.get("log_floor", reference.LOG_FLOOR),
+        options.get("log_floor", reference.SIMILARITY_FLOOR),
     )  # fmt: skip
     loss, counted = reference.with_absent(loss, sums, options.get("absent", "score"))
     loss = reference.average_groups(

@@ -16,7 +16,7 @@ import customloss
 from customloss import scores
 from customloss._backends import choice, plain
 from customloss._spec.arguments import SCORE_ALONE, Scoring
-from customloss._spec.words import LINKS
+from customloss._spec.words import FUSED_LINKS
 
 F64 = torch.float64
 # tp, fp, fn, tn of a group
@@ -59,12 +59,12 @@ def exact(
     return float(-hit / whole if link == "negative" else miss / whole), [*map(float, slopes), 0.0]
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", FUSED_LINKS)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_right_at_every_size(weights: str, link: str) -> None:
     ratio = WEIGHTS[weights]
     gamma = 2.0 if link == "focal" else 1.0
-    scoring = Scoring(*ratio, gamma, 1e-30, LINKS.index(link), 0, 2, 2)
+    scoring = Scoring(*ratio, gamma, 1e-30, FUSED_LINKS.index(link), 0, 2, 2)
     sums = torch.tensor(SUMS, dtype=F64).t().contiguous()[:, None]
     expected = [exact(ratio, link, each) for each in SUMS]
     losses = torch.tensor([value for value, _ in expected], dtype=F64)
@@ -83,7 +83,7 @@ def test_right_at_every_size(weights: str, link: str) -> None:
     torch.testing.assert_close(gradient / terms, slopes / terms, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", FUSED_LINKS)
 def test_a_whole_call(link: str) -> None:
     """F-beta at the largest beta is recall, and its gradient is finite in float32."""
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
