@@ -151,10 +151,12 @@ def near(actual: Tensor, expected: Tensor, size: Tensor | float, arithmetic: tor
 def gradient_size(given: Operands, how: How, by_sums: Tensor, wrt: str) -> Tensor:
     """The size of the terms whose sum is an element of a gradient."""
     input, target, weight = given
-    x, smoothed, w, holes = reference.operands(
-        input, target, weight, how.activation, how.ignore_index, how.label_smoothing,
-        how.log_smoothing,
+    measured = (
+        how.activation, how.scale, how.offset, how.extra, how.focal_gamma, how.focal_split,
     )  # fmt: skip
+    x, smoothed, w, holes = reference.operands(
+        input, target, weight, measured, how.ignore_index, how.label_smoothing, how.log_smoothing
+    )
     t = torch.maximum(smoothed.smoothed, smoothed.log)
     p, q, _ = reference.probability(x, how.activation, how.scale, how.offset)
     most = by_sums.abs().sum(0).max()

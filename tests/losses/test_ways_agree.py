@@ -96,11 +96,11 @@ STEPS: dict[str, tuple[customloss.DiceLoss, list[str]]] = {
     "dice_focal": (customloss.DiceFocalLoss(), []),
     "tversky_ce": (customloss.TverskyCELoss(link="log"), []),
     "dice_bce": (customloss.DiceBCELoss(pos_weight=2.0, average="micro"), []),
-    "soft_f1 of weighted classes": (customloss.SoftF1Loss(class_weight=LIST), ["aten.mul"]),
+    "soft_f1 of weighted classes": (customloss.SoftF1Loss(class_weight=LIST), ["aten.where"]),
     "soft_f1 without background": (customloss.SoftF1Loss(**BACKGROUND), []),
     "some classes": (customloss.DiceCELoss(classes=(3, 0), average="weighted"), []),
     "a tensor of weights": (
-        customloss.DiceCELoss(class_weight=V, **BACKGROUND), ["aten._to_copy", "aten.mul"],
+        customloss.DiceCELoss(class_weight=V, **BACKGROUND), ["aten._to_copy", "aten.where"],
     ),
     "samples": (customloss.DiceCELoss(samplewise=True, absent="skip", **BACKGROUND), []),
 }  # fmt: skip

@@ -61,6 +61,7 @@ def test_class_numbers_are_one_hot_targets(
         # Smoothing spreads class numbers over all classes, but a dense sigmoid target over two
         # outcomes. So the dense target is smoothed here.
         dense = dense * (1 - smoothing) + smoothing / classes
+        options["hard"] = False  # decisions are counted with the target before smoothing
     own = confusion_sums(x, t, w, label_smoothing=smoothing, **options)
     close(own, confusion_sums(x, dense, w, **options))
 
