@@ -103,8 +103,8 @@ class Compiled:
                 assert ".local" not in ptx, f"{name} keeps an array in local memory"
                 assert not re.search(r"\batom\.|\bred\.", ptx), f"{name} uses an atomic"
                 registers, stack, local = _resources(kernel.asm["cubin"])
-                # ptxas may put two words on the stack so that another block fits. With finish_kernel
-                # it does so in some compilations of the same source and not in others.
+                # ptxas may put two words on the stack so that another block fits. In finish_kernel
+                # it does so in some compilations of one source, and not in others.
                 may = name in ("pixel_sums_kernel", "finish_kernel")
                 most = max(8, self.parked) if may else self.parked
                 assert local == 0, name
