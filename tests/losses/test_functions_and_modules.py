@@ -428,8 +428,12 @@ CHECKED = [
     for option in ("default", "weighted", "samplewise_groups", "penalize")
     for name in NAMES
     # these families share all but a few operations, so they get one option each
-    if family(name) not in ("compound_presets", "extra_sums")
-    or option == ("weighted" if name in COMPOUND else "default")
+    if (
+        family(name) not in ("compound_presets", "extra_sums")
+        or option == ("weighted" if name in COMPOUND else "default")
+    )
+    # a pointwise loss has no groups
+    and (family(name) != "pointwise" or option != "samplewise_groups")
 ]  # fmt: skip
 
 
