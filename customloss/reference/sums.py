@@ -243,33 +243,12 @@ def operands(
     return Operands(filled(input, input_holes), targets, w, holes)
 
 
-def spoiled(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    activation: str,
-    scale: float,
-    offset: float,
-    per_sample: bool,
-    per_class: bool,
-    ignore_index: int | Sequence[int] | None = None,
-    label_smoothing: float = 0.0,
-    extra: int = 0,
-    focal_gamma: float = 2.0,
-    focal_split: bool = False,
-    log_smoothing: float | None = None,
-    out_of_range: str = "raise",
-    nan_targets: str = "propagate",
-) -> Tensor:
-    """Which elements add what is not finite to the sums that :func:`confusion` makes of the same
-    arguments."""
-    reading = (ignore_index, label_smoothing, log_smoothing, out_of_range, nan_targets)
-    measured = (activation, scale, offset, extra, focal_gamma, focal_split)
-    x, t, w, holes = operands(input, target, weight, measured, *reading)
-    spoils = ~finite(x, t, measured)
-    if w is not None:
-        spoils = spoils | ~w.isfinite()
-    return spoils if holes is None else spoils & ~holes
+def spoiled(found: Operands, measured: Measured) -> Tensor:
+    """Which elements add what is not finite to their sums."""
+    spoils = ~finite(found.input, found.target, measured)
+    if found.weight is not None:
+        spoils = spoils | ~found.weight.isfinite()
+    return spoils if found.holes is None else spoils & ~found.holes
 
 
 def finite(input: Tensor, target: Target, measured: Measured) -> Tensor:
