@@ -252,7 +252,7 @@ __global__ __launch_bounds__(kThreads,
 // The columns of one thread.
 template <unsigned kExtra>
 struct ElementColumns {
-  ElementSums<kExtra> own[kColumnWidth];
+  ElementSums<kExtra> own[column_width(kExtra)];
   __device__ __forceinline__ float at(int row, int i) const { return own[i].own[row]; }
 };
 
@@ -264,7 +264,7 @@ template <class In, unsigned kExtra>
 __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_sums(
     const __grid_constant__ PixelPass px, const __grid_constant__ Columns cut,
     const Partials partials) {
-  using Io = Sized<In, kColumnWidth>;
+  using Io = Sized<In, column_width(kExtra)>;
   clear_ticket(partials);
   const bool broadcast = px.pass.layout.cls.stride[kWeightOperand] == 0;
   ElementColumns<kExtra> columns;
@@ -365,7 +365,7 @@ template <class In, unsigned kExtra>
 __global__ __launch_bounds__(kThreads, kElementBlocks) void element_column_gradient(
     const __grid_constant__ PixelPass px, const __grid_constant__ Columns cut,
     const PixelGrads grads) {
-  using Io = Sized<In, kColumnWidth>;
+  using Io = Sized<In, column_width(kExtra)>;
   const bool broadcast = px.pass.layout.cls.stride[kWeightOperand] == 0;
   const Band band(cut, gridDim.x - 1 - blockIdx.x, Io::kWidth);
   if (band.steps == 0 && band.tail == 0) return;

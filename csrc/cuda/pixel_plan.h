@@ -101,7 +101,8 @@ constexpr int few_width(int classes, int bytes) { return (classes <= 4 ? 16 : 8)
 CUSTOMLOSS_HD constexpr int element_width(unsigned extra, int bytes) {
   return extra == kFocal ? 4 : 16 / bytes;
 }
-constexpr int kColumnWidth = 4;
+// Classes of a thread in those of columns, likewise.
+CUSTOMLOSS_HD constexpr int column_width(unsigned extra) { return extra == kFocal ? 2 : 4; }
 
 // Units of about the same size, `smallest` pieces or more, at most `most` of them in all samples
 // (unless a unit would exceed `largest`).
@@ -222,7 +223,7 @@ inline bool plan_elements(PixelWork* work, Wrt wrt) {
     return false;
   }
   const int width = element_width(px.extra, px.pass.bytes[kInputOperand]);
-  const Work planned = plan(px.pass, true, width, kColumnWidth);
+  const Work planned = plan(px.pass, true, width, column_width(px.extra));
   if (!planned.direct) return false;
   px.pass = planned.pass;
   work->planar = planned.planar;

@@ -222,7 +222,7 @@ __global__ __launch_bounds__(kThreads) void score_sums(const __grid_constant__ C
 // The loss and the gradient from the numbers of several slices.
 //   launch  blocks that go through the slices together; each adds up the numbers of all
 //   bytes   reads and writes 8 per sum; reads 32 per slice in every block
-__global__ __launch_bounds__(kThreads, 3) void score_gradient(const __grid_constant__ Compound f) {
+__global__ __launch_bounds__(kThreads, 2) void score_gradient(const __grid_constant__ Compound f) {
   Numbers total = {};
   if (f.scoring.reduction != Reduction::kNone) {
     if (f.segments == 1) {
