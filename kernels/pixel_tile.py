@@ -200,12 +200,26 @@ def tile_of(
 
 @triton.jit
 def logits(x, scale, c, classes, HOW: tl.constexpr):
+    """x with the sign of the scale. All classes have the same offset, which a softmax cancels."""
     z = x
     if element.AFFINE & HOW:
-        z = scale * x  # all classes have the same offset, which a softmax cancels
+        z = tl.where(scale < 0.0, -x, x)
     if element.PADDED & HOW:
         z = tl.where((c < classes), z, -INFINITY)
     return z
+
+
+@triton.jit
+def above(z, largest, scale, HOW: tl.constexpr):
+    """How far scale * x lies above that of the largest: 0 for the largest, else less.
+
+    The scale is multiplied last. In scale * x - largest the compiler fuses the product and the
+    difference, so that the product is not rounded as `largest` was, and the largest is not 0.
+    """
+    result = z - largest
+    if element.AFFINE & HOW:
+        result = tl.abs(scale) * result
+    return result
 
 
 @triton.jit
@@ -234,11 +248,12 @@ def outcome_of(
     if element.SOFTMAX & HOW:
         z = logits(x, scale, c, classes, HOW)
         largest, first = largest_of(z, c, FIRST)
-        e = element.exponential(z - largest, HOW)
+        shifted = above(z, largest, scale, HOW)
+        e = element.exponential(shifted, HOW)
         rest, inverse = element.softmax_sums(tl.sum(e, 1)[:, None], sum_below_one(e))
         if (element.MASKED & HOW) and not (element.BARE & HOW):
             inverse = tl.where(live, inverse, 0.0)
-        p, q, positive = element.softmax_outcome(z - largest, e, rest, inverse, EXTRA)
+        p, q, positive = element.softmax_outcome(shifted, e, rest, inverse, EXTRA)
         negative = positive
         decided = c == first
     else:

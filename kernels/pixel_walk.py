@@ -18,6 +18,7 @@ from .pixel_tile import (
     COUNTS,
     INFINITY,
     WRT_INPUT,
+    above,
     at_of,
     by_sums,
     counting,
@@ -81,8 +82,8 @@ def _walk(
         higher = block_largest > largest
         new = tl.where(higher, block_largest, largest)
         base = tl.where(new == -INFINITY, 0.0, new)  # inf - inf would leave a NaN in the sums
-        e = element.exponential(z - base, HOW)
-        shrunk = element.exponential(largest - base, HOW)
+        e = element.exponential(above(z, base, scale, HOW), HOW)
+        shrunk = element.exponential(above(largest, base, scale, HOW), HOW)
         # the largest so far becomes one of the others
         others = tl.where(higher, whole, others) * shrunk + sum_below_one(e)
         whole = whole * shrunk + tl.sum(e, 1)[:, None]
@@ -110,7 +111,7 @@ def _block(
         x_ptr, t_ptr, w_ptr, x_strides, t_strides, w_strides, sizes, sample, c, row, outer,
         exists, classes, ignore, smoothing, y, live, w, AXES, False, HOW,
     )  # fmt: skip
-    shifted = logits(x, scale, c, classes, HOW) - largest
+    shifted = above(logits(x, scale, c, classes, HOW), largest, scale, HOW)
     e = element.exponential(shifted, HOW)
     p, q, positive = element.softmax_outcome(shifted, e, rest, inverse, EXTRA)
     return p, q, positive, target, w, live

@@ -264,7 +264,10 @@ def test_operands_of_another_stream(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_kept_for_the_next_call_is_there_on_every_stream(name: str) -> None:
-    """Classes are first chosen on a stream that is far behind, and then on one that is not."""
+    """Classes are first chosen on a stream that is far behind, and then on one that is not.
+
+    What is copied to the device has arrived when the first call returns: a copy waits, this once.
+    """
     # No other test has as many classes, so nothing is cached. The first call loads all kernels,
     # and chooses other classes.
     classes = (29 if gpu.insists() else 23) + list(LOSSES).index(name)
@@ -283,9 +286,11 @@ def test_what_is_kept_for_the_next_call_is_there_on_every_stream(name: str) -> N
     with torch.cuda.stream(streams[0]):
         torch.cuda._sleep(LONG)
         found.append(loss(*given, **SOFTMAX, classes=range(2, classes)))
+        torch.cuda._sleep(LONG)
+        found.append(loss(*given, **SOFTMAX, classes=range(2, classes)))
     with torch.cuda.stream(streams[1]):
         found.append(loss(*given, **SOFTMAX, classes=range(2, classes)))
-    assert not streams[0].query()
+    assert not streams[0].query()  # the second call has not waited
     torch.cuda.synchronize()
     for own in found:
         torch.testing.assert_close(own.cpu(), expected)

@@ -350,6 +350,40 @@ def test_extra_sums(compiled: Compiled, extra: int) -> None:
     pixel_passes(binary, target, activation=NONE, extra=int(extra), label_smoothing=0.1)
 
 
+@covering
+@pytest.mark.parametrize(
+    "shape", [(3, 4), pytest.param((64, 105, 64), marks=SLOW), pytest.param((70, 4096), marks=SLOW)]
+)
+def test_the_scale_is_multiplied_after_the_largest_logit_is_taken_away(
+    compiled: Compiled, shape: tuple[int, ...]
+) -> None:
+    """A fused scale * x - largest is not 0 for the largest, because its product is not rounded."""
+    compiled.known = dict.fromkeys(("softmax_sums_kernel", "softmax_gradient_kernel"), 16)
+    input = torch.empty(shape)
+    pixel_passes(input, labels_of(input, torch.int64), scale=2.5)
+    kernels = [name for name in compiled.kernels if name.startswith(("pixel", "softmax"))]
+    assert len(kernels) >= 2
+    for name in kernels:
+        assert _differences_of_products(compiled.ptx(name)) == [], name
+
+
+def _differences_of_products(ptx: str) -> list[str]:
+    """The exponents of exp2 that are made of the difference of a product and a number, which is
+    fused or may be."""
+    lines = re.findall(r"^\s*([a-z]\S*) \s*(%\w+), (.*);$", ptx, re.MULTILINE)
+    made = {to: (operation.split(".")[0], given.split(", ")) for operation, to, given in lines}
+    found, open = [], [given for operation, _, given in lines if operation.startswith("ex2")]
+    assert open
+    while open:
+        operation, given = made.get(open.pop(), ("", []))
+        factors = [made.get(register, ("", []))[0] for register in given]
+        if operation == "mul":
+            open += given
+        elif operation == "fma" or (operation == "sub" and "mul" in factors):
+            found.append(f"{operation} {', '.join(given)}")
+    return found
+
+
 @SLOW
 @covering
 @pytest.mark.parametrize("wrt", range(3))
