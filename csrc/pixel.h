@@ -225,6 +225,13 @@ CUSTOMLOSS_HD constexpr bool linear(unsigned extra) {
   return (extra & (kSquares | kDistance | kFocal)) == 0;
 }
 
+// p - t, which keeps its digits where p is close to a hard target. It is a difference and not one of
+// products, which the compiler may fuse: then it would not be 0 at p = t.
+template <class T>
+CUSTOMLOSS_HD T excess_of(const Outcome<T>& o, const Target<T>& y) {
+  return o.p < T(0.5) ? o.p - y.t : y.u - o.q;
+}
+
 // What an element adds to every sum at weight 1, in the order of the rows of kExtra.
 template <Activation kActivation, unsigned kExtra, class T>
 CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T>& focal,
@@ -249,7 +256,7 @@ CUSTOMLOSS_HD void shares(const Outcome<T>& o, const Target<T>& y, const Focal<T
   }
   if constexpr ((kExtra & kDistance) != 0) {
     constexpr int kRow = row_of(kExtra, kDistance);
-    const T excess = to[1] - to[2];  // p - t, without cancellation
+    const T excess = excess_of(o, y);
     // A NaN, of p or of t, is one in each of them.
     to[kRow] = excess > T(0) ? t : o.p + (t - t);
     to[kRow + 1] = excess < T(0) ? T(0) : excess;
@@ -327,7 +334,7 @@ CUSTOMLOSS_HD T by_side(const Outcome<T>& o, const Target<T>& target, T x, T y,
   if constexpr ((kExtra & kDistance) == 0) {
     return above;
   } else {
-    const T below = x * g[2] + y * g[3], excess = target.u * o.p - target.t * o.q;
+    const T below = x * g[2] + y * g[3], excess = excess_of(o, target);
     return excess > T(0) ? above : excess < T(0) ? below : T(0.5) * (above + below);
   }
 }

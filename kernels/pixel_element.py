@@ -222,6 +222,13 @@ def _times(factor, value):
 
 
 @triton.jit
+def _excess(p, q, t):
+    """p - t, which keeps its digits where p is close to a hard target. It is a difference and not
+    one of products, which the compiler may fuse: then it would not be 0 at p = t."""
+    return tl.where(p < 0.5, p - t, (1.0 - t) - q)
+
+
+@triton.jit
 def shares(
     p, q, positive, negative, decided, target, gamma, w, live,
     EXTRA: tl.constexpr, HOW: tl.constexpr,
@@ -256,7 +263,7 @@ def shares(
                 _counted(t * (p * p), w, live, MASKED, HOW),
             )
         if DISTANCE & EXTRA:
-            excess = (1.0 - t) * p - t * q  # p - t, without cancellation
+            excess = _excess(p, q, t)
             # a NaN, of p or of t, is one in each of them
             result += (
                 _counted(tl.where(excess > 0.0, t, p + (t - t)), w, live, MASKED, HOW),
@@ -294,7 +301,7 @@ def shares(
 @triton.jit
 def _side(above, below, p, q, t):
     """`above` where p is above t, `below` where it is below, and their mean at p = t."""
-    excess = (1.0 - t) * p - t * q
+    excess = _excess(p, q, t)
     return tl.where(excess > 0.0, above, tl.where(excess < 0.0, below, 0.5 * (above + below)))
 
 

@@ -310,8 +310,12 @@ def damped(lost: Tensor, by: Tensor) -> Tensor:
 
 
 def excess(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
-    """``p - t``, which keeps its digits where p is close to a hard target."""
-    return (1 - t) * p - t * q
+    """``p - t``, which keeps its digits where p is close to a hard target.
+
+    It is a difference and not one of products, which a compiler may fuse: then it would not be 0 at
+    p = t.
+    """
+    return torch.where(p < 0.5, p - t, (1 - t) - q)
 
 
 def on_side(off: Tensor, above: Tensor, below: Tensor) -> Tensor:

@@ -75,6 +75,17 @@ def test_further_sums(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) ->
         assert_sums_right(case.build(), **EXTRAS[extra])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_equals_its_target_is_no_distance(dtype: torch.dtype) -> None:
+    """A difference of products would not be 0, where the compiler fuses it with one of them."""
+    t = torch.rand(64, 3, dtype=dtype, device=DEVICE)
+    x = t.clone().requires_grad_()
+    loss = customloss.semimetric_dice_loss(x, t, activation="none")
+    assert loss == 0
+    # 0 is the mean of the gradients on both sides
+    assert torch.autograd.grad(loss, x)[0].abs().max() < 1e-8
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_many_groups(option: str) -> None:
     """There are more groups than one block can score."""

@@ -114,3 +114,21 @@ def test_a_hole_of_a_softmax_is_one_element() -> None:
     assert found[0][1, 2] != 0
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_equals_its_target_is_no_distance(name: str, dtype: torch.dtype, backend: str) -> None:
+    """The loss is 0, and the gradient at the kink is the mean of those on its sides."""
+    torch.manual_seed(0)
+    t = torch.rand(64, 3, dtype=dtype)
+    with customloss.backend(backend):
+        assert differentiated(name, t, t, activation="none")[0] == 0
+        x = torch.where(torch.rand(64, 3) > 0.5, t, torch.rand(64, 3, dtype=dtype))
+        found = differentiated(name, x, t, activation="none")[1]
+        sides = [
+            differentiated(name, torch.where(x == t, x + step, x), t, activation="none")[1]
+            for step in (-1e-6, 1e-6)
+        ]
+    torch.testing.assert_close(found, (sides[0] + sides[1]) / 2, rtol=1e-3, atol=1e-6)
