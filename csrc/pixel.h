@@ -14,6 +14,8 @@
 // Compiled for the host and for the device.
 #pragma once
 
+#include <utility>
+
 #include "element.h"
 #include "logarithm.h"
 
@@ -105,6 +107,15 @@ struct Focal {
 };
 
 namespace {
+
+// Calls body(row) for every row. It is written out, because the compiler keeps a loop of more than
+// 16 rounds: then the rows stay in memory, and a loop over pixels around it takes one at a time.
+template <int kRows, class Body>
+CUSTOMLOSS_HD void for_each_row(const Body& body) {
+  [&]<int... kRow>(std::integer_sequence<int, kRow...>) {
+    (body(kRow), ...);
+  }(std::make_integer_sequence<int, kRows>());
+}
 
 // A factor of 0 removes even an infinite value.
 template <class T>
@@ -209,8 +220,9 @@ CUSTOMLOSS_HD Bases<T> bases(const Outcome<T>& o, const Target<T>& y, const Foca
   if constexpr (kActivation == Activation::kSoftmax) return {o.q, o.p, T(-1), T(1)};
   const T m = y.t * o.q + y.u * o.p, slope = y.u - y.t;
   if constexpr (kExtra != kEveryExtra) return {m, m, slope, slope};
-  return {focal.split ? o.q : m, focal.split ? o.p : m, focal.split ? T(-1) : slope,
-          focal.split ? T(1) : slope};
+  const Flag<T> split(focal.split);  // with ?: the loop over pixels would not vectorise
+  return {select(split, o.q, m), select(split, o.p, m), select(split, T(-1), slope),
+          select(split, T(1), slope)};
 }
 
 // The power of `base.other`, given that of `base.one`: outside of kEveryExtra they are the same.
@@ -225,8 +237,8 @@ CUSTOMLOSS_HD constexpr bool linear(unsigned extra) {
   return (extra & (kSquares | kDistance | kFocal)) == 0;
 }
 
-// p - t, which keeps its digits where p is close to a hard target. It is a difference and not one of
-// products, which the compiler may fuse: then it would not be 0 at p = t.
+// p - t, which keeps its digits where p is close to a hard target. It is a difference and not one
+// of products, which the compiler may fuse: then it would not be 0 at p = t.
 template <class T>
 CUSTOMLOSS_HD T excess_of(const Outcome<T>& o, const Target<T>& y) {
   return o.p < T(0.5) ? o.p - y.t : y.u - o.q;
@@ -411,7 +423,7 @@ CUSTOMLOSS_HD T focal_by_target(const Outcome<T>& o, const Target<T>& y, const F
     T lost = times(g[kRow], times(y.t, o.positive));
     lost += times(g[kRow + 1], times(y.u, o.negative));
     const T steep = focal.gamma * (one / floored(base.one)) * (o.q - o.p);
-    dt += focal.split ? T(0) : steep * lost;
+    dt += select(Flag<T>(focal.split), T(0), steep * lost);
   }
   return dt;
 }
@@ -450,7 +462,7 @@ CUSTOMLOSS_HD T weight_gradient(const Outcome<T>& o, const Target<T>& y, const F
   T share[rows_of(kExtra)];
   shares<kActivation, kExtra>(o, y, focal, share);
   T dw = T(0);
-  for (int row = 0; row < rows_of(kExtra); ++row) dw += times(g[row], share[row]);
+  for_each_row<rows_of(kExtra)>([&](int row) { dw += times(g[row], share[row]); });
   return dw;
 }
 

@@ -103,7 +103,7 @@ struct OneClass {
       shares<P::kActivation, P::kExtra>(outcome_at(i), target.times(w), focal, own.row);
     } else {
       shares<P::kActivation, P::kExtra>(outcome_at(i), target, focal, own.row);
-      for (T& row : own.row) row = times(w, row);
+      for_each_row<P::kSums>([&](int row) { own.row[row] = times(w, own.row[row]); });
     }
     return own;
   }
