@@ -30,8 +30,10 @@ def ratio_loss(
     data = float_labels.read(Data(input, target, weight), options)
     smooth = options["smooth"]
     if isinstance(smooth, (tuple, list)):
-        spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
-        options["smooth"], options["smooth_denominator"] = scores.sides(smooth)
+        top, bottom = scores.sides(smooth)
+        if not type(top) is type(bottom) is float:
+            spec.bounded(smooth=smooth)  # the dispatcher would take True for 1
+        options["smooth"], options["smooth_denominator"] = top, bottom
     ranks, classes, _ = request.prepared(*data, options)
     if ranks is None and classes is None:
         try:
