@@ -76,11 +76,12 @@ class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
     ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers, or as the
-    ``nn.Parameter`` that was given: they move with ``.to()``, and are in the state dict. A state
-    dict without them leaves them as they are; in their place it may have those of
-    ``torch.nn.CrossEntropyLoss``, ``torch.nn.BCEWithLogitsLoss`` (``[C]``, or ``[C, 1, 1]`` as for
-    images), nnU-Net or MONAI. Weights for a loss that was made without are unexpected keys, as for
-    any module.
+    ``nn.Parameter`` that was given: they move with ``.to()``, and are in the state dict. Integers
+    become float64, as those of a list do, so that weights which are loaded later keep their
+    fractions. A state dict without them leaves them as they are; in their place it may have those
+    of ``torch.nn.CrossEntropyLoss``, ``torch.nn.BCEWithLogitsLoss`` (``[C]``, or ``[C, 1, 1]`` as
+    for images), nnU-Net or MONAI. Weights for a loss that was made without are unexpected keys, as
+    for any module.
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
@@ -140,6 +141,7 @@ class Loss(HoldsGroup):
                 value = classes.as_tensor(name, value)
             if isinstance(value, Tensor) and (by_class or name == "pos_weight"):
                 classes.check_values(name, value)
+                value = classes.as_floating(value)
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:

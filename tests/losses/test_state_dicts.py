@@ -60,6 +60,26 @@ def test_they_are_saved_and_loaded() -> None:
     assert inner["loss.class_weight"].tolist() == W.tolist()
 
 
+@pytest.mark.parametrize("option", ["class_weight", "pointwise_class_weight", "pos_weight"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_integers_have_room_for_fractions(option: str, dtype: torch.dtype) -> None:
+    """Weights of integers have the dtype of a list, and what is loaded is not truncated."""
+    fractions = [0.5, 1.5, 2.0]
+    saved = customloss.DiceBCELoss(**{option: fractions}).state_dict()
+    own = customloss.DiceBCELoss(**{option: torch.ones(3, dtype=dtype)})
+    listed = customloss.DiceBCELoss(**{option: [1, 1, 1]})
+    assert getattr(own, option).dtype == getattr(listed, option).dtype == torch.float64
+    own.load_state_dict(saved)
+    assert getattr(own, option).tolist() == fractions
+    assert customloss.DiceBCELoss(**{option: W}).state_dict()[option].dtype == W.dtype
+
+
+def test_one_integer_has_room_for_a_fraction() -> None:
+    own = customloss.BCELoss(pos_weight=torch.tensor(2))
+    own.load_state_dict({"pos_weight": torch.tensor(0.5)})
+    assert own.pos_weight.item() == 0.5
+
+
 def test_an_old_state_dict_has_none() -> None:
     saved = Model(customloss.DiceLoss()).state_dict()
     assert {*saved} == {"head.weight", "head.bias"}
