@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from customloss._spec.operands import INPUT_DTYPES
 
 NAN, INF = float("nan"), float("inf")
 SOFTMAX, PROBABILITIES = {"activation": "softmax"}, {"activation": "none"}
+NO_CLASSES: dict[str, Any] = {**SOFTMAX, "out_of_range": "ignore"}
 
 # options, operands, and what the message says
 ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
@@ -334,6 +336,28 @@ def test_labels_out_of_range_that_are_meant() -> None:
     )
     with pytest.warns(UserWarning, match=message):
         criterion(XC, Y + 1)
+
+
+@pytest.mark.parametrize("other", [255, 4, -1])
+def test_labels_out_of_range_are_not_judged(other: int) -> None:
+    """They are looked at no more than ignored ones, and what is left is judged as it is beside
+    them."""
+    outside = (torch.arange(6) % 4 == 3).expand_as(Y)
+    for options in ({"out_of_range": "ignore"}, {"ignore_index": other}):
+        make = partial(customloss.DiceLoss, activation="softmax", **options)
+        make()(XC, torch.where(outside, other, Y))
+        with pytest.raises(ValueError, match="from 1 to 3") if "ignore_index" in options else (
+            pytest.warns(UserWarning, match="got some from 1 to 3, as if they began at 1")
+        ):  # fmt: skip
+            make()(XC, torch.where(outside, other, Y + 1))
+        with pytest.warns(UserWarning, match="^target: expected something that counts, but every"):
+            make()(XC, torch.full_like(Y, other))
+    criterion = customloss.DiceLoss(**NO_CLASSES)
+    with pytest.warns(UserWarning, match=r"every element is no class \(out_of_range='ignore'\),"):
+        criterion(XC, torch.full_like(Y, 255))
+    # a label of a pixel that weighs nothing is not judged either
+    weight = torch.ones(2, 1, 6).masked_fill((Y == 2)[:, None], 0)
+    customloss.DiceLoss(**NO_CLASSES)(XC, Y + 1, weight)
 
 
 def test_classes_of_a_compound_count_in_either_part() -> None:
