@@ -10,6 +10,7 @@ size is made.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import torch
@@ -87,11 +88,29 @@ def read(batch: Batch) -> Numbers:
         found |= _sums(batch, counts)
     for name, of_classes in batch.of_classes:
         found[f"{name}_low"], found[f"{name}_high"] = torch.aminmax(_reducible(of_classes))
-    values = torch.stack([value.to(batch.wide) for value in found.values()]).tolist()
-    numbers = dict(zip(found, values))
+    numbers = on_host(found, batch.wide)
     # the mask of what counts may be broadcast
     share = 1 if counts is None else input.numel() / counts.numel()
     return {**numbers, "counted": numbers.get("counted", input.numel()) * share}
+
+
+def on_host(found: dict[str, Tensor], wide: torch.dtype) -> Numbers:
+    """The numbers, with one wait. Integers stay integers, since a float would round those beyond
+    2^53, and a message names them; floats come as the integers that have their bits."""
+    of_bits, as_bits, as_float = _BITS[wide]
+    values = torch.stack([
+        value.to(wide).view(of_bits).long() if value.is_floating_point() else value.long()
+        for value in found.values()
+    ]).tolist()  # fmt: skip
+    numbers = dict(zip(found, values))
+    for name, value in found.items():
+        if value.is_floating_point():
+            (numbers[name],) = struct.unpack(as_float, struct.pack(as_bits, numbers[name]))
+    return numbers
+
+
+# of a dtype: the integers of its size, and the codes of both for ``struct``
+_BITS = {torch.float64: (torch.int64, "<q", "<d"), torch.float32: (torch.int32, "<i", "<f")}
 
 
 def _sums(batch: Batch, counts: Tensor | None) -> dict[str, Tensor]:

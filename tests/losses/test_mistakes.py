@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from small_batches import XC, T, X, Y, logits, mask, numbers
 from torch import Tensor
 
 import customloss
+from customloss._spec import batch_values
 from customloss._spec.operands import INPUT_DTYPES
 
 NAN, INF = float("nan"), float("inf")
@@ -336,6 +338,34 @@ def test_labels_out_of_range_that_are_meant() -> None:
     )
     with pytest.warns(UserWarning, match=message):
         criterion(XC, Y + 1)
+
+
+@pytest.mark.parametrize("label", [2**63 - 1, 2**53 + 1, -(2**53) - 1, -(2**63)])
+def test_a_huge_label_is_named_to_the_last_digit(label: int) -> None:
+    """And the ``ignore_index`` that the message advises leaves it out."""
+    target = torch.where(Y == 2, label, Y)
+    criterion = customloss.DiceCELoss()
+    with pytest.raises(ValueError, match=rf"got {label}; .* pass ignore_index={label}$"):
+        criterion(XC, target)
+    customloss.DiceCELoss(ignore_index=label)(XC, target)
+    two = torch.where(Y == 2, label, 0)
+    if label > 0:
+        with pytest.raises(ValueError, match=rf"got values 0 and {label}: is this a mask\?"):
+            customloss.DiceCELoss()(XC[:, :2], two)
+    with pytest.raises(ValueError, match=rf"^target: expected values in \[0, 1\].* {label}\b"):
+        customloss.DiceLoss()(X, torch.where(T, label, 0))
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_numbers_come_as_they_are(wide: torch.dtype) -> None:
+    """Also where float64 is not to be had, as on MPS."""
+    found = {
+        "float": torch.tensor(-0.1), "nan": torch.tensor(NAN), "half": torch.tensor(3.5).half(),
+        "integer": torch.tensor(2**62 + 1), "byte": torch.tensor(200, dtype=torch.uint8),
+    }  # fmt: skip
+    numbers = batch_values.on_host(found, wide)
+    assert math.isnan(numbers.pop("nan"))
+    assert numbers == {name: each.item() for name, each in found.items() if name != "nan"}
 
 
 @pytest.mark.parametrize("other", [255, 4, -1])
