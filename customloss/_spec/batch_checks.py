@@ -223,8 +223,9 @@ def _nothing_counts(batch: Batch, numbers: Numbers) -> str | None:
     if numbers["counted"]:
         return None
     reasons = []
-    if batch.ignored:
-        reasons.append(f"is ignored (ignore_index={hints.listed(batch.ignored)})")
+    ignored = [number for number in batch.ignored if number != hints.MISSING]
+    if ignored:
+        reasons.append(f"is ignored (ignore_index={hints.listed(ignored)})")
     if batch.labels and batch.ignores_out_of_range:
         reasons.append("is no class (out_of_range='ignore')")
     if batch.ignores_nan:
