@@ -139,7 +139,8 @@ def _kept(batch: Batch, behind: int = 0) -> Tensor | None:
         along_classes = (1, -1, *(1 for _ in batch.shape[2:]))[-len(batch.shape) :]
         kept = batch.counting.reshape(along_classes)
     for number in batch.ignored:
-        kept = _both(kept, _comparable(batch.target) != number)
+        if number >= 0 or batch.target.dtype != torch.uint64:  # as ``reference.operands`` reads it
+            kept = _both(kept, _comparable(batch.target) != number)
     if batch.labels and batch.ignores_out_of_range:
         labels = _comparable(batch.target)
         kept = _both(kept, (labels >= 0) & (labels < batch.classes + behind))
