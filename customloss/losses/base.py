@@ -33,6 +33,7 @@ _PEERS = {
     "pos_weight": ("bce.pos_weight", "binary_cross_entropy.pos_weight"),
 }
 _CLASS_WEIGHTS = ("class_weight", "pointwise_class_weight")
+_WEIGHTS = (*_CLASS_WEIGHTS, "pos_weight")
 
 
 def _differs(value: Any, default: Any) -> bool:
@@ -132,26 +133,37 @@ class Loss(HoldsGroup):
             )
         keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
-            value = keywords.as_plain(value)
-            single = isinstance(value, (int, float)) or (
-                isinstance(value, Tensor) and not value.dim()
-            )
-            by_class = name in _CLASS_WEIGHTS or (name == "pos_weight" and not single)
-            if value is not None and by_class:
-                value = classes.as_tensor(name, value)
-            if isinstance(value, Tensor) and (by_class or name == "pos_weight"):
-                classes.check_values(name, value)
-                value = classes.as_floating(value)
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
+            setattr(self, name, keywords.as_plain(value))
         self._first_batch = FirstBatch()
         ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
             self._try_options(type(self).function, options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Weights that are set later are checked and kept as those of the constructor are; a
+        parametrization of torch looks after its own."""
+        if name in _WEIGHTS and name in self.defaults and not hasattr(type(self), name):
+            self._keep_weights(name, keywords.as_plain(value))
+        else:
+            super().__setattr__(name, value)
+
+    def _keep_weights(self, name: str, value: Any) -> None:
+        """Keeps weights as a buffer or a parameter, and one number for all classes as it is."""
+        single = value.dim() == 0 if isinstance(value, Tensor) else isinstance(value, (int, float))
+        by_class = name in _CLASS_WEIGHTS or not single
+        if value is not None and by_class:
+            value = classes.as_tensor(name, value)
+        if isinstance(value, Tensor):
+            classes.check_values(name, value)
+            value = classes.as_floating(value)
+        for held in (self._parameters, self._buffers, vars(self)):
+            held.pop(name, None)
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _try_options(self, function: Callable[..., Tensor], given: Iterable[str]) -> None:
         """Raises what the first batch would raise about the options, on a pixel that is no data.
@@ -170,7 +182,7 @@ class Loss(HoldsGroup):
             counted = options.get(name)
             if isinstance(counted, Sequence) and all(isinstance(each, int) for each in counted):
                 count = max([count, *(number + 1 for number in counted)])
-        for name in (*_CLASS_WEIGHTS, "pos_weight"):
+        for name in _WEIGHTS:
             value = options.get(name)
             if isinstance(value, Tensor):  # it may be on a device that this check should not touch
                 options[name] = [1.0] * len(value) if value.dim() else 1.0
@@ -208,7 +220,7 @@ class Loss(HoldsGroup):
                 continue
             if key not in state_dict:
                 state_dict[key] = self._of_peers(state_dict, prefix, name, value)
-            if name in (*_CLASS_WEIGHTS, "pos_weight"):
+            if name in _WEIGHTS:
                 saved = _by_class(state_dict[key], value)
                 if saved is None:
                     errors.append(
