@@ -181,6 +181,8 @@ class Loss(HoldsGroup):
         for name in ("classes", "pointwise_classes"):
             counted = options.get(name)
             if isinstance(counted, Sequence) and all(isinstance(each, int) for each in counted):
+                if any(number < 0 for number in counted):  # how many there are is not known yet
+                    raise ValueError(f"{name}: expected numbers >= 0, got {min(counted)}")
                 count = max([count, *(number + 1 for number in counted)])
         for name in _WEIGHTS:
             value = options.get(name)
