@@ -53,7 +53,11 @@ class HoldsGroup(nn.Module):
 
     def __copy__(self) -> Self:
         twin = type(self).__new__(type(self))
-        vars(twin).update(vars(self))
+        attributes = vars(twin)
+        attributes.update(vars(self))
+        # the same tensors and modules, until one of both sets others
+        for name in ("_parameters", "_buffers", "_modules"):
+            attributes[name] = dict(attributes[name])
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -332,10 +336,7 @@ class Loss(HoldsGroup):
         """A copy with ``adder`` as process group; moving its buffers leaves this loss alone, its
         parameters are those of this loss."""
         twin = copy.copy(self)
-        attributes = vars(twin)
-        attributes["process_group"] = adder  # nn.Module would make it a submodule
-        attributes["_buffers"] = dict(self._buffers)
-        attributes["_parameters"] = dict(self._parameters)
+        vars(twin)["process_group"] = adder  # nn.Module would make it a submodule
         return twin
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from typing import Any
@@ -106,6 +107,16 @@ def test_weights_that_are_set_later(option: str) -> None:
         with pytest.raises((TypeError, ValueError), match=f"^{option}: expected"):
             setattr(own, option, wrong)
         assert getattr(own, option).tolist() == OLD
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    own = customloss.DiceBCELoss(class_weight=OLD, pos_weight=nn.Parameter(W.clone()))
+    twin = copy.copy(own)
+    assert twin.class_weight is own.class_weight
+    assert twin.pos_weight is own.pos_weight
+    twin.class_weight, twin.pos_weight = W, None
+    assert own.class_weight.tolist() == OLD
+    assert {*own.state_dict()} == {"class_weight", "pos_weight"}
 
 
 def test_one_weight_that_is_set_later() -> None:
