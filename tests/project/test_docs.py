@@ -164,6 +164,21 @@ def test_the_calls_of_the_first_table_train(call):
     assert logits.grad.any()
 
 
+def test_the_defaults_of_tversky_are_those_of_the_table():
+    """Those of the focal one differ; rows that say nothing of defaults have those of Tversky."""
+    said = {}
+    for row in table("All losses"):
+        numbers = re.search(r"by default a = (\S+) and b = ([^\s,]+),", row[-1])
+        if numbers:
+            said[quoted(row[0])[0]] = tuple(map(float, numbers.groups()))
+    assert {*said} == {"tversky_loss", "focal_tversky_loss"}
+    for name in LOSS_FUNCTIONS:
+        parameters = inspect.signature(getattr(customloss, name)).parameters
+        if "fp_weight" in parameters:
+            defaults = parameters["fp_weight"].default, parameters["fn_weight"].default
+            assert defaults == said.get(name, said["tversky_loss"]), name
+
+
 def lacking() -> dict[str, set[str]]:
     """The functions that lack an option, according to the table."""
     missing: dict[str, set[str]] = {}
