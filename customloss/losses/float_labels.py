@@ -15,8 +15,8 @@ from customloss._spec.hints import MISSING, NO_LABEL
 
 
 def read(data: Data, given: dict[str, Any]) -> Data:
-    """The batch as kernels read it: float class numbers become integers, of 64 bits, since what is
-    ignored may be large.
+    """The batch as kernels read it: float class numbers become integers, of 64 bits where it is not
+    known that 32 will do, since what is ignored may be large.
 
     The shape says what they are, since a dense target of several classes has the shape of the
     input. Numbers that are not whole are no labels. Where the pixel has a weight of 0 they do not
@@ -27,21 +27,32 @@ def read(data: Data, given: dict[str, Any]) -> Data:
     input, target, _ = data
     if not _are_labels(input, target):
         return data
+    looks = _may_look(data)
+    if looks and (narrow := _narrow(target)) is not None:
+        return data._replace(target=narrow)
     numbers = target.to(torch.int64)
     # an infinite number becomes a finite one, which in a small dtype is infinite again
     whole = (numbers == target) & (target.abs() < 2.0**63)
-    looks = _may_look(data)
     if given.get("nan_targets") == "ignore":
         missing = target.isnan()
         if not looks or bool(missing.any()):
             numbers = torch.where(missing, _ignored_label(given), numbers)
             whole = whole | missing
-    if not looks or not bool(whole.all()):
-        numbers = torch.where(whole, numbers, NO_LABEL)
-    read = data._replace(target=numbers)
+    read = data._replace(target=torch.where(whole, numbers, NO_LABEL))
     if looks:
         _refuse(read, target, whole, given)
     return read
+
+
+def _narrow(target: Tensor) -> Tensor | None:
+    """The labels in int32, which takes a third of the time, if all of them are whole and in its
+    range; else None. An infinite number becomes one end of that range, which is left out."""
+    if target.numel() == 0:
+        return None
+    numbers = target.to(torch.int32)
+    low, high = (int(end) for end in torch.aminmax(numbers))
+    inside = low > -(2**31) and high < 2**31 - 1
+    return numbers if inside and bool((numbers == target).all()) else None
 
 
 def _refuse(read: Data, target: Tensor, whole: Tensor, given: dict[str, Any]) -> None:

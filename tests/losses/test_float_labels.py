@@ -85,6 +85,21 @@ def test_a_large_whole_number_is_a_label(dtype: torch.dtype, value: float) -> No
         torch.testing.assert_close(_gradient(labels, **options), _gradient(known, ignore_index=255))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_where_int32_will_do_no_int64_is_made(dtype: torch.dtype) -> None:
+    """Labels on the CPU are looked at; torch takes three times as long to make int64 of them."""
+    for labels, expected in (
+        (Y, torch.int32), (Y - 7, torch.int32), (Y[:, :, :0], torch.int64),
+        (torch.full_like(Y, 2**31), torch.int64), (torch.full_like(Y, -(2**31)), torch.int64),
+    ):  # fmt: skip
+        if dtype == torch.float16 and labels.numel() and abs(labels.min()) > 2**16:
+            continue  # they are infinite there
+        data = Data(X[:, :, : labels.shape[2]], labels.to(dtype), None)
+        found = float_labels.read(data, {"out_of_range": "ignore"}).target
+        assert found.dtype == expected
+        assert torch.equal(found.to(dtype), labels.to(dtype))
+
+
 def test_what_stands_for_a_missing_label_is_not_shown() -> None:
     """Nor is it a label that the caller could give."""
     x, missing = X[:1, :, :3], float("nan")
