@@ -133,6 +133,7 @@ def pixels_of(
 @triton.jit
 def counting(t, ignore, HOW: tl.constexpr):
     """Whether a dense target is neither ignored nor, with IGNORE_NAN, NaN."""
+    unsigned: tl.constexpr = t.dtype.is_uint64()
     if t.dtype.is_floating():
         t = number(t, (element.WIDE & HOW) != 0)
     elif t.dtype.primitive_bitwidth < 32:
@@ -143,7 +144,10 @@ def counting(t, ignore, HOW: tl.constexpr):
     if not (element.IGNORE_NAN & HOW):
         result = result | True
     for k in tl.static_range(len(ignore)):
-        result = result & (t != ignore[k])
+        other = t != ignore[k]
+        if unsigned:  # numbers from 2^63 on became negative, which none of them is
+            other = other | (ignore[k] < 0)
+        result = result & other
     return result
 
 

@@ -209,7 +209,9 @@ def _probabilities(batch: Batch, numbers: Numbers) -> str | None:
 
 def _labels_from_one(batch: Batch, numbers: Numbers) -> str | None:
     classes = batch.classes
-    if not (batch.labels and batch.ignores_out_of_range) or not _from_one(numbers, classes):
+    if not (batch.labels and batch.ignores_out_of_range):
+        return None
+    if (numbers["labels_low"], numbers["labels_high"]) != (1, classes):
         return None
     return (
         f"{_class_numbers(batch)}, got some from 1 to {classes}, as if they began at 1, so that "
@@ -221,8 +223,11 @@ def _nothing_counts(batch: Batch, numbers: Numbers) -> str | None:
     if numbers["counted"]:
         return None
     reasons = []
-    if batch.ignored:
-        reasons.append(f"is ignored (ignore_index={hints.listed(batch.ignored)})")
+    ignored = [number for number in batch.ignored if number != hints.MISSING]
+    if ignored:
+        reasons.append(f"is ignored (ignore_index={hints.listed(ignored)})")
+    if batch.labels and batch.ignores_out_of_range:
+        reasons.append("is no class (out_of_range='ignore')")
     if batch.ignores_nan:
         reasons.append("is NaN")
     if batch.weight is not None:

@@ -10,6 +10,7 @@ size is made.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import torch
@@ -63,11 +64,12 @@ def read(batch: Batch) -> Numbers:
     count. ``class_sums_low``, ...: the sums of a dense target over the classes;
     ``last_dim_sums_low``, ...: those over its last dimension; ``input_class_sums_low``, ...: those
     of the input over the classes.
-    ``class_weight_low``, ...: the weights of classes.
+    ``class_weight_low``, ...: the weights of classes. ``labels_low``, ``labels_high``: where class
+    numbers that are no class do not count, as if C counted, which is the last of labels from 1.
     """
     input, target, weight = batch.input, batch.target, batch.weight
     kept = _kept(batch)
-    counts = kept if weight is None else _both(kept, _reducible(_aligned(weight, input)) != 0)
+    counts = _weighing(batch, kept)
     softmax = batch.activation == "softmax"
     found: dict[str, Tensor] = {}
     found["input_low"], found["input_high"] = _bounds(input, None if softmax else counts)
@@ -78,15 +80,37 @@ def read(batch: Batch) -> Numbers:
         found["counted"] = counts.sum()
         of_target = counts.any(1, keepdim=True) if batch.labels else counts
     found["target_low"], found["target_high"] = _bounds(target, of_target)
+    if batch.labels and batch.ignores_out_of_range:
+        near = _weighing(batch, _kept(batch, behind=1))
+        assert near is not None
+        found["labels_low"], found["labels_high"] = _bounds(target, near.any(1, keepdim=True))
     if batch.holds_every_class:
         found |= _sums(batch, counts)
     for name, of_classes in batch.of_classes:
         found[f"{name}_low"], found[f"{name}_high"] = torch.aminmax(_reducible(of_classes))
-    values = torch.stack([value.to(batch.wide) for value in found.values()]).tolist()
-    numbers = dict(zip(found, values))
+    numbers = on_host(found, batch.wide)
     # the mask of what counts may be broadcast
     share = 1 if counts is None else input.numel() / counts.numel()
     return {**numbers, "counted": numbers.get("counted", input.numel()) * share}
+
+
+def on_host(found: dict[str, Tensor], wide: torch.dtype) -> Numbers:
+    """The numbers, with one wait. Integers stay integers, since a float would round those beyond
+    2^53, and a message names them; floats come as the integers that have their bits."""
+    of_bits, as_bits, as_float = _BITS[wide]
+    values = torch.stack([
+        value.to(wide).view(of_bits).long() if value.is_floating_point() else value.long()
+        for value in found.values()
+    ]).tolist()  # fmt: skip
+    numbers = dict(zip(found, values))
+    for name, value in found.items():
+        if value.is_floating_point():
+            (numbers[name],) = struct.unpack(as_float, struct.pack(as_bits, numbers[name]))
+    return numbers
+
+
+# of a dtype: the integers of its size, and the codes of both for ``struct``
+_BITS = {torch.float64: (torch.int64, "<q", "<d"), torch.float32: (torch.int32, "<i", "<f")}
 
 
 def _sums(batch: Batch, counts: Tensor | None) -> dict[str, Tensor]:
@@ -107,18 +131,29 @@ def _sums(batch: Batch, counts: Tensor | None) -> dict[str, Tensor]:
 # ---- what counts ---------------------------------------------------------------------------------
 
 
-def _kept(batch: Batch) -> Tensor | None:
+def _kept(batch: Batch, behind: int = 0) -> Tensor | None:
     """Where an element is not ignored and its class counts, broadcastable to the input; None:
-    everywhere."""
+    everywhere. So many numbers ``behind`` the last class are taken for classes."""
     kept = None
     if batch.counting is not None:
         along_classes = (1, -1, *(1 for _ in batch.shape[2:]))[-len(batch.shape) :]
         kept = batch.counting.reshape(along_classes)
     for number in batch.ignored:
-        kept = _both(kept, _comparable(batch.target) != number)
+        if number >= 0 or batch.target.dtype != torch.uint64:  # as ``reference.operands`` reads it
+            kept = _both(kept, _comparable(batch.target) != number)
+    if batch.labels and batch.ignores_out_of_range:
+        labels = _comparable(batch.target)
+        kept = _both(kept, (labels >= 0) & (labels < batch.classes + behind))
     if batch.ignores_nan and batch.target.is_floating_point():
         kept = _both(kept, ~batch.target.isnan())
     return kept
+
+
+def _weighing(batch: Batch, kept: Tensor | None) -> Tensor | None:
+    """Of what is kept that which weighs something; None: everything."""
+    if batch.weight is None:
+        return kept
+    return _both(kept, _reducible(_aligned(batch.weight, batch.input)) != 0)
 
 
 def _both(one: Tensor | None, other: Tensor) -> Tensor:

@@ -110,19 +110,23 @@ _KEYWORDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
      "give its entries as options"),
 )  # fmt: skip
 
-# Values of an option, and what to say. None is what torch and torchmetrics have for "not at all".
+# Values of an option, and what to say; {others} are the words that it knows beside "none". None is
+# what torch and torchmetrics have for "not at all".
 _VALUES: dict[tuple[str, str | None], str] = {
     ("average", None): "'none' keeps the classes",
     ("average", "samples"): "that is samplewise=True, average='micro'",
     ("average", "binary"): "that is an input [N], or one with a single class",
     ("activation", None): "'none' reads probabilities",
-    ("activation", "logits"): "logits take 'sigmoid' or 'softmax', probabilities 'none'",
+    ("activation", "logits"): "logits take {others}, probabilities 'none'",
     ("reduction", None): "'none' keeps what the average leaves",
-    ("reduction", "none"): (
+    ("reduction", "batchmean"): "'mean' is over what the average leaves",
+    ("pointwise_reduction", "none"): (
         "a loss for every element or pixel is torch.nn.functional.cross_entropy(..., "
         "reduction='none'), or binary_cross_entropy_with_logits"
     ),
-    ("reduction", "batchmean"): "'mean' is over what the average leaves",
+    ("pointwise_reduction", "batchmean"): (
+        "'mean' is over all that counts, and the 'sum' divided by len(input) is a mean over samples"
+    ),
 }
 
 # What losses are called elsewhere, as ``plain_name`` has it, and here.
@@ -171,9 +175,12 @@ def value_cure(option: str, value: object, allowed: Collection[str]) -> str:
         return ""
     if value is None and allowed and "none" not in allowed:
         value = "none"
-    said = _VALUES.get((option.removeprefix("pointwise_"), value))
+    if "mean_all" in allowed:  # a pointwise loss alone calls it reduction
+        option = "pointwise_reduction"
+    said = _VALUES.get((option, value))
     if said is not None:
-        return f"; {said}"
+        others = " or ".join(repr(word) for word in allowed if word != "none")
+        return f"; {said.format(others=others)}"
     return "" if value is None else did_you_mean(value, allowed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from customloss import distributed
 from customloss._spec import checks, hints
 from customloss.losses.base import HoldsGroup, Loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class StreamingLoss(HoldsGroup, distributed.Adder):
@@ -74,6 +77,12 @@ class StreamingLoss(HoldsGroup, distributed.Adder):
         self.loss = loss.added_by(self)
         self.register_buffer("average", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+
+    def __copy__(self) -> Self:
+        """A stream of its own from here on; its loss asks for the sums of this one no more."""
+        twin = super().__copy__()
+        twin.loss = self.loss.added_by(twin)
+        return twin
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of the average, which includes this batch; operands are those of the loss."""

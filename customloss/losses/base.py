@@ -33,6 +33,7 @@ _PEERS = {
     "pos_weight": ("bce.pos_weight", "binary_cross_entropy.pos_weight"),
 }
 _CLASS_WEIGHTS = ("class_weight", "pointwise_class_weight")
+_WEIGHTS = (*_CLASS_WEIGHTS, "pos_weight")
 
 
 def _differs(value: Any, default: Any) -> bool:
@@ -52,7 +53,11 @@ class HoldsGroup(nn.Module):
 
     def __copy__(self) -> Self:
         twin = type(self).__new__(type(self))
-        vars(twin).update(vars(self))
+        attributes = vars(twin)
+        attributes.update(vars(self))
+        # the same tensors and modules, until one of both sets others
+        for name in ("_parameters", "_buffers", "_modules"):
+            attributes[name] = dict(attributes[name])
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -76,11 +81,12 @@ class Loss(HoldsGroup):
     """The base of all losses: ``forward`` calls a function with options, which are attributes.
 
     ``class_weight``, ``pointwise_class_weight`` and ``pos_weight`` are kept as buffers, or as the
-    ``nn.Parameter`` that was given: they move with ``.to()``, and are in the state dict. A state
-    dict without them leaves them as they are; in their place it may have those of
-    ``torch.nn.CrossEntropyLoss``, ``torch.nn.BCEWithLogitsLoss`` (``[C]``, or ``[C, 1, 1]`` as for
-    images), nnU-Net or MONAI. Weights for a loss that was made without are unexpected keys, as for
-    any module.
+    ``nn.Parameter`` that was given: they move with ``.to()``, and are in the state dict. Integers
+    become float64, as those of a list do, so that weights which are loaded later keep their
+    fractions. A state dict without them leaves them as they are; in their place it may have those
+    of ``torch.nn.CrossEntropyLoss``, ``torch.nn.BCEWithLogitsLoss`` (``[C]``, or ``[C, 1, 1]`` as
+    for images), nnU-Net or MONAI. Weights for a loss that was made without are unexpected keys, as
+    for any module.
 
     Shape:
         - input ``[N]``, ``[N, C]`` or ``[N, C, *spatial]``; target the same, or class numbers
@@ -131,25 +137,37 @@ class Loss(HoldsGroup):
             )
         keywords.check_known(options, list(self.defaults), type(self))
         for name, value in {**self.defaults, **options}.items():
-            value = keywords.as_plain(value)
-            single = isinstance(value, (int, float)) or (
-                isinstance(value, Tensor) and not value.dim()
-            )
-            by_class = name in _CLASS_WEIGHTS or (name == "pos_weight" and not single)
-            if value is not None and by_class:
-                value = classes.as_tensor(name, value)
-            if isinstance(value, Tensor) and (by_class or name == "pos_weight"):
-                classes.check_values(name, value)
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
+            setattr(self, name, keywords.as_plain(value))
         self._first_batch = FirstBatch()
         ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
             self._try_options(type(self).function, options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Weights that are set later are checked and kept as those of the constructor are; a
+        parametrization of torch looks after its own."""
+        if name in _WEIGHTS and name in self.defaults and not hasattr(type(self), name):
+            self._keep_weights(name, keywords.as_plain(value))
+        else:
+            super().__setattr__(name, value)
+
+    def _keep_weights(self, name: str, value: Any) -> None:
+        """Keeps weights as a buffer or a parameter, and one number for all classes as it is."""
+        single = value.dim() == 0 if isinstance(value, Tensor) else isinstance(value, (int, float))
+        by_class = name in _CLASS_WEIGHTS or not single
+        if value is not None and by_class:
+            value = classes.as_tensor(name, value)
+        if isinstance(value, Tensor):
+            classes.check_values(name, value)
+            value = classes.as_floating(value)
+        for held in (self._parameters, self._buffers, vars(self)):
+            held.pop(name, None)
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        elif isinstance(value, Tensor) or name in _CLASS_WEIGHTS:
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _try_options(self, function: Callable[..., Tensor], given: Iterable[str]) -> None:
         """Raises what the first batch would raise about the options, on a pixel that is no data.
@@ -167,8 +185,10 @@ class Loss(HoldsGroup):
         for name in ("classes", "pointwise_classes"):
             counted = options.get(name)
             if isinstance(counted, Sequence) and all(isinstance(each, int) for each in counted):
+                if any(number < 0 for number in counted):  # how many there are is not known yet
+                    raise ValueError(f"{name}: expected numbers >= 0, got {min(counted)}")
                 count = max([count, *(number + 1 for number in counted)])
-        for name in (*_CLASS_WEIGHTS, "pos_weight"):
+        for name in _WEIGHTS:
             value = options.get(name)
             if isinstance(value, Tensor):  # it may be on a device that this check should not touch
                 options[name] = [1.0] * len(value) if value.dim() else 1.0
@@ -206,7 +226,7 @@ class Loss(HoldsGroup):
                 continue
             if key not in state_dict:
                 state_dict[key] = self._of_peers(state_dict, prefix, name, value)
-            if name in (*_CLASS_WEIGHTS, "pos_weight"):
+            if name in _WEIGHTS:
                 saved = _by_class(state_dict[key], value)
                 if saved is None:
                     errors.append(
@@ -316,10 +336,7 @@ class Loss(HoldsGroup):
         """A copy with ``adder`` as process group; moving its buffers leaves this loss alone, its
         parameters are those of this loss."""
         twin = copy.copy(self)
-        attributes = vars(twin)
-        attributes["process_group"] = adder  # nn.Module would make it a submodule
-        attributes["_buffers"] = dict(self._buffers)
-        attributes["_parameters"] = dict(self._parameters)
+        vars(twin)["process_group"] = adder  # nn.Module would make it a submodule
         return twin
 
     def extra_repr(self) -> str:

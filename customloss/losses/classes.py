@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from customloss._ops import is_dtensor, modes
 from customloss._ops.modes import holds_values, ordinary_tensors
@@ -249,6 +250,14 @@ def as_tensor(name: str, values: object, like: Tensor | None = None) -> Tensor:
     if like is None:
         return torch.tensor(listed, dtype=torch.float64)
     return numbers(like, tuple(listed), sums_dtype(like.device))
+
+
+def as_floating(weights: Tensor) -> Tensor:
+    """Weights in a dtype that holds fractions, which a state dict may have: integers become what a
+    list of the same numbers becomes. A parameter stays the one that was given."""
+    if weights.is_floating_point() or isinstance(weights, Parameter):
+        return weights
+    return weights.to(sums_dtype(weights.device))
 
 
 def check_values(name: str, weights: Tensor) -> None:

@@ -207,6 +207,7 @@ def weighted_log_loss(
             "activation: expected 'sigmoid' or 'none' (of a softmax there is no log(1-p): see "
             "compound_loss), got 'softmax'"
         )
+    checks.one_of("activation", given.get("activation", "sigmoid"), ("sigmoid", "none"))
     spec.bounded(recall_weight=recall_weight)
 
     call = request.of_score(Data(input, target, weight), given, ("log_loss",))

@@ -9,16 +9,14 @@ from torch import Tensor
 
 from customloss._ops import is_dtensor
 from customloss._ops.modes import transformed
-from customloss._spec import checks, operands
+from customloss._spec import checks, hints, operands
 from customloss._spec.arguments import Data
-
-_LOWEST = torch.iinfo(torch.int32).min
-# labels that no class has: of a number that is none, and of a NaN that does not count
-_NO_LABEL, _MISSING = _LOWEST, _LOWEST + 1
+from customloss._spec.hints import MISSING, NO_LABEL
 
 
 def read(data: Data, given: dict[str, Any]) -> Data:
-    """The batch as kernels read it: float class numbers become integers.
+    """The batch as kernels read it: float class numbers become integers, of 64 bits where it is not
+    known that 32 will do, since what is ignored may be large.
 
     The shape says what they are, since a dense target of several classes has the shape of the
     input. Numbers that are not whole are no labels. Where the pixel has a weight of 0 they do not
@@ -26,29 +24,58 @@ def read(data: Data, given: dict[str, Any]) -> Data:
     has. With ``nan_targets="ignore"`` a NaN becomes an ignored label; if there is none in the
     options, ``given``, one is added to them.
     """
-    input, target, weight = data
+    input, target, _ = data
     if not _are_labels(input, target):
         return data
-    numbers = target.to(torch.int32)
-    whole = numbers == target
+    looks = _may_look(data)
+    if looks and (narrow := _narrow(target)) is not None:
+        return data._replace(target=narrow)
+    numbers = target.to(torch.int64)
+    # an infinite number becomes a finite one, which in a small dtype is infinite again
+    whole = (numbers == target) & (target.abs() < 2.0**63)
     if given.get("nan_targets") == "ignore":
         missing = target.isnan()
-        numbers = torch.where(missing, _ignored_label(given), numbers)
-        whole = whole | missing
-    if not _may_look(data):
-        return data._replace(target=torch.where(whole, numbers, _NO_LABEL))
-    if bool(whole.all()):
-        return data._replace(target=numbers)
+        if not looks or bool(missing.any()):
+            numbers = torch.where(missing, _ignored_label(given), numbers)
+            whole = whole | missing
+    read = data._replace(target=torch.where(whole, numbers, NO_LABEL))
+    if looks:
+        _refuse(read, target, whole, given)
+    return read
+
+
+def _narrow(target: Tensor) -> Tensor | None:
+    """The labels in int32, which takes a third of the time, if all of them are whole and in its
+    range; else None. An infinite number becomes one end of that range, which is left out."""
+    if target.numel() == 0:
+        return None
+    numbers = target.to(torch.int32)
+    low, high = (int(end) for end in torch.aminmax(numbers))
+    inside = low > -(2**31) and high < 2**31 - 1
+    return numbers if inside and bool((numbers == target).all()) else None
+
+
+def _refuse(read: Data, target: Tensor, whole: Tensor, given: dict[str, Any]) -> None:
+    """Raises for a number that is not whole and counts. The kernels refuse whole numbers that are
+    no class, but for a batch with a label that the caller has not: they would show it."""
+    input, numbers, weight = read
     wrong = ~whole
+    if given.get("ignore_index") == (MISSING,) and given.get("out_of_range", "raise") == "raise":
+        wrong = (numbers < 0) | (numbers >= input.shape[1])
+        wrong = wrong & (numbers != MISSING)
+    if not bool(wrong.any()):
+        return
     if isinstance(weight, Tensor):
         wrong = wrong & _counts(weight, input)
-    if bool(wrong.any()):
+    not_whole = wrong & ~whole
+    if bool(not_whole.any()):
         raise ValueError(
-            "target: expected whole class numbers in a float target of shape "
-            f"{list(target.shape)}, got {target[wrong][0].item()}: labels are resized with "
+            "target: expected whole class numbers of 64 bits in a float target of shape "
+            f"{list(target.shape)}, got {target[not_whole][0].item()}: labels are resized with "
             "mode='nearest', and a dense target has the shape of input"
         )
-    return data._replace(target=torch.where(whole, numbers, _NO_LABEL))
+    if bool(wrong.any()):
+        raise hints.unknown_label(int(numbers[wrong][0]), input.shape[1], None)
 
 
 def _are_labels(input: object, target: object) -> bool:
@@ -61,13 +88,11 @@ def _are_labels(input: object, target: object) -> bool:
 
 
 def _ignored_label(given: dict[str, Any]) -> int:
-    """A label that the options ignore, which int32 holds."""
-    ignored = checks.ignored(given.get("ignore_index")) or ()
-    for label in ignored:
-        if abs(label) < 2**31:
-            return label
-    given["ignore_index"] = (*ignored, _MISSING)
-    return _MISSING
+    """A label that the options ignore."""
+    ignored = checks.ignored(given.get("ignore_index"))
+    if ignored is None:
+        given["ignore_index"] = ignored = (MISSING,)
+    return ignored[0]
 
 
 def _may_look(data: Data) -> bool:

@@ -174,6 +174,7 @@ def binary(other: str, activation: str) -> str:
             f"activation: expected 'sigmoid' or 'none' for a binary cross-entropy ({other} has "
             "that of a softmax), got 'softmax'"
         )
+    checks.one_of("activation", activation, ("sigmoid", "none"))
     return activation
 
 

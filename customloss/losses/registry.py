@@ -42,11 +42,15 @@ def register_score(
             return (tp / (tp + fp) + tp / (tp + fn)) / 2
 
     Raises:
-        TypeError: the name is no string, or the score cannot be called.
-        ValueError: the name is taken.
+        TypeError: the name is no string, the score cannot be called, or ``overwrite`` is no bool.
+        ValueError: the name is taken, or empty.
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a string, got {name!r}")
+    if not name:
+        raise ValueError("name: expected one by which the score is asked for, got ''")
+    if not isinstance(overwrite, bool):
+        raise TypeError(f"overwrite: expected True or False, got {overwrite!r}")
     if score is None:
         return partial(register_score, name, overwrite=overwrite)
     check_score(score)

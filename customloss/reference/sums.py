@@ -206,9 +206,12 @@ def operands(
     dtype, activation = accumulator(input), measured[0]
     counts = None  # where the target is not ignored
     refused = None  # where a class number is no class, and not ignored
+    given = target
     if not (target.is_floating_point() or target.dtype == torch.bool):
         target = target.long()  # in a narrow dtype -100 or 300 would wrap to another number
     for ignored in (ignore_index,) if isinstance(ignore_index, int) else ignore_index or ():
+        if ignored < 0 and given.dtype == torch.uint64:
+            continue  # it holds no such number; from 2^63 on its own are negative by now
         counts = target != ignored if counts is None else counts & (target != ignored)
     if is_class_index(input, target):
         known = (target >= 0) & (target < input.shape[1])
@@ -221,7 +224,7 @@ def operands(
     else:
         if nan_targets == "ignore" and target.is_floating_point():
             counts = ~target.isnan() if counts is None else counts & ~target.isnan()
-        t = target.to(dtype)
+        t = given.to(dtype)
         outcomes = input.shape[1] if activation == "softmax" else 2
     holes = None if counts is None else ~counts.expand(input.shape)
     w = None if weight is None else weight.to(dtype)

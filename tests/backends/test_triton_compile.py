@@ -348,6 +348,7 @@ def test_extra_sums(compiled: Compiled, extra: int) -> None:
     target = torch.empty(2, 1, 100, 64, dtype=torch.uint8)
     pixel_passes(binary, target, activation=SIGMOID, extra=int(extra), ignore_index=(255,))
     pixel_passes(binary, target, activation=NONE, extra=int(extra), label_smoothing=0.1)
+    pixel_passes(binary, target.to(torch.uint64), activation=SIGMOID, ignore_index=(-1, 255))
 
 
 @covering

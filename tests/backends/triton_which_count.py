@@ -78,3 +78,18 @@ def test_several_values_and_nan_are_ignored() -> None:
             incoming, Data(x, t.nan_to_num(0.0), w), Wrt(wrt), plain_elements
         )
         torch.testing.assert_close(by, other)
+
+
+def test_an_unsigned_number_is_no_negative_one() -> None:
+    x, t = torch.randn(2, 3, 5), torch.ones(2, 3, 5)
+    rows = t.long().tolist()
+    rows[0][1][3], rows[1][2][4] = 2**64 - 1, 7
+    w = torch.ones_like(t)
+    w[1, 2, 4] = 0.0
+    t[0, 1, 3] = 2.0**64
+    ignoring = Elements(SIGMOID, 1.0, 0.0, False, True, (-1, 7), extra=int(Extra.LOG_LOSS))
+    unsigned = torch.tensor(rows, dtype=torch.uint64)
+    found = kernels.confusion(Data(x, unsigned, None), ignoring)
+    wanted = kernels.confusion(Data(x, t, w), ignoring._replace(ignore_index=None))
+    torch.testing.assert_close(found, wanted)
+    assert found.abs().max() > 1e18

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,6 +69,23 @@ def test_state_is_saved_and_copied() -> None:
     assert torch.equal(loaded(*batch(1)), expected)
     assert torch.equal(twin(*batch(1)), expected)
     assert [name for name, _ in stream.named_modules()] == ["", "loss"]
+
+
+@pytest.mark.parametrize("twin_of", [copy.copy, copy.deepcopy])
+def test_a_copy_is_a_stream_of_its_own(twin_of: Callable[[Any], Any]) -> None:
+    stream = customloss.StreamingLoss(customloss.SoftF1Loss(class_weight=[1.0] * 3))
+    stream(*batch(0))
+    twin = twin_of(stream)
+    assert twin.loss.process_group is twin
+    assert stream.loss.process_group is stream
+    before = {name: value.clone() for name, value in stream.state_dict().items()}
+    expected = copy.deepcopy(stream)(*batch(1))
+    assert torch.equal(twin(*batch(1)), expected)
+    twin.loss.class_weight = [3.0, 2.0, 1.0]
+    twin.loss.beta = 3.0
+    torch.testing.assert_close(stream.state_dict(), before, rtol=0, atol=0)
+    assert stream.loss.beta == 1.0
+    assert torch.equal(stream(*batch(1)), expected)
 
 
 def test_a_stream_of_small_batches_comes_near_the_whole() -> None:

@@ -16,7 +16,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an integer": ({"ignore_index": 1.5}, TypeError, "ignore_index: .*integer"),
     "a number": ({"label_smoothing": 1.0}, ValueError, r"label_smoothing: .*in \[0, 1\)"),
     "a truth": ({"samplewise": 1}, TypeError, "samplewise: expected True or False, got 1"),
-    "a class": ({"classes": (0, -1)}, ValueError, "classes: .*got -1"),
+    "a class": ({"classes": (0, -1)}, ValueError, "classes: expected numbers >= 0, got -1"),
     "a class of the weights": (
         {"classes": (0, 7), "class_weight": [1.0, 2.0]}, ValueError, "classes: .* 0 to 1, got 7",
     ),
@@ -64,6 +64,8 @@ OWN: dict[str, str] = {
     "TverskyCELoss(tversky_weight=0.0, ce_weight=0.0)": "tversky_weight, ce_weight: expected one",
     "CompoundLoss('dice', score_weight=-1.0)": "score_weight: .*>= 0",
     "DiceBCELoss(activation='softmax')": "activation: .*dice_ce_loss",
+    "DiceCELoss(classes=[-1])": "classes: expected numbers >= 0, got -1$",
+    "DiceCELoss(pointwise_classes=[-1])": "pointwise_classes: expected numbers >= 0, got -1$",
     "DiceCELoss(average='none')": r"average: .*compound loss.*per class: .*log_loss_pos / \(",
     "DiceLoss(activation='none', logit_scale=2.0)": "logit_scale, logit_offset: ",
     "DiceBCELoss(pos_weight=torch.ones(3, 1, 1))": r"pos_weight: .*pos_weight.flatten\(\)",

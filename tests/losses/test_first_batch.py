@@ -79,6 +79,13 @@ def test_until_a_positive_that_counts(reads: list[Any]) -> None:
     assert len(reads) == 3
 
 
+def test_a_label_that_is_no_class_is_no_positive(reads: list[Any]) -> None:
+    criterion = customloss.DiceCELoss(out_of_range="ignore")
+    for last, looks in ((255, 1), (3, 2), (-1, 3), (2, 4), (2, 4)):
+        criterion(XC, torch.where(Y == 1, last, 0))
+        assert len(reads) == looks
+
+
 def test_the_batches_before_a_positive_warn_once() -> None:
     criterion = customloss.DiceLoss()
     with pytest.warns(UserWarning, match=r"^weight: expected numbers >= 0"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import customloss
 from customloss._spec.arguments import Data
+from customloss._spec.hints import NO_LABEL
 from customloss.losses import float_labels
 
 Y = torch.tensor([[0, 1, 2, 255], [2, 2, 0, 1]])[:, None]  # [N, 1, L]
@@ -33,12 +35,106 @@ def test_every_public_way(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), 2.0**40])
+@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), 2.0**63, -(2.0**63)])
 def test_no_label_is_made_up(value: float) -> None:
     labels = Y.double()
     labels[1, 0, 2] = value
-    with pytest.raises(ValueError, match=rf"^target: expected whole class numbers.* got {value}"):
-        customloss.dice_loss(X, labels, **OPTIONS)
+    text = rf"^target: expected whole class numbers of 64 bits.* got {re.escape(str(value))}:"
+    for options in (OPTIONS, {**OPTIONS, "out_of_range": "ignore"}):
+        with pytest.raises(ValueError, match=text):
+            customloss.dice_loss(X, labels, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_infinite_label_is_refused(dtype: torch.dtype, sign: int) -> None:
+    labels = torch.tensor([[[0.0, sign * float("inf")]]], dtype=dtype)
+    text = rf"^target: expected whole class numbers of 64 bits.* got {sign * float('inf')}:"
+    for options in ({}, {"out_of_range": "ignore"}, {"nan_targets": "ignore"}):
+        with pytest.raises(ValueError, match=text):
+            customloss.dice_ce_loss(X[:1, :, :2], labels, **options)
+        assert _gradient(labels, **{**options, "out_of_range": "raise"}).isnan().all()
+
+
+def _gradient(labels: Tensor, **options: Any) -> Tensor:
+    """Where nothing may wait; of the pixels of the first batch that there are labels for."""
+    x = X[:1, :, : labels.shape[2]]
+    found: Tensor = torch.func.grad(customloss.dice_ce_loss)(x, labels, **options)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [2.0**31, 2.0**40, 1e18, -(2.0**31), -(2.0**40)])
+def test_a_large_whole_number_is_a_label(dtype: torch.dtype, value: float) -> None:
+    """It is no class, may be ignored like any other, and is named as it is."""
+    labels = torch.tensor([[[0.0, value, 2.0]]], dtype=dtype)
+    number = int(labels[0, 0, 1].item())
+    x, known = X[:1, :, :3], torch.tensor([[[0, 255, 2]]])
+    text = rf"^target: .* got {number}; .* pass ignore_index={number}$"
+    with pytest.raises(ValueError, match=text):
+        customloss.dice_ce_loss(x, labels)
+    with pytest.raises(ValueError, match=text):
+        customloss.DiceCELoss()(x, labels)
+    assert _gradient(labels).isnan().all()
+    torch.compiler.reset()
+    compiled = torch.compile(customloss.dice_ce_loss, fullgraph=True, backend="aot_eager")
+    expected = customloss.dice_ce_loss(x, known, ignore_index=255)
+    for options in ({"ignore_index": number}, {"out_of_range": "ignore"}):
+        torch.testing.assert_close(customloss.dice_ce_loss(x, labels, **options), expected)
+        torch.testing.assert_close(compiled(x, labels, **options), expected)
+        torch.testing.assert_close(_gradient(labels, **options), _gradient(known, ignore_index=255))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_where_int32_will_do_no_int64_is_made(dtype: torch.dtype) -> None:
+    """Labels on the CPU are looked at; torch takes three times as long to make int64 of them."""
+    for labels, expected in (
+        (Y, torch.int32), (Y - 7, torch.int32), (Y[:, :, :0], torch.int64),
+        (torch.full_like(Y, 2**31), torch.int64), (torch.full_like(Y, -(2**31)), torch.int64),
+    ):  # fmt: skip
+        if dtype == torch.float16 and labels.numel() and abs(labels.min()) > 2**16:
+            continue  # they are infinite there
+        data = Data(X[:, :, : labels.shape[2]], labels.to(dtype), None)
+        found = float_labels.read(data, {"out_of_range": "ignore"}).target
+        assert found.dtype == expected
+        assert torch.equal(found.to(dtype), labels.to(dtype))
+
+
+def test_what_stands_for_a_missing_label_is_not_shown() -> None:
+    """Nor is it a label that the caller could give."""
+    x, missing = X[:1, :, :3], float("nan")
+    options: dict[str, Any] = {"nan_targets": "ignore"}
+    for value in (255, -(2**31) + 1, -(2**31), 2**31):
+        labels = torch.tensor([[[0.0, value, missing]]], dtype=torch.float64)
+        text = (
+            "target: expected class numbers from 0 to 2 (dim 1 of input has 3 classes), got "
+            f"{value}; if {value} marks what does not count, pass ignore_index={value}"
+        )
+        hidden = torch.tensor([[[1.0, 0.0, 1.0]]])
+        for loss in (customloss.dice_ce_loss, customloss.cross_entropy_loss):
+            with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+                loss(x, labels, **options)
+            assert loss(x, labels, hidden, **options).isfinite()
+        customloss.dice_ce_loss(x, labels, out_of_range="ignore", **options)
+        customloss.dice_ce_loss(x, labels, ignore_index=value, **options)
+    nothing = torch.full((1, 1, 3), missing)
+    with pytest.warns(UserWarning, match=r"every element is NaN, so that") as caught:
+        customloss.DiceCELoss(**options)(x, nothing)
+    assert "ignore_index" not in str(caught[0].message)
+
+
+def test_what_stands_for_no_label_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device, which is not waited for until the values are checked."""
+    monkeypatch.setattr(float_labels, "_may_look", lambda data: False)
+    for value in (0.5, float("inf"), float("nan")):
+        labels = torch.tensor([[[0.0, value, 2.0]]])
+        for options in ({}, {"ignore_index": 255}):
+            with pytest.raises(ValueError, match=r"whole class numbers.* got one") as refused:
+                customloss.DiceCELoss(**options)(X[:1, :, :3], labels)
+            assert not re.search(r"\d{5}", str(refused.value))
+    labels = torch.tensor([[[0.0, 255.0, float("nan")]]])
+    with pytest.raises(ValueError, match=r"got 255; .* pass ignore_index=255$"):
+        customloss.DiceCELoss(nan_targets="ignore")(X[:1, :, :3], labels)
 
 
 def test_where_nothing_may_wait_it_is_a_label_that_no_class_has() -> None:
@@ -51,8 +147,8 @@ def test_where_nothing_may_wait_it_is_a_label_that_no_class_has() -> None:
         return x.sum()
 
     torch.func.grad(look)(X)
-    assert found[0].dtype == torch.int32
-    assert found[0][1, 0].tolist() == [2, 2, -(2**31), 1]
+    assert found[0].dtype == torch.int64
+    assert found[0][1, 0].tolist() == [2, 2, NO_LABEL, 1]
 
 
 def test_other_floats_are_what_they_were() -> None:

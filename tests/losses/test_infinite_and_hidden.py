@@ -38,6 +38,28 @@ def test_a_label_on_a_masked_class(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("logits", "known"),
+    [
+        ([1.0, 2.0, -INF], True), ([0.0, -INF, -INF], True), ([-INF, -INF, -INF], False),
+        ([1.0, 2.0, INF], False), ([INF, INF, 0.0], False), ([1.0, 2.0, NAN], False),
+    ],
+)  # fmt: skip
+def test_logits_that_make_a_nan_of_a_softmax(
+    logits: list[float], known: bool, backend: str
+) -> None:
+    """As docs/nan.md says: one is +inf, or all are -inf."""
+    x = torch.tensor([logits, [0.0, 1.0, 2.0]], requires_grad=True)
+    with customloss.backend(backend):
+        for loss in (customloss.dice_ce_loss, customloss.cross_entropy_loss):
+            value = loss(x, torch.tensor([0, 1]))
+            (gradient,) = torch.autograd.grad(value, x)
+            assert value.isfinite() == known
+            assert value.isnan() != known
+            assert gradient.isfinite().all() == known
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_binary_target_that_was_impossible(backend: str) -> None:
     x = torch.tensor([[-INF, 0.5], [1.0, 2.0]], requires_grad=True)
     t = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ from small_batches import XC, T, X, Y, logits, mask, numbers
 from torch import Tensor
 
 import customloss
+from customloss._spec import batch_values
 from customloss._spec.operands import INPUT_DTYPES
 
 NAN, INF = float("nan"), float("inf")
 SOFTMAX, PROBABILITIES = {"activation": "softmax"}, {"activation": "none"}
+NO_CLASSES: dict[str, Any] = {**SOFTMAX, "out_of_range": "ignore"}
 
 # options, operands, and what the message says
 ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
@@ -334,6 +338,56 @@ def test_labels_out_of_range_that_are_meant() -> None:
     )
     with pytest.warns(UserWarning, match=message):
         criterion(XC, Y + 1)
+
+
+@pytest.mark.parametrize("label", [2**63 - 1, 2**53 + 1, -(2**53) - 1, -(2**63)])
+def test_a_huge_label_is_named_to_the_last_digit(label: int) -> None:
+    """And the ``ignore_index`` that the message advises leaves it out."""
+    target = torch.where(Y == 2, label, Y)
+    criterion = customloss.DiceCELoss()
+    with pytest.raises(ValueError, match=rf"got {label}; .* pass ignore_index={label}$"):
+        criterion(XC, target)
+    customloss.DiceCELoss(ignore_index=label)(XC, target)
+    two = torch.where(Y == 2, label, 0)
+    if label > 0:
+        with pytest.raises(ValueError, match=rf"got values 0 and {label}: is this a mask\?"):
+            customloss.DiceCELoss()(XC[:, :2], two)
+    with pytest.raises(ValueError, match=rf"^target: expected values in \[0, 1\].* {label}\b"):
+        customloss.DiceLoss()(X, torch.where(T, label, 0))
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_numbers_come_as_they_are(wide: torch.dtype) -> None:
+    """Also where float64 is not to be had, as on MPS."""
+    found = {
+        "float": torch.tensor(-0.1), "nan": torch.tensor(NAN), "half": torch.tensor(3.5).half(),
+        "integer": torch.tensor(2**62 + 1), "byte": torch.tensor(200, dtype=torch.uint8),
+    }  # fmt: skip
+    numbers = batch_values.on_host(found, wide)
+    assert math.isnan(numbers.pop("nan"))
+    assert numbers == {name: each.item() for name, each in found.items() if name != "nan"}
+
+
+@pytest.mark.parametrize("other", [255, 4, -1])
+def test_labels_out_of_range_are_not_judged(other: int) -> None:
+    """They are looked at no more than ignored ones, and what is left is judged as it is beside
+    them."""
+    outside = (torch.arange(6) % 4 == 3).expand_as(Y)
+    for options in ({"out_of_range": "ignore"}, {"ignore_index": other}):
+        make = partial(customloss.DiceLoss, activation="softmax", **options)
+        make()(XC, torch.where(outside, other, Y))
+        with pytest.raises(ValueError, match="from 1 to 3") if "ignore_index" in options else (
+            pytest.warns(UserWarning, match="got some from 1 to 3, as if they began at 1")
+        ):  # fmt: skip
+            make()(XC, torch.where(outside, other, Y + 1))
+        with pytest.warns(UserWarning, match="^target: expected something that counts, but every"):
+            make()(XC, torch.full_like(Y, other))
+    criterion = customloss.DiceLoss(**NO_CLASSES)
+    with pytest.warns(UserWarning, match=r"every element is no class \(out_of_range='ignore'\),"):
+        criterion(XC, torch.full_like(Y, 255))
+    # a label of a pixel that weighs nothing is not judged either
+    weight = torch.ones(2, 1, 6).masked_fill((Y == 2)[:, None], 0)
+    customloss.DiceLoss(**NO_CLASSES)(XC, Y + 1, weight)
 
 
 def test_classes_of_a_compound_count_in_either_part() -> None:

@@ -170,9 +170,14 @@ def test_registered_scores() -> None:
         ("recall", f2, ValueError, "a score of customloss"),
         ("f3", 3, TypeError, "^score"),
         (3, f2, TypeError, "^name"),
+        ("", f2, ValueError, "^name: expected one by which the score is asked for, got ''"),
+        ("", None, ValueError, "^name: expected one by which"),
     ):
         with pytest.raises(error, match=text):
             customloss.register_score(name, score)
+    for score in (f2, None):
+        with pytest.raises(TypeError, match=r"^overwrite: expected True or False, got 'no'$"):
+            customloss.register_score("f2", score, overwrite="no")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"^name: expected one of \('any', .*, got 'f9'"):
         customloss.loss("f9")
     for near, meant in (("dcie", "dice"), ("DiceLoss", "dice"), ("dice_loss", "dice"),

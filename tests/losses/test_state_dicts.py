@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from typing import Any
@@ -58,6 +59,85 @@ def test_they_are_saved_and_loaded() -> None:
     assert weights(own).tolist() == OLD
     inner = customloss.StreamingLoss(customloss.DiceLoss(class_weight=W)).state_dict()
     assert inner["loss.class_weight"].tolist() == W.tolist()
+
+
+@pytest.mark.parametrize("option", ["class_weight", "pointwise_class_weight", "pos_weight"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_integers_have_room_for_fractions(option: str, dtype: torch.dtype) -> None:
+    """Weights of integers have the dtype of a list, and what is loaded is not truncated."""
+    fractions = [0.5, 1.5, 2.0]
+    saved = customloss.DiceBCELoss(**{option: fractions}).state_dict()
+    own = customloss.DiceBCELoss(**{option: torch.ones(3, dtype=dtype)})
+    listed = customloss.DiceBCELoss(**{option: [1, 1, 1]})
+    assert getattr(own, option).dtype == getattr(listed, option).dtype == torch.float64
+    own.load_state_dict(saved)
+    assert getattr(own, option).tolist() == fractions
+    assert customloss.DiceBCELoss(**{option: W}).state_dict()[option].dtype == W.dtype
+
+
+def test_one_integer_has_room_for_a_fraction() -> None:
+    own = customloss.BCELoss(pos_weight=torch.tensor(2))
+    own.load_state_dict({"pos_weight": torch.tensor(0.5)})
+    assert own.pos_weight.item() == 0.5
+
+
+@pytest.mark.parametrize("option", ["class_weight", "pointwise_class_weight", "pos_weight"])
+def test_weights_that_are_set_later(option: str) -> None:
+    """They are kept, checked and used as those that are given to the constructor."""
+    np = pytest.importorskip("numpy")
+    x, t = torch.randn(8, 3), torch.rand(8, 3) > 0.5
+    own, start = customloss.DiceBCELoss(), {"none": None, "list": OLD, "parameter": nn.Parameter(W)}
+    given = {
+        "list": OLD, "array": np.array(OLD), "integers": torch.tensor([1, 2, 3]),
+        "tensor": W, "parameter": nn.Parameter(W.clone()), "none": None,
+    }  # fmt: skip
+    for before in start.values():
+        for value in given.values():
+            made = customloss.DiceBCELoss(**{option: value})
+            setattr(own, option, before)
+            setattr(own, option, value)
+            torch.testing.assert_close(own.state_dict(), made.state_dict(), rtol=0, atol=0)
+            for kind in ("named_parameters", "named_buffers"):
+                names = [[name for name, _ in getattr(each, kind)()] for each in (own, made)]
+                assert names[0] == names[1]
+            assert repr(own) == repr(made)
+            torch.testing.assert_close(own(x, t), made(x, t))
+    setattr(own, option, OLD)
+    for wrong in ([1.0, -1.0], torch.ones(3, 1, 1), "balanced"):
+        with pytest.raises((TypeError, ValueError), match=f"^{option}: expected"):
+            setattr(own, option, wrong)
+        assert getattr(own, option).tolist() == OLD
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    own = customloss.DiceBCELoss(class_weight=OLD, pos_weight=nn.Parameter(W.clone()))
+    twin = copy.copy(own)
+    assert twin.class_weight is own.class_weight
+    assert twin.pos_weight is own.pos_weight
+    twin.class_weight, twin.pos_weight = W, None
+    assert own.class_weight.tolist() == OLD
+    assert {*own.state_dict()} == {"class_weight", "pos_weight"}
+
+
+def test_one_weight_that_is_set_later() -> None:
+    own = customloss.BCELoss(pos_weight=OLD)
+    own.pos_weight = 3.0
+    assert own.pos_weight == 3.0
+    assert not own.state_dict()
+    own.pos_weight = torch.tensor(3)
+    assert own.state_dict() == {"pos_weight": torch.tensor(3.0)}
+
+
+def test_weights_may_be_parametrized() -> None:
+    """torch takes the parameter away and answers for its name with a property."""
+    parametrize = torch.nn.utils.parametrize
+    own = customloss.DiceLoss(class_weight=nn.Parameter(W.clone()))
+    parametrize.register_parametrization(own, "class_weight", nn.Softplus(), unsafe=True)
+    torch.testing.assert_close(own.class_weight, nn.functional.softplus(W))
+    own(torch.randn(8, 3), torch.rand(8, 3) > 0.5).backward()
+    assert own.parametrizations.class_weight.original.grad.any()
+    with pytest.raises(RuntimeError, match="right_inverse"):
+        own.class_weight = W  # what torch says of a parametrization that has no inverse
 
 
 def test_an_old_state_dict_has_none() -> None:

@@ -156,6 +156,13 @@ VALUES = {
     "CrossEntropyLoss(reduction='none')": (ValueError, "torch.nn.functional.cross_entropy"),
     "CrossEntropyLoss(reduction=None)": (TypeError, "torch.nn.functional.cross_entropy"),
     "DiceCELoss(pointwise_reduction='none')": (ValueError, "torch.nn.functional.cross_entropy"),
+    "DiceLoss(reduction='batchmean')": (ValueError, "'mean' is over what the average leaves"),
+    "BCELoss(reduction='batchmean')": (ValueError, "'mean' is over all that counts, and the 'sum'"),
+    "DiceCELoss(pointwise_reduction='batchmean')": (ValueError, "'mean' is over all that counts"),
+    "BCELoss(activation='sigmod')": (ValueError, "did you mean 'sigmoid'?"),
+    "BCELoss(activation=None)": (TypeError, "('sigmoid', 'none'), got None; 'none' reads prob"),
+    "BCELoss(activation='logits')": (ValueError, "; logits take 'sigmoid', probabilities 'none'"),
+    "DiceLoss(activation='logits')": (ValueError, "; logits take 'sigmoid' or 'softmax', prob"),
 }
 
 
@@ -163,6 +170,13 @@ VALUES = {
 def test_the_cure_of_an_unknown_word(call: str) -> None:
     error, cure = VALUES[call]
     assert cure in complaint(call, error)
+
+
+@pytest.mark.parametrize("loss", ["BCELoss", "DiceBCELoss", "WeightedLogLoss"])
+def test_only_what_the_loss_accepts_is_meant(loss: str) -> None:
+    text = complaint(f"{loss}(activation='softmx')", ValueError)
+    assert text == "activation: expected one of ('sigmoid', 'none'), got 'softmx'"
+    assert "did you mean 'softmax'?" in complaint("DiceLoss(activation='softmx')", ValueError)
 
 
 OPERANDS = {

@@ -164,6 +164,21 @@ def test_the_calls_of_the_first_table_train(call):
     assert logits.grad.any()
 
 
+def test_the_defaults_of_tversky_are_those_of_the_table():
+    """Those of the focal one differ; rows that say nothing of defaults have those of Tversky."""
+    said = {}
+    for row in table("All losses"):
+        numbers = re.search(r"by default a = (\S+) and b = ([^\s,]+),", row[-1])
+        if numbers:
+            said[quoted(row[0])[0]] = tuple(map(float, numbers.groups()))
+    assert {*said} == {"tversky_loss", "focal_tversky_loss"}
+    for name in LOSS_FUNCTIONS:
+        parameters = inspect.signature(getattr(customloss, name)).parameters
+        if "fp_weight" in parameters:
+            defaults = parameters["fp_weight"].default, parameters["fn_weight"].default
+            assert defaults == said.get(name, said["tversky_loss"]), name
+
+
 def lacking() -> dict[str, set[str]]:
     """The functions that lack an option, according to the table."""
     missing: dict[str, set[str]] = {}
@@ -204,6 +219,27 @@ def test_the_entry_point_is_that_of_the_example(page):
     (lines,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
     project = ROOT / "examples" / "customloss_recall_at" / "pyproject.toml"
     assert lines in project.read_text()
+
+
+# ---- docs/nan.md ---------------------------------------------------------------------------------
+
+
+def test_what_the_page_says_of_missing_labels_and_of_infinite_logits():
+    """``test_float_labels.py`` and ``test_infinite_and_hidden.py`` prove it for every loss."""
+    page = " ".join((ROOT / "docs" / "nan.md").read_text().split())
+    logits, labels = torch.zeros(1, 3, 2), torch.tensor([[[0.0, float("nan")]]])
+    assert "A NaN among class numbers that came as floats does not count with this option" in page
+    loss = customloss.dice_ce_loss(logits, labels, nan_targets="ignore")
+    torch.testing.assert_close(
+        loss, customloss.dice_ce_loss(logits, torch.tensor([[0, 255]]), ignore_index=255)
+    )
+    assert "without it, it raises on the CPU" in page
+    with pytest.raises(ValueError, match="got nan"):
+        customloss.dice_ce_loss(logits, labels)
+    assert "of a pixel's softmax one is +∞, or all are -∞" in page
+    low, high = float("-inf"), float("inf")
+    for row, is_nan in (([0, high, 0], True), ([low] * 3, True), ([0, low, low], False)):
+        assert customloss.dice_ce_loss(torch.tensor([row]), torch.tensor([0])).isnan() == is_nan
 
 
 # ---- options -------------------------------------------------------------------------------------

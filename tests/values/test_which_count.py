@@ -4,6 +4,7 @@ out, on every route to the kernels."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -183,6 +184,29 @@ def test_several_values_of_a_dense_target_are_ignored(dtype: torch.dtype) -> Non
     w = ((t != 7) & (t != 9)).float()
     expected = customloss.dice_bce_loss(x, (t == 1).float(), w)
     torch.testing.assert_close(customloss.dice_bce_loss(x, t, ignore_index=(7, 9)), expected)
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64 - 2**11, 2**64 - 1])
+def test_no_unsigned_number_is_taken_for_a_negative_one(value: int) -> None:
+    """By kernels, by the reference, under vmap and in the check of a batch."""
+    x = torch.randn(2, 2)
+    t = torch.tensor([[1, value], [0, 1]], dtype=torch.uint64)
+    wide = torch.tensor([[1.0, value], [0.0, 1.0]])
+    expected = customloss.bce_loss(x, wide)
+    assert expected.abs() > 1e15
+    with customloss.backend("reference"):
+        by_reference = customloss.bce_loss(x, wide)
+    for ignored in (value - 2**64, (-1, -(2**63), -(2**11))):
+        torch.testing.assert_close(customloss.bce_loss(x, t, ignore_index=ignored), expected)
+        by_vmap = torch.func.vmap(partial(customloss.bce_loss, ignore_index=ignored))(
+            x[None], t[None]
+        )
+        with customloss.backend("reference"):
+            own = customloss.bce_loss(x, t, ignore_index=ignored)
+            torch.testing.assert_close(own, by_reference)
+        torch.testing.assert_close(by_vmap[0], by_reference)
+        with pytest.raises(ValueError, match=r"^target: expected values in \[0, 1\]"):
+            customloss.BCELoss(ignore_index=ignored)(x, t)
 
 
 def test_ignored_values_are_integers_and_at_most_eight() -> None:
