@@ -20,6 +20,7 @@ from customloss.reference.sums import (
     log_losses,
     on_side,
     operands,
+    over,
     power,
     probability,
     rows,
@@ -194,11 +195,11 @@ def _focal_by_target(
     one, other = focal_bases(p, q, t, activation, split)
     total = times(g["focal_pos"], times(power(one, gamma), positive))
     total = total - times(g["focal_neg"], times(power(other, gamma), negative))
-    if split or activation == "softmax":
+    if split or activation == "softmax" or gamma == 0:
         return total
     lost = times(g["focal_pos"], times(t, positive))
     lost = lost + times(g["focal_neg"], times(1 - t, negative))
-    return total + gamma * (q - p) * power(one, gamma - 1) * lost
+    return total + gamma * (q - p) * power(one, gamma) * over(lost, one)
 
 
 def _slopes(
@@ -230,13 +231,14 @@ def _slopes(
         by_one, by_other = (1 - 2 * t, 1 - 2 * t) if joint else (-1, 1)
         # p (-log p) and q (-log q) go to 0 where the logarithm grows without bound
         near, far_off = (t, 1 - t) if activation == "none" else (t * p, (1 - t) * q)
-        hits = gamma * by_one * power(one, gamma - 1) * (g["focal_pos"] * times(near, positive))
-        h = h + g["focal_pos"] * (t * power(one, gamma))
+        damping, other_damping = power(one, gamma), power(other, gamma)
+        hits = gamma * by_one * damping * (g["focal_pos"] * over(times(near, positive), one))
+        h = h + g["focal_pos"] * (t * damping)
         if activation == "softmax":  # as part of h nothing cancels next to p = 1
             return u, h - hits, k, by_bases
-        misses = g["focal_neg"] * times(far_off, negative)
-        misses = gamma * by_other * power(other, gamma - 1) * misses
-        k = k + g["focal_neg"] * ((1 - t) * power(other, gamma))
+        misses = g["focal_neg"] * over(times(far_off, negative), other)
+        misses = gamma * by_other * other_damping * misses
+        k = k + g["focal_neg"] * ((1 - t) * other_damping)
         if activation == "none":
             u = u + hits + misses
         else:

@@ -159,8 +159,10 @@ def log_losses(
     shifted = z - z.detach().amax(1, keepdim=True)
     _, top, rest, _ = _softmax_terms(z)
     highest = torch.where(top, shifted, torch.zeros_like(shifted)).sum(1, keepdim=True)
-    # highest is 0, but its gradient is not
-    return torch.log1p(rest + torch.expm1(highest)) - shifted, torch.zeros_like(z)
+    # highest is 0, but its gradient is not; that of the largest class is -rest / (1 + rest), in
+    # which nothing cancels
+    below = torch.where(top, torch.zeros_like(shifted), highest - shifted)
+    return torch.log1p(rest * torch.exp(-highest)) + below, torch.zeros_like(z)
 
 
 class Target(NamedTuple):
@@ -381,7 +383,30 @@ def power(base: Tensor, exponent: float) -> Tensor:
         return torch.ones_like(base)
     zero = base <= 0
     safe = torch.where(zero, torch.ones_like(base), base)
-    return torch.where(zero, torch.zeros_like(base), safe**exponent)
+    if exponent >= 2:
+        return torch.where(zero, torch.zeros_like(base), safe**exponent)
+    # The second derivative of this power holds base^(exponent - 2), which overflows where its
+    # product with a small loss does not. So the value is a constant times exp(0) = 1, whose
+    # derivatives divide by the base once for each order.
+    log = torch.where(subnormal(base), torch.ones_like(base), base).log()
+    grown = torch.exp(exponent * (log - log.detach()))
+    return torch.where(zero, torch.zeros_like(base), safe.detach() ** exponent * grown)
+
+
+def subnormal(base: Tensor) -> Tensor:
+    """Where the reciprocal of ``base`` may not be finite: there nothing is differentiated by it."""
+    return base < torch.finfo(base.dtype).tiny
+
+
+def over(lost: Tensor, base: Tensor) -> Tensor:
+    """``lost / base``, of a loss that goes to 0 with its focal base; 0 at base <= 0, and constant
+    where the base is subnormal."""
+    small = subnormal(base)
+    ratio = lost / torch.where(small, torch.ones_like(base), base)
+    zero = base <= 0
+    settled = lost.detach() / torch.where(zero, torch.ones_like(base), base.detach())
+    settled = torch.where(zero, torch.zeros_like(settled), settled)
+    return torch.where(small, settled, ratio)
 
 
 def confusion(
