@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customloss._backends import choice, plain
 from customloss._backends.choice import Primitives
-from customloss._ops.modes import transformed, wants_grad
+from customloss._ops.modes import differentiates, transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import gradients as reference
@@ -236,12 +236,19 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> Iterator[Tensor | None]
 
 def sums(data: Data, elements: Elements) -> Tensor:
     """The sums ``[rows, samples, classes]``, differentiable by autograd and under transforms."""
+    return sums_for_loss(data, elements)[0]
+
+
+def sums_for_loss(data: Data, elements: Elements) -> tuple[Tensor, Tensor | None]:
+    """The sums, and those that a pointwise loss takes instead, if there are any: see
+    ``reference.sums_loss``."""
     if transformed():
-        return plain.traceable_confusion(data, elements)
+        if differentiates() or wants_grad(*data):
+            return plain.differentiable_confusion(data, elements)
+        return plain.traceable_confusion(data, elements), None
     if wants_grad(*data):
-        result: Tensor = SumsFunction.apply(*data, elements)
-        return result
-    return choice.primitives(data.input).confusion(*data, *elements)
+        return SumsFunction.apply(*data, elements), None
+    return choice.primitives(data.input).confusion(*data, *elements), None
 
 
 def scored(
@@ -263,12 +270,17 @@ def scored(
 
 
 def score(
-    sums: Tensor, scoring: Scoring, elements: Elements, compound: Compound | None = None
+    sums: Tensor,
+    scoring: Scoring,
+    elements: Elements,
+    compound: Compound | None = None,
+    settled: Tensor | None = None,
 ) -> Tensor:
     """The same loss from sums, composed of torch operations; in the precision of the sums."""
     if compound is None:
         return plain.loss_of_groups(sums, elements, scoring)
-    return plain.loss_of_sums(_group_sums(sums, elements, compound), scoring, compound.pointwise)
+    group_sums = _group_sums(sums, elements, compound)
+    return plain.loss_of_sums(group_sums, scoring, compound.pointwise, settled)
 
 
 def _group_sums(sums: Tensor, elements: Elements, compound: Compound) -> GroupSums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from customloss.reference.sums import (
     PROBABILITY_FLOOR,
     Extra,
     Target,
+    confusion_shares,
     deciding,
     decision,
     excess,
     filled,
     focal_bases,
     log_losses,
+    moved,
     on_side,
     operands,
     over,
@@ -86,9 +89,7 @@ def confusion_backward(
         exact.update(_combined(exact, wrt))
     g = {name: row.to(t.given.dtype) for name, row in exact.items()}
     if wrt == "weight":
-        terms = shares(x, t, *options).unbind(0)
-        total = torch.stack([times(by, term) for term, by in zip(terms, g.values())]).sum(0)
-        return filled(total, left_out)
+        return filled(_by_weight(x, t, exact, g, *options), left_out)
     if wrt == "target":
         log_smoothing = label_smoothing if log_smoothing is None else log_smoothing
         keep = (1 - label_smoothing, 1 - log_smoothing)
@@ -119,7 +120,7 @@ def _hidden(by_sums: Tensor, x: Tensor, t: Tensor, w: Tensor | None, activation:
 def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
     """The factors of t and 1 - t in dL/dp, or of p and 1 - p in dL/dt, with the slope of the
     distance where p is above t, and below. The terms may have all but their last digits in common,
-    so they are put together before anything is rounded."""
+    so they are put together before anything is rounded. "mixed" is the factor of dp in dL/dt."""
     common, pos, neg = (g.get(name, 0) for name in EXTRA_ROWS[Extra.DISTANCE])
     # The smaller of p and t is in common; a distance grows with the larger one.
     if wrt == "input":
@@ -129,6 +130,7 @@ def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
     return {
         "first_above": first + above, "second_above": second + above,
         "first_below": first + below, "second_below": second + below,
+        "mixed": (g["tp"] - g["fn"]) - (g["fp"] - g["tn"]),
     }  # fmt: skip
 
 
@@ -138,6 +140,24 @@ def _by_side(g: dict[str, Tensor], x: Tensor, y: Tensor, off: Tensor | None) -> 
     if off is None:
         return above
     return on_side(off, above, x * g["first_below"] + y * g["second_below"])
+
+
+def _by_weight(
+    x: Tensor, t: Target, exact: dict[str, Tensor], g: dict[str, Tensor], activation: str,
+    scale: float, offset: float, *rest: Any,
+) -> Tensor:  # fmt: skip
+    """dL/dw; ``exact`` are the gradients by the sums before they are rounded to those of ``g``.
+
+    In its derivative by x, too, what the gradients by tp and fn have in common has to cancel before
+    it is rounded: see ``differentiable_confusion``.
+    """
+    p, q, _ = probability(x, activation, scale, offset)
+    first, second = exact["tp"] - exact["fn"], exact["fp"] - exact["tn"]
+    settled = confusion_shares(p.detach(), q.detach(), t.smoothed)
+    others = shares(x, t, activation, scale, offset, *rest).unbind(0)[4:]
+    parts = [times(by, term) for by, term in zip(g.values(), (*settled, *others), strict=True)]
+    by_p = t.smoothed * first.to(p.dtype) + (1 - t.smoothed) * second.to(p.dtype)
+    return torch.stack([*parts, by_p * moved(p, q)]).sum(0)
 
 
 def _by_target(
@@ -155,7 +175,8 @@ def _by_target(
     """dL/dt at weight 1; ``keep`` are the slopes of the smoothed targets by the given one."""
     p, q, _ = probability(x, activation, scale, offset)
     t = target.smoothed
-    total = _by_side(g, p, q, excess(p, q, t) if extra & Extra.DISTANCE else None)
+    off = excess(p, q, t) if extra & Extra.DISTANCE else None
+    total = _by_side(g, p.detach(), q.detach(), off) + moved(p, q) * g["mixed"]
     if extra & Extra.FOCAL:
         total = total + _focal_by_target(x, t, g, activation, scale, offset, gamma, split)
     if extra & Extra.SQUARES:

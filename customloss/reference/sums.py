@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -341,6 +341,17 @@ def focal_bases(
     return m, m
 
 
+def confusion_shares(p: Tensor, q: Tensor, t: Tensor) -> list[Tensor]:
+    """What every element adds to tp, fp, fn and tn."""
+    return [t * p, (1 - t) * p, t * q, (1 - t) * q]
+
+
+def moved(p: Tensor, q: Tensor) -> Tensor:
+    """0, with the derivatives of p. They are those of -q where q is the smaller of the two, since
+    nothing cancels in these."""
+    return torch.where(p < 0.5, p - p.detach(), q.detach() - q)
+
+
 def shares(
     input: Tensor,
     target: Target,
@@ -354,7 +365,7 @@ def shares(
     """What every element adds to each of the sums at weight 1: ``[rows, *input.shape]``."""
     p, q, _ = probability(input, activation, scale, offset)
     t = target.smoothed
-    found = [t * p, (1 - t) * p, t * q, (1 - t) * q]
+    found = confusion_shares(p, q, t)
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
         positive, negative = log_losses(input, activation, scale, offset)
         if extra & Extra.LOG_LOSS:
@@ -439,8 +450,45 @@ def confusion(
     measured = (activation, scale, offset, extra, focal_gamma, focal_split)
     x, t, w, holes = operands(input, target, weight, measured, *reading)
     terms = filled(shares(x, t, *measured), holes)
-    if w is not None:
-        terms = terms * w
+    return _summed(terms if w is None else terms * w, input, per_sample, per_class)
+
+
+def _summed(terms: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
+    """``[rows, *input.shape]`` added up to ``[rows, samples, classes]``."""
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
     sums = terms.sum(dims) if dims else terms
     return sums.reshape(terms.shape[0], *group_shape(input, per_sample, per_class))
+
+
+def differentiable_confusion(
+    input: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    """:func:`confusion` in the dtype of sums, for where it is differentiated, and the same with
+    tp, fp, fn and tn constant in the input.
+
+    The input moves fn by as much as tp, and tn by as much as fp, in the other direction; a target
+    moves fp against tp, and tn against fn. Each of these is one sum here, so what the gradients by
+    two of the four have in common, as the denominator of a cross-entropy, cancels before it is
+    rounded to the dtype of the input.
+    """
+    activation, scale, offset, per_sample, per_class, ignore_index, smoothing, *rest = arguments
+    extra, gamma, split, log_smoothing, out_of_range, nan_targets = rest
+    reading = (ignore_index, smoothing, log_smoothing, out_of_range, nan_targets)
+    measured = (activation, scale, offset, extra, gamma, split)
+    x, t, w, holes = operands(input, target, weight, measured, *reading)
+    p, q, _ = probability(x, activation, scale, offset)
+    labels, settled = t.smoothed, (p.detach(), q.detach())
+    by_input, by_target = moved(p, q), labels - labels.detach()
+    own = (
+        *confusion_shares(*settled, labels.detach()),
+        *(by_target * each for each in settled),
+        *(labels * by_input, (1 - labels) * by_input),
+    )
+    others = shares(x, t, *measured)[4:]
+    terms = filled(torch.cat([torch.stack(torch.broadcast_tensors(*own)), others]), holes)
+    sums = _summed(terms if w is None else terms * w, input, per_sample, per_class)
+    found, moves, others = sums.to(sums_dtype(input.device)).split([4, 4, len(others)])
+    of_p, of_q, hits, alarms = moves.unbind(0)
+    constant = found + torch.stack([of_p, -of_p, of_q, -of_q])
+    whole = constant + torch.stack([hits, alarms, -hits, -alarms])
+    return torch.cat([whole, others]), torch.cat([constant, others])
