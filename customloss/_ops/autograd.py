@@ -7,6 +7,7 @@ is itself a Function, whose backward is the reference's, so derivatives of any o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from customloss._ops.modes import differentiates, transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import gradients as reference
-from customloss.reference.sums import added, sums_dtype
+from customloss.reference.addition import added
+from customloss.reference.sums import sums_dtype
 
 
 class Compound(NamedTuple):
@@ -73,7 +75,7 @@ def _summed_to(shape: torch.Size, gradient: Tensor) -> Tensor:
     dims = [*range(ahead), *(ahead + dim for dim, size in enumerate(shape) if size == 1)]
     dims = [dim for dim in dims if gradient.shape[dim] != 1]
     dtype = sums_dtype(gradient.device)
-    if dims and len(dims) == gradient.dim():
+    if dims and math.prod(shape) == 1:
         gradient = added(gradient.flatten(), dtype)
     elif dims:
         gradient = gradient.sum(dims, keepdim=True, dtype=dtype)
@@ -117,7 +119,7 @@ class _ConfusionBackward(torch.autograd.Function):
                 coefficients, input, target, weight, WRT[ctx.wrt], *plain.in_words(ctx.elements)
             )
             if ctx.wrt == WEIGHT:
-                result = result.sum_to_size(weight.shape)
+                result = _summed_to(weight.shape, result).to(weight.dtype)
             wanted = [tensor for tensor, need in zip(operands, needed) if need]
             gradients = torch.autograd.grad(
                 result, wanted, grad, create_graph=create_graph, allow_unused=True

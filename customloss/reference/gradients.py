@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customloss.reference.addition import over_classes, spread
 from customloss.reference.sums import (
     EXTRA_ROWS,
     PROBABILITY_FLOOR,
@@ -87,7 +88,7 @@ def confusion_backward(
     exact = dict(zip(rows(extra), by_sums.unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
-    g = {name: row.to(t.given.dtype) for name, row in exact.items()}
+    g = {name: spread(row.to(t.given.dtype), x.shape) for name, row in exact.items()}
     if wrt == "weight":
         return filled(_by_weight(x, t, exact, g, *options), left_out)
     if wrt == "target":
@@ -152,12 +153,13 @@ def _by_weight(
     it is rounded: see ``differentiable_confusion``.
     """
     p, q, _ = probability(x, activation, scale, offset)
-    first, second = exact["tp"] - exact["fn"], exact["fp"] - exact["tn"]
+    by_p = (exact["tp"] - exact["fn"], exact["fp"] - exact["tn"])
+    first, second = (spread(each.to(p.dtype), x.shape) for each in by_p)
     settled = confusion_shares(p.detach(), q.detach(), t.smoothed)
     others = shares(x, t, activation, scale, offset, *rest).unbind(0)[4:]
     parts = [times(by, term) for by, term in zip(g.values(), (*settled, *others), strict=True)]
-    by_p = t.smoothed * first.to(p.dtype) + (1 - t.smoothed) * second.to(p.dtype)
-    return torch.stack([*parts, by_p * moved(p, q)]).sum(0)
+    by_change = t.smoothed * first + (1 - t.smoothed) * second
+    return torch.stack([*parts, by_change * moved(p, q)]).sum(0)
 
 
 def _by_target(
@@ -278,8 +280,8 @@ def _by_logit(
         u, h = w * u, w * h
     # the u of the largest class is subtracted, so that nothing cancels next to p = 1
     top = decision(deciding(x, p, activation, scale, offset), activation)
-    u = u - filled(u, ~top).sum(1, keepdim=True)
-    total = p * (u - (p * u).sum(1, keepdim=True))
+    u = u - over_classes(filled(u, ~top))
+    total = p * (u - over_classes(p * u))
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
-        total = total + p * (h.sum(1, keepdim=True) - h) - q * h
+        total = total + p * (over_classes(h) - h) - q * h
     return scale * total

@@ -2,7 +2,8 @@
 
 All functions take tensors that were already checked: ``input`` of shape ``[N]``, ``[N, C]`` or
 ``[N, C, *spatial]``, ``target`` of the same shape or ``[N, 1, *spatial]`` (class numbers),
-``weight`` broadcastable to ``input`` or None. This module imports nothing of the package.
+``weight`` broadcastable to ``input`` or None. Outside of ``reference/`` this imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from customloss.reference.addition import over_classes, spread
 
 # A probability that is given as such is raised to this before its logarithm is taken.
 PROBABILITY_FLOOR = 1e-30
@@ -63,32 +66,6 @@ def accumulator(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-# from this size on torch may cut a sum among its threads
-_LONG = 32768
-
-
-def added(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The sum over the last dim, with the same bits for any number of threads.
-
-    Torch cuts a long sum among its threads if a single number is left of it, and does not if there
-    are two.
-    """
-    single = values.shape[-1] == values.numel()
-    if torch.compiler.is_compiling() or not single or values.numel() < _LONG:
-        return values.sum(-1, dtype=dtype)
-    half = values.numel() // 2
-    first, second = values.flatten()[: 2 * half].view(2, half).sum(-1, dtype=dtype).unbind(0)
-    rest = values[..., 2 * half :].sum(-1, dtype=dtype)  # the last one, if the number is odd
-    return rest + (first + second)
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean over the last dim; see :func:`added`."""
-    if torch.compiler.is_compiling() or values.numel() < _LONG:
-        return values.mean(-1)
-    return added(values) / values.shape[-1]
-
-
 def sums_dtype(device: torch.device) -> torch.dtype:
     """Sums are float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -107,9 +84,11 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
         p, q = e / whole, torch.where(top, rest, whole - e) / whole
         return Probability(p, q, scale * (p * q))
     # The derivative that autograd takes of y = sigmoid(z) is y (1 - y), which is 0 in float32 from
-    # z = 16.7 on. So only the smaller of p and q is a sigmoid, and the other its complement.
+    # z = 16.7 on. So only the smaller of p and q is computed, and the other its complement. It is
+    # not ``torch.sigmoid``, whose last bits depend on where torch cuts a tensor among its threads.
     negative = z < 0
-    small = torch.sigmoid(torch.where(negative, z, -z))
+    e = torch.exp(torch.where(negative, z, -z))
+    small = e / (1 + e)
     big = 1 - small
     p, q = torch.where(negative, small, big), torch.where(negative, big, small)
     return Probability(p, q, scale * (small * big))
@@ -120,8 +99,8 @@ def _softmax_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     top = decision(z, "softmax")
     e = torch.exp(z - z.detach().amax(1, keepdim=True))
     zero = torch.zeros_like(e)
-    rest = torch.where(top, zero, e).sum(1, keepdim=True)
-    return e, top, rest, rest + torch.where(top, e, zero).sum(1, keepdim=True)
+    rest = over_classes(torch.where(top, zero, e))
+    return e, top, rest, rest + over_classes(torch.where(top, e, zero))
 
 
 def decision(values: Tensor, activation: str) -> Tensor:
@@ -158,7 +137,7 @@ def log_losses(
         return -logsigmoid(z), -logsigmoid(-z)
     shifted = z - z.detach().amax(1, keepdim=True)
     _, top, rest, _ = _softmax_terms(z)
-    highest = torch.where(top, shifted, torch.zeros_like(shifted)).sum(1, keepdim=True)
+    highest = over_classes(torch.where(top, shifted, torch.zeros_like(shifted)))
     # highest is 0, but its gradient is not; that of the largest class is -rest / (1 + rest), in
     # which nothing cancels
     below = torch.where(top, torch.zeros_like(shifted), highest - shifted)
@@ -226,7 +205,7 @@ def operands(
         t = target.to(dtype)
         outcomes = input.shape[1] if activation == "softmax" else 2
     holes = None if counts is None else ~counts.expand(input.shape)
-    w = None if weight is None else weight.to(dtype)
+    w = None if weight is None else spread(weight.to(dtype), input.shape)
     each = (0.0, label_smoothing, label_smoothing if log_smoothing is None else log_smoothing)
     targets = Target(*(t * (1 - off) + off / outcomes if off else t for off in each))
     if w is not None:
