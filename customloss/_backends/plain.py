@@ -88,8 +88,17 @@ def traceable_confusion(data: Data, elements: Elements) -> Tensor:
     return sums.to(reference.sums_dtype(data.input.device))
 
 
-def loss_of_sums(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) -> Tensor:
-    """The loss of sums ``[rows, samples, classes]``, in torch operations."""
+def differentiable_confusion(data: Data, elements: Elements) -> tuple[Tensor, Tensor]:
+    """The sums for a transform that differentiates them, and the same with tp, fp, fn and tn
+    constant in the input."""
+    return reference.differentiable_confusion(*data, *in_words(elements))
+
+
+def loss_of_sums(
+    group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise, settled: Tensor | None = None
+) -> Tensor:
+    """The loss of sums ``[rows, samples, classes]``, in torch operations. A pointwise loss is that
+    of ``settled``, if these sums are given."""
     loss = losses.sums_loss(
         group_sums.sums,
         group_sums.class_weight,
@@ -104,6 +113,7 @@ def loss_of_sums(group_sums: GroupSums, scoring: Scoring, pointwise: Pointwise) 
         ),
         score_weight=pointwise.score_weight,
         pointwise=tuple(pointwise)[1:],
+        settled=settled,
     )  # fmt: skip
     return loss.to(torch.float64 if group_sums.wide else torch.float32)
 

@@ -7,6 +7,7 @@ is itself a Function, whose backward is the reference's, so derivatives of any o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from customloss._backends import choice, plain
 from customloss._backends.choice import Primitives
-from customloss._ops.modes import transformed, wants_grad
+from customloss._ops.modes import differentiates, transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import gradients as reference
-from customloss.reference.sums import added, sums_dtype
+from customloss.reference.addition import added
+from customloss.reference.sums import sums_dtype
 
 
 class Compound(NamedTuple):
@@ -73,7 +75,7 @@ def _summed_to(shape: torch.Size, gradient: Tensor) -> Tensor:
     dims = [*range(ahead), *(ahead + dim for dim, size in enumerate(shape) if size == 1)]
     dims = [dim for dim in dims if gradient.shape[dim] != 1]
     dtype = sums_dtype(gradient.device)
-    if dims and len(dims) == gradient.dim():
+    if dims and math.prod(shape) == 1:
         gradient = added(gradient.flatten(), dtype)
     elif dims:
         gradient = gradient.sum(dims, keepdim=True, dtype=dtype)
@@ -117,7 +119,7 @@ class _ConfusionBackward(torch.autograd.Function):
                 coefficients, input, target, weight, WRT[ctx.wrt], *plain.in_words(ctx.elements)
             )
             if ctx.wrt == WEIGHT:
-                result = result.sum_to_size(weight.shape)
+                result = _summed_to(weight.shape, result).to(weight.dtype)
             wanted = [tensor for tensor, need in zip(operands, needed) if need]
             gradients = torch.autograd.grad(
                 result, wanted, grad, create_graph=create_graph, allow_unused=True
@@ -236,12 +238,19 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> Iterator[Tensor | None]
 
 def sums(data: Data, elements: Elements) -> Tensor:
     """The sums ``[rows, samples, classes]``, differentiable by autograd and under transforms."""
+    return sums_for_loss(data, elements)[0]
+
+
+def sums_for_loss(data: Data, elements: Elements) -> tuple[Tensor, Tensor | None]:
+    """The sums, and those that a pointwise loss takes instead, if there are any: see
+    ``reference.sums_loss``."""
     if transformed():
-        return plain.traceable_confusion(data, elements)
+        if differentiates() or wants_grad(*data):
+            return plain.differentiable_confusion(data, elements)
+        return plain.traceable_confusion(data, elements), None
     if wants_grad(*data):
-        result: Tensor = SumsFunction.apply(*data, elements)
-        return result
-    return choice.primitives(data.input).confusion(*data, *elements)
+        return SumsFunction.apply(*data, elements), None
+    return choice.primitives(data.input).confusion(*data, *elements), None
 
 
 def scored(
@@ -263,12 +272,17 @@ def scored(
 
 
 def score(
-    sums: Tensor, scoring: Scoring, elements: Elements, compound: Compound | None = None
+    sums: Tensor,
+    scoring: Scoring,
+    elements: Elements,
+    compound: Compound | None = None,
+    settled: Tensor | None = None,
 ) -> Tensor:
     """The same loss from sums, composed of torch operations; in the precision of the sums."""
     if compound is None:
         return plain.loss_of_groups(sums, elements, scoring)
-    return plain.loss_of_sums(_group_sums(sums, elements, compound), scoring, compound.pointwise)
+    group_sums = _group_sums(sums, elements, compound)
+    return plain.loss_of_sums(group_sums, scoring, compound.pointwise, settled)
 
 
 def _group_sums(sums: Tensor, elements: Elements, compound: Compound) -> GroupSums:

@@ -119,8 +119,8 @@ def _loss(
 ) -> Tensor:
     data = operands.checked(input, target, weight, elements)
     if transformed() or (compound is not None and _learned(compound.class_weight)):
-        sums = autograd.sums(data, elements)
-        return autograd.score(sums, scoring, elements, compound).to(accumulator(input))
+        sums, settled = autograd.sums_for_loss(data, elements)
+        return autograd.score(sums, scoring, elements, compound, settled).to(accumulator(input))
     if wants_grad(*data):
         result: Tensor = autograd.LossFunction.apply(*data, elements, scoring, compound)
         return result

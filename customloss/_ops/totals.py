@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from customloss.reference import losses
-from customloss.reference.sums import added, mean
+from customloss.reference.addition import added, mean, spread
 
 
 class Groups(NamedTuple):
@@ -48,7 +48,7 @@ class Groups(NamedTuple):
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """The mean over the last dim, 0 without a gradient where all weights are 0. A loss of weight 0
     does not count, even if it is NaN."""
-    total = added(weight).unsqueeze(-1)
+    total = spread(added(weight).unsqueeze(-1), weight.shape)
     nothing = total == 0
     share = (weight / total.masked_fill(nothing, 1)).masked_fill(nothing, 0)
     return added(share * loss.masked_fill((weight == 0) & ~loss.isfinite(), 0))

@@ -52,10 +52,13 @@ def _without(dim: int | None, operand: Tensor) -> tuple[int, ...]:
     return tuple(size for at, size in enumerate(operand.shape) if at != dim)
 
 
-def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Tensor:
+def _vmapped_sums(
+    info: Any, in_dims: Any, data: Data, elements: Elements
+) -> tuple[Tensor, Tensor | None]:
     """``[rows, batch, samples, classes]`` in one pass: the vmapped dim tells groups apart as
     samples do. Where samples are told apart too, the two dims are flattened into one; else the
-    samples are summed over."""
+    samples are summed over. The second are the sums for a pointwise loss, as of
+    ``autograd.sums_for_loss``."""
     size, keep_samples = info.batch_size, elements.per_sample
     data = _batch_first(data, in_dims, size)
     samples = data.input.shape[1] if keep_samples else 1
@@ -68,8 +71,10 @@ def _vmapped_sums(info: Any, in_dims: Any, data: Data, elements: Elements) -> Te
     weight = None if data.weight is None else folded(data.weight)
     input, target = folded(data.input), folded(data.target)
     elements = elements._replace(per_sample=True)
-    sums = autograd.sums(operands.checked(input, target, weight, elements), elements)
-    return sums.reshape(-1, size, samples, sums.shape[-1])
+    checked = operands.checked(input, target, weight, elements)
+    sums, settled = autograd.sums_for_loss(checked, elements)
+    shape = (-1, size, samples, sums.shape[-1])
+    return sums.reshape(shape), None if settled is None else settled.reshape(shape)
 
 
 def ratio_rule(operator: str) -> Callable[..., tuple[Tensor, int]]:
@@ -81,7 +86,7 @@ def ratio_rule(operator: str) -> Callable[..., tuple[Tensor, int]]:
     ) -> tuple[Tensor, int]:  # fmt: skip
         rank = input.dim() - (in_dims[0] is not None)
         elements, scoring = options.cached_for_operator(operator, rank, **options.hashable(given))
-        sums = _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements)
+        sums, _ = _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements)
         return autograd.score(sums, scoring, elements).to(accumulator(input)), 0
 
     return rule
@@ -95,7 +100,7 @@ def confusion_sums(
     elements = options.cached_for_sums(
         input.dim() - (in_dims[0] is not None), **options.hashable(given)
     )
-    return _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements), 1
+    return _vmapped_sums(info, (*in_dims, None), Data(input, target, weight), elements)[0], 1
 
 
 def compound(
@@ -108,9 +113,9 @@ def compound(
     pointwise: Pointwise,
 ) -> tuple[Tensor, int]:
     """The rule of ``register.compound``; the batch dim of the result is its first."""
-    sums = _vmapped_sums(info, in_dims[: len(data)], data, elements)
+    sums, settled = _vmapped_sums(info, in_dims[: len(data)], data, elements)
     table = _beside_samples(class_weights.class_weight, in_dims[len(data)])
-    loss = autograd.score(sums, scoring, elements, Compound(table, pointwise))
+    loss = autograd.score(sums, scoring, elements, Compound(table, pointwise), settled)
     return loss.to(accumulator(data.input)), 0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from customloss import distributed
 from customloss._ops import is_dtensor
-from customloss._ops.modes import transformed
+from customloss._ops.modes import is_constant, transformed
 from customloss._spec import checks, operands, options
 from customloss._spec.arguments import Data, Elements
 from customloss._spec.options import Ratio, ScoringWords
@@ -48,11 +48,15 @@ class Request(NamedTuple):
     def constant_sums(self) -> bool:
         """Whether tp + fn and fp + tn are known to need no gradient: they depend on targets and
         weights alone, and pooled on those of the classes."""
-        if torch.compiler.is_compiling() or transformed():
-            return False
-        if self.classes is not None and self.classes.learned():
+        if torch.compiler.is_compiling():
             return False
         _, target, weight = self.data
+        if transformed():
+            of_classes = None if self.classes is None else self.classes.weight
+            given = (target, weight, of_classes)
+            return all(each is None or is_constant(each) for each in given)
+        if self.classes is not None and self.classes.learned():
+            return False
         return not (target.requires_grad or (weight is not None and weight.requires_grad))
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from customloss.reference.addition import over_classes, spread
 from customloss.reference.sums import (
     EXTRA_ROWS,
     PROBABILITY_FLOOR,
     Extra,
     Target,
+    confusion_shares,
     deciding,
     decision,
     excess,
     filled,
     focal_bases,
     log_losses,
+    moved,
     on_side,
     operands,
+    over,
     power,
     probability,
     rows,
@@ -83,11 +88,9 @@ def confusion_backward(
     exact = dict(zip(rows(extra), by_sums.unbind(0)))
     if wrt != "weight":
         exact.update(_combined(exact, wrt))
-    g = {name: row.to(t.given.dtype) for name, row in exact.items()}
+    g = {name: spread(row.to(t.given.dtype), x.shape) for name, row in exact.items()}
     if wrt == "weight":
-        terms = shares(x, t, *options).unbind(0)
-        total = torch.stack([times(by, term) for term, by in zip(terms, g.values())]).sum(0)
-        return filled(total, left_out)
+        return filled(_by_weight(x, t, exact, g, *options), left_out)
     if wrt == "target":
         log_smoothing = label_smoothing if log_smoothing is None else log_smoothing
         keep = (1 - label_smoothing, 1 - log_smoothing)
@@ -118,7 +121,7 @@ def _hidden(by_sums: Tensor, x: Tensor, t: Tensor, w: Tensor | None, activation:
 def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
     """The factors of t and 1 - t in dL/dp, or of p and 1 - p in dL/dt, with the slope of the
     distance where p is above t, and below. The terms may have all but their last digits in common,
-    so they are put together before anything is rounded."""
+    so they are put together before anything is rounded. "mixed" is the factor of dp in dL/dt."""
     common, pos, neg = (g.get(name, 0) for name in EXTRA_ROWS[Extra.DISTANCE])
     # The smaller of p and t is in common; a distance grows with the larger one.
     if wrt == "input":
@@ -128,6 +131,7 @@ def _combined(g: dict[str, Tensor], wrt: str) -> dict[str, Tensor]:
     return {
         "first_above": first + above, "second_above": second + above,
         "first_below": first + below, "second_below": second + below,
+        "mixed": (g["tp"] - g["fn"]) - (g["fp"] - g["tn"]),
     }  # fmt: skip
 
 
@@ -137,6 +141,25 @@ def _by_side(g: dict[str, Tensor], x: Tensor, y: Tensor, off: Tensor | None) -> 
     if off is None:
         return above
     return on_side(off, above, x * g["first_below"] + y * g["second_below"])
+
+
+def _by_weight(
+    x: Tensor, t: Target, exact: dict[str, Tensor], g: dict[str, Tensor], activation: str,
+    scale: float, offset: float, *rest: Any,
+) -> Tensor:  # fmt: skip
+    """dL/dw; ``exact`` are the gradients by the sums before they are rounded to those of ``g``.
+
+    In its derivative by x, too, what the gradients by tp and fn have in common has to cancel before
+    it is rounded: see ``differentiable_confusion``.
+    """
+    p, q, _ = probability(x, activation, scale, offset)
+    by_p = (exact["tp"] - exact["fn"], exact["fp"] - exact["tn"])
+    first, second = (spread(each.to(p.dtype), x.shape) for each in by_p)
+    settled = confusion_shares(p.detach(), q.detach(), t.smoothed)
+    others = shares(x, t, activation, scale, offset, *rest).unbind(0)[4:]
+    parts = [times(by, term) for by, term in zip(g.values(), (*settled, *others), strict=True)]
+    by_change = t.smoothed * first + (1 - t.smoothed) * second
+    return torch.stack([*parts, by_change * moved(p, q)]).sum(0)
 
 
 def _by_target(
@@ -154,7 +177,8 @@ def _by_target(
     """dL/dt at weight 1; ``keep`` are the slopes of the smoothed targets by the given one."""
     p, q, _ = probability(x, activation, scale, offset)
     t = target.smoothed
-    total = _by_side(g, p, q, excess(p, q, t) if extra & Extra.DISTANCE else None)
+    off = excess(p, q, t) if extra & Extra.DISTANCE else None
+    total = _by_side(g, p.detach(), q.detach(), off) + moved(p, q) * g["mixed"]
     if extra & Extra.FOCAL:
         total = total + _focal_by_target(x, t, g, activation, scale, offset, gamma, split)
     if extra & Extra.SQUARES:
@@ -194,11 +218,11 @@ def _focal_by_target(
     one, other = focal_bases(p, q, t, activation, split)
     total = times(g["focal_pos"], times(power(one, gamma), positive))
     total = total - times(g["focal_neg"], times(power(other, gamma), negative))
-    if split or activation == "softmax":
+    if split or activation == "softmax" or gamma == 0:
         return total
     lost = times(g["focal_pos"], times(t, positive))
     lost = lost + times(g["focal_neg"], times(1 - t, negative))
-    return total + gamma * (q - p) * power(one, gamma - 1) * lost
+    return total + gamma * (q - p) * power(one, gamma) * over(lost, one)
 
 
 def _slopes(
@@ -230,13 +254,14 @@ def _slopes(
         by_one, by_other = (1 - 2 * t, 1 - 2 * t) if joint else (-1, 1)
         # p (-log p) and q (-log q) go to 0 where the logarithm grows without bound
         near, far_off = (t, 1 - t) if activation == "none" else (t * p, (1 - t) * q)
-        hits = gamma * by_one * power(one, gamma - 1) * (g["focal_pos"] * times(near, positive))
-        h = h + g["focal_pos"] * (t * power(one, gamma))
+        damping, other_damping = power(one, gamma), power(other, gamma)
+        hits = gamma * by_one * damping * (g["focal_pos"] * over(times(near, positive), one))
+        h = h + g["focal_pos"] * (t * damping)
         if activation == "softmax":  # as part of h nothing cancels next to p = 1
             return u, h - hits, k, by_bases
-        misses = g["focal_neg"] * times(far_off, negative)
-        misses = gamma * by_other * power(other, gamma - 1) * misses
-        k = k + g["focal_neg"] * ((1 - t) * power(other, gamma))
+        misses = g["focal_neg"] * over(times(far_off, negative), other)
+        misses = gamma * by_other * other_damping * misses
+        k = k + g["focal_neg"] * ((1 - t) * other_damping)
         if activation == "none":
             u = u + hits + misses
         else:
@@ -255,8 +280,8 @@ def _by_logit(
         u, h = w * u, w * h
     # the u of the largest class is subtracted, so that nothing cancels next to p = 1
     top = decision(deciding(x, p, activation, scale, offset), activation)
-    u = u - filled(u, ~top).sum(1, keepdim=True)
-    total = p * (u - (p * u).sum(1, keepdim=True))
+    u = u - over_classes(filled(u, ~top))
+    total = p * (u - over_classes(p * u))
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
-        total = total + p * (h.sum(1, keepdim=True) - h) - q * h
+        total = total + p * (over_classes(h) - h) - q * h
     return scale * total

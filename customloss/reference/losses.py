@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from customloss.reference.sums import added, confusion, rows
+from customloss.reference.addition import added
+from customloss.reference.sums import confusion, rows
 
 # A similarity is raised to this before its logarithm is taken, unless the caller says so.
 SIMILARITY_FLOOR = 1e-30
@@ -218,6 +219,7 @@ def sums_loss(
     averaging: tuple[str, str, str],
     score_weight: float,
     pointwise: tuple[float, ...],
+    settled: Tensor | None = None,
 ) -> Tensor:
     """``score_weight`` times the loss of a similarity, plus a pointwise loss, from sums
     ``[rows, ..., samples, classes]``.
@@ -226,7 +228,9 @@ def sums_loss(
     words of ``absent``, ``average`` and ``reduction``; ``pointwise`` the factors of
     :func:`pointwise_loss`, of which the first four are 0 if there is no such loss.
     ``class_weight`` is ``[2, classes]``: the first row is for the score, where a class of weight 0
-    is left out, and the second for the pointwise loss.
+    is left out, and the second for the pointwise loss. ``settled`` are the same sums with tp, fp,
+    fn and tn constant in the input: a pointwise loss is divided by them, and what it is divided by
+    does not depend on the input.
     """
     absent, average, reduction = averaging
     loss = sums.new_zeros(())
@@ -245,7 +249,8 @@ def sums_loss(
         loss = torch.zeros_like(groups if average == "none" else groups[..., 0])
     if any(pointwise[:4]):
         keep_samples = samplewise and reduction == "none"
-        loss = loss + pointwise_loss(sums.unbind(0), extra, pointwise, of_pointwise, keep_samples)
+        rows_of_loss = (sums if settled is None else settled).unbind(0)
+        loss = loss + pointwise_loss(rows_of_loss, extra, pointwise, of_pointwise, keep_samples)
     return loss
 
 

@@ -2,17 +2,20 @@
 
 All functions take tensors that were already checked: ``input`` of shape ``[N]``, ``[N, C]`` or
 ``[N, C, *spatial]``, ``target`` of the same shape or ``[N, 1, *spatial]`` (class numbers),
-``weight`` broadcastable to ``input`` or None. This module imports nothing of the package.
+``weight`` broadcastable to ``input`` or None. Outside of ``reference/`` this imports nothing of the
+package.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from customloss.reference.addition import over_classes, spread
 
 # A probability that is given as such is raised to this before its logarithm is taken.
 PROBABILITY_FLOOR = 1e-30
@@ -63,32 +66,6 @@ def accumulator(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-# from this size on torch may cut a sum among its threads
-_LONG = 32768
-
-
-def added(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The sum over the last dim, with the same bits for any number of threads.
-
-    Torch cuts a long sum among its threads if a single number is left of it, and does not if there
-    are two.
-    """
-    single = values.shape[-1] == values.numel()
-    if torch.compiler.is_compiling() or not single or values.numel() < _LONG:
-        return values.sum(-1, dtype=dtype)
-    half = values.numel() // 2
-    first, second = values.flatten()[: 2 * half].view(2, half).sum(-1, dtype=dtype).unbind(0)
-    rest = values[..., 2 * half :].sum(-1, dtype=dtype)  # the last one, if the number is odd
-    return rest + (first + second)
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean over the last dim; see :func:`added`."""
-    if torch.compiler.is_compiling() or values.numel() < _LONG:
-        return values.mean(-1)
-    return added(values) / values.shape[-1]
-
-
 def sums_dtype(device: torch.device) -> torch.dtype:
     """Sums are float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -107,9 +84,11 @@ def probability(input: Tensor, activation: str, scale: float, offset: float) -> 
         p, q = e / whole, torch.where(top, rest, whole - e) / whole
         return Probability(p, q, scale * (p * q))
     # The derivative that autograd takes of y = sigmoid(z) is y (1 - y), which is 0 in float32 from
-    # z = 16.7 on. So only the smaller of p and q is a sigmoid, and the other its complement.
+    # z = 16.7 on. So only the smaller of p and q is computed, and the other its complement. It is
+    # not ``torch.sigmoid``, whose last bits depend on where torch cuts a tensor among its threads.
     negative = z < 0
-    small = torch.sigmoid(torch.where(negative, z, -z))
+    e = torch.exp(torch.where(negative, z, -z))
+    small = e / (1 + e)
     big = 1 - small
     p, q = torch.where(negative, small, big), torch.where(negative, big, small)
     return Probability(p, q, scale * (small * big))
@@ -120,8 +99,8 @@ def _softmax_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     top = decision(z, "softmax")
     e = torch.exp(z - z.detach().amax(1, keepdim=True))
     zero = torch.zeros_like(e)
-    rest = torch.where(top, zero, e).sum(1, keepdim=True)
-    return e, top, rest, rest + torch.where(top, e, zero).sum(1, keepdim=True)
+    rest = over_classes(torch.where(top, zero, e))
+    return e, top, rest, rest + over_classes(torch.where(top, e, zero))
 
 
 def decision(values: Tensor, activation: str) -> Tensor:
@@ -158,9 +137,11 @@ def log_losses(
         return -logsigmoid(z), -logsigmoid(-z)
     shifted = z - z.detach().amax(1, keepdim=True)
     _, top, rest, _ = _softmax_terms(z)
-    highest = torch.where(top, shifted, torch.zeros_like(shifted)).sum(1, keepdim=True)
-    # highest is 0, but its gradient is not
-    return torch.log1p(rest + torch.expm1(highest)) - shifted, torch.zeros_like(z)
+    highest = over_classes(torch.where(top, shifted, torch.zeros_like(shifted)))
+    # highest is 0, but its gradient is not; that of the largest class is -rest / (1 + rest), in
+    # which nothing cancels
+    below = torch.where(top, torch.zeros_like(shifted), highest - shifted)
+    return torch.log1p(rest * torch.exp(-highest)) + below, torch.zeros_like(z)
 
 
 class Target(NamedTuple):
@@ -227,7 +208,7 @@ def operands(
         t = given.to(dtype)
         outcomes = input.shape[1] if activation == "softmax" else 2
     holes = None if counts is None else ~counts.expand(input.shape)
-    w = None if weight is None else weight.to(dtype)
+    w = None if weight is None else spread(weight.to(dtype), input.shape)
     each = (0.0, label_smoothing, label_smoothing if log_smoothing is None else log_smoothing)
     targets = Target(*(t * (1 - off) + off / outcomes if off else t for off in each))
     if w is not None:
@@ -342,6 +323,17 @@ def focal_bases(
     return m, m
 
 
+def confusion_shares(p: Tensor, q: Tensor, t: Tensor) -> list[Tensor]:
+    """What every element adds to tp, fp, fn and tn."""
+    return [t * p, (1 - t) * p, t * q, (1 - t) * q]
+
+
+def moved(p: Tensor, q: Tensor) -> Tensor:
+    """0, with the derivatives of p. They are those of -q where q is the smaller of the two, since
+    nothing cancels in these."""
+    return torch.where(p < 0.5, p - p.detach(), q.detach() - q)
+
+
 def shares(
     input: Tensor,
     target: Target,
@@ -355,7 +347,7 @@ def shares(
     """What every element adds to each of the sums at weight 1: ``[rows, *input.shape]``."""
     p, q, _ = probability(input, activation, scale, offset)
     t = target.smoothed
-    found = [t * p, (1 - t) * p, t * q, (1 - t) * q]
+    found = confusion_shares(p, q, t)
     if extra & (Extra.LOG_LOSS | Extra.FOCAL):
         positive, negative = log_losses(input, activation, scale, offset)
         if extra & Extra.LOG_LOSS:
@@ -384,7 +376,30 @@ def power(base: Tensor, exponent: float) -> Tensor:
         return torch.ones_like(base)
     zero = base <= 0
     safe = torch.where(zero, torch.ones_like(base), base)
-    return torch.where(zero, torch.zeros_like(base), safe**exponent)
+    if exponent >= 2:
+        return torch.where(zero, torch.zeros_like(base), safe**exponent)
+    # The second derivative of this power holds base^(exponent - 2), which overflows where its
+    # product with a small loss does not. So the value is a constant times exp(0) = 1, whose
+    # derivatives divide by the base once for each order.
+    log = torch.where(subnormal(base), torch.ones_like(base), base).log()
+    grown = torch.exp(exponent * (log - log.detach()))
+    return torch.where(zero, torch.zeros_like(base), safe.detach() ** exponent * grown)
+
+
+def subnormal(base: Tensor) -> Tensor:
+    """Where the reciprocal of ``base`` may not be finite: there nothing is differentiated by it."""
+    return base < torch.finfo(base.dtype).tiny
+
+
+def over(lost: Tensor, base: Tensor) -> Tensor:
+    """``lost / base``, of a loss that goes to 0 with its focal base; 0 at base <= 0, and constant
+    where the base is subnormal."""
+    small = subnormal(base)
+    ratio = lost / torch.where(small, torch.ones_like(base), base)
+    zero = base <= 0
+    settled = lost.detach() / torch.where(zero, torch.ones_like(base), base.detach())
+    settled = torch.where(zero, torch.zeros_like(settled), settled)
+    return torch.where(small, settled, ratio)
 
 
 def confusion(
@@ -417,8 +432,45 @@ def confusion(
     measured = (activation, scale, offset, extra, focal_gamma, focal_split)
     x, t, w, holes = operands(input, target, weight, measured, *reading)
     terms = filled(shares(x, t, *measured), holes)
-    if w is not None:
-        terms = terms * w
+    return _summed(terms if w is None else terms * w, input, per_sample, per_class)
+
+
+def _summed(terms: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
+    """``[rows, *input.shape]`` added up to ``[rows, samples, classes]``."""
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
     sums = terms.sum(dims) if dims else terms
     return sums.reshape(terms.shape[0], *group_shape(input, per_sample, per_class))
+
+
+def differentiable_confusion(
+    input: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    """:func:`confusion` in the dtype of sums, for where it is differentiated, and the same with
+    tp, fp, fn and tn constant in the input.
+
+    The input moves fn by as much as tp, and tn by as much as fp, in the other direction; a target
+    moves fp against tp, and tn against fn. Each of these is one sum here, so what the gradients by
+    two of the four have in common, as the denominator of a cross-entropy, cancels before it is
+    rounded to the dtype of the input.
+    """
+    activation, scale, offset, per_sample, per_class, ignore_index, smoothing, *rest = arguments
+    extra, gamma, split, log_smoothing, out_of_range, nan_targets = rest
+    reading = (ignore_index, smoothing, log_smoothing, out_of_range, nan_targets)
+    measured = (activation, scale, offset, extra, gamma, split)
+    x, t, w, holes = operands(input, target, weight, measured, *reading)
+    p, q, _ = probability(x, activation, scale, offset)
+    labels, settled = t.smoothed, (p.detach(), q.detach())
+    by_input, by_target = moved(p, q), labels - labels.detach()
+    own = (
+        *confusion_shares(*settled, labels.detach()),
+        *(by_target * each for each in settled),
+        *(labels * by_input, (1 - labels) * by_input),
+    )
+    others = shares(x, t, *measured)[4:]
+    terms = filled(torch.cat([torch.stack(torch.broadcast_tensors(*own)), others]), holes)
+    sums = _summed(terms if w is None else terms * w, input, per_sample, per_class)
+    found, moves, others = sums.to(sums_dtype(input.device)).split([4, 4, len(others)])
+    of_p, of_q, hits, alarms = moves.unbind(0)
+    constant = found + torch.stack([of_p, -of_p, of_q, -of_q])
+    whole = constant + torch.stack([hits, alarms, -hits, -alarms])
+    return torch.cat([whole, others]), torch.cat([constant, others])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -238,3 +239,112 @@ def test_per_sample_gradients_of_a_model() -> None:
         model.zero_grad()
         reference.soft_f1(model(x[i]), t[i]).backward()
         torch.testing.assert_close(found["weight"][i], model.weight.grad)
+
+
+# ---- a pixel with a very large loss --------------------------------------------------------------
+
+CLASS_NUMBERS = torch.tensor([0, 1, 2])
+LARGE_LOSSES: dict[str, tuple[Callable, dict[str, Any]]] = {
+    "cross_entropy": (customloss.cross_entropy_loss, {}),
+    "focal": (customloss.focal_loss, {}),
+    "softmax focal": (customloss.focal_loss, {"activation": "softmax", "focal_gamma": 0.5}),
+    "bce": (customloss.bce_loss, {"pos_weight": torch.tensor([1.0, 2.0, 3.0, 1.0])}),
+    "weighted log": (customloss.weighted_log_loss, {"average": "micro"}),
+    "dice_ce": (customloss.dice_ce_loss, {}),
+    "weighted classes": (customloss.dice_ce_loss, {"class_weight": torch.tensor([1.0, 2, 3, 1])}),
+    "dice_bce": (customloss.dice_bce_loss, {}),
+    "dice_focal": (customloss.dice_focal_loss, {}),
+    "composed": (
+        partial(customloss.compound_loss, "g_mean"),
+        {"activation": "softmax", "cross_entropy_weight": 1.0},
+    ),
+}
+
+
+def with_large_loss(name: str, logit: float, dtype: torch.dtype) -> tuple[Callable, Tensor, Tensor]:
+    """A loss of logits and targets, and those, of which one pixel has a loss of about ``logit``."""
+    function, options = LARGE_LOSSES[name]
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 1] = logit
+    t = torch.nn.functional.one_hot(CLASS_NUMBERS, 4).to(dtype)
+    return partial(function, **options), x, t
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("name", LARGE_LOSSES)
+def test_a_very_large_loss_of_one_pixel_moves_no_other(name: str, dtype: torch.dtype) -> None:
+    """The other pixels have the gradient that they have beside a loss of 1e3, by every transform:
+    the logits have no influence on what the loss is divided by."""
+    loss, x, t = with_large_loss(name, 1e3, F64)
+    leaf = x.clone().requires_grad_()
+    expected = torch.autograd.grad(loss(leaf, t), leaf)[0][1:].to(dtype)
+    tolerance = {"rtol": 2e-5, "atol": 1e-6} if dtype == torch.float32 else {}
+    for logit in (1e4, 1e6, 1e8, 1e10, *((1e16, 1e18) if dtype == F64 else ())):
+        loss, x, t = with_large_loss(name, logit, dtype)
+
+        def of_logits(x: Tensor, loss: Callable = loss, t: Tensor = t) -> Tensor:
+            return loss(x, t)
+
+        found = [
+            grad(of_logits)(x),
+            vmap(grad(of_logits))(x[None])[0],
+            jacfwd(of_logits)(x),
+            vjp(of_logits, x)[1](torch.ones((), dtype=dtype))[0],
+        ]
+        for each in found:
+            torch.testing.assert_close(each[1:], expected, **tolerance)
+
+
+@pytest.mark.parametrize("name", LARGE_LOSSES)
+def test_a_very_large_loss_beside_learned_targets_and_weights(name: str) -> None:
+    """What a loss is divided by has its derivative by these, and mixed ones, as in float64."""
+    found = []
+    for dtype in (F64, torch.float32):
+        loss, x, t = with_large_loss(name, 1e6, dtype)
+        operands = (x, t, torch.tensor([[1.0], [2.0], [0.5]], dtype=dtype))
+        leaves = [each.clone().requires_grad_() for each in operands]
+        once = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        mixed = torch.autograd.grad(once[1].sum() + once[2].sum(), leaves[0])[0]
+        by_all = grad(loss, (0, 1, 2))(*operands)
+        rows = jacfwd(grad(loss, 2))(*operands)
+        found.append([*once[1:], *by_all[1:], *(each[1:] for each in (once[0], mixed, by_all[0])),
+                      rows[..., 1:, :]])  # fmt: skip
+    for wide, narrow in zip(*found, strict=True):
+        torch.testing.assert_close(narrow.double(), wide, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LARGE_LOSSES)
+def test_derivatives_beside_learned_targets_and_weights(name: str) -> None:
+    """Of every order and by every transform, as those of autograd."""
+    loss, x, t = with_large_loss(name, 1.5, F64)
+    operands = (x, 0.9 * t + 0.02, torch.tensor([[1.0], [2.0], [0.5]], dtype=F64))
+    assert torch.autograd.gradcheck(loss, [each.requires_grad_() for each in operands])
+    assert torch.autograd.gradgradcheck(loss, operands)
+    operands = tuple(each.detach() for each in operands)
+    for argnums in (0, 1, 2):
+        leaves = [each.clone().requires_grad_() for each in operands]
+        (own,) = torch.autograd.grad(loss(*leaves), leaves[argnums], create_graph=True)
+        torch.testing.assert_close(grad(loss, argnums)(*operands), own.detach())
+        torch.testing.assert_close(jacfwd(loss, argnums)(*operands), own.detach())
+        for other in (0, 1, 2):
+            (again,) = torch.autograd.grad(own.sum(), leaves[other], retain_graph=True)
+            for way in (jacrev, jacfwd):
+                rows = way(lambda *given, at=argnums: grad(loss, at)(*given).sum(), other)
+                torch.testing.assert_close(rows(*operands), again)
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_forward_mode_by_the_weights_of_classes(average: str) -> None:
+    """Pooled sums depend on them, though targets and weights of elements are constants."""
+    x, t, _ = operands(4, 5)
+
+    def loss(weight: Tensor) -> Tensor:
+        result: Tensor = customloss.weighted_log_loss(
+            x[0], t[0], average=average, class_weight=weight
+        )
+        return result
+
+    weight = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0], dtype=F64, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(weight), weight)
+    torch.testing.assert_close(jacfwd(loss)(weight.detach()), expected)
+    torch.testing.assert_close(jacrev(loss)(weight.detach()), expected)

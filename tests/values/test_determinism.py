@@ -13,7 +13,7 @@ from process import run_python
 from selection import covering
 
 import customloss
-from customloss.reference.sums import added, mean
+from customloss.reference.addition import added, mean
 
 # Larger than one unit of work, so that there is work for several threads.
 LARGE = (
@@ -118,6 +118,41 @@ def test_many_groups_have_the_same_bits_on_any_number_of_threads(name: str) -> N
         value = criterion(x, t, w)
         gradients = torch.autograd.grad(value.sum(), (x, w))
         found.add(b"".join(each.detach().numpy().tobytes() for each in (value, *gradients)))
+    assert len(found) == 1
+
+
+# Losses of one group, of several, and of one pixel with very many classes. Those of a softmax are
+# given targets that do not add up to 1.
+TWICE: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "one group": ("soft_f1", {}, (70_001,)),
+    "pooled classes": ("soft_f1", {"average": "micro"}, (35_000, 2)),
+    "every class": ("dice_bce", {}, (2, 3, 130, 131)),
+    "one sample": ("dice", {}, (1, 70_001)),
+    "distances": ("semimetric_dice", {}, (70_001,)),
+    "one channel": ("dice_focal", {}, (1, 1, 300, 301)),
+    "softmax": ("dice_ce", {"check_target": False}, (2, 3, 130, 131)),
+    "one pixel": ("cross_entropy", {"check_target": False}, (1, 70_001)),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("weight", [None, "one number", "full"])
+def test_second_derivatives_have_the_same_bits(name: str, weight: str | None) -> None:
+    """By every pair of operands: what one number was broadcast to has a long sum for a gradient."""
+    loss, options, shape = TWICE[name]
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"one number": (1,) * len(shape), "full": shape}
+    shapes = (shape, shape, *([sizes[weight]] if weight else []))
+    given = [torch.rand(each, dtype=torch.float64, generator=generator) for each in shapes]
+    given[0] = 4 * given[0] - 2
+    directions = [torch.randn(each, dtype=torch.float64, generator=generator) for each in shapes]
+    criterion, found = customloss.loss(loss, **options), set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [each.clone().requires_grad_() for each in given]
+        once = torch.autograd.grad(criterion(*leaves), leaves, create_graph=True)
+        twice = torch.autograd.grad(once, leaves, directions)
+        found.add(b"".join(each.detach().numpy().tobytes() for each in (*once, *twice)))
     assert len(found) == 1
 
 
