@@ -31,7 +31,7 @@ from customloss._spec.words import (
     WEIGHT,
     WRT,
 )
-from customloss.reference import gradients, losses
+from customloss.reference import differentiable, gradients, losses
 from customloss.reference import sums as reference
 
 
@@ -91,7 +91,7 @@ def traceable_confusion(data: Data, elements: Elements) -> Tensor:
 def differentiable_confusion(data: Data, elements: Elements) -> tuple[Tensor, Tensor]:
     """The sums for a transform that differentiates them, and the same with tp, fp, fn and tn
     constant in the input."""
-    return reference.differentiable_confusion(*data, *in_words(elements))
+    return differentiable.differentiable_confusion(*data, *in_words(elements))
 
 
 def loss_of_sums(

@@ -20,8 +20,7 @@ from customloss._ops.modes import differentiates, transformed, wants_grad
 from customloss._spec.arguments import Data, Elements, GroupSums, Pointwise, Scoring
 from customloss._spec.words import INPUT, TARGET, WEIGHT, WRT
 from customloss.reference import gradients as reference
-from customloss.reference.addition import added
-from customloss.reference.sums import sums_dtype
+from customloss.reference.sums import added, sums_dtype
 
 
 class Compound(NamedTuple):

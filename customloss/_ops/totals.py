@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from customloss.reference import losses
-from customloss.reference.addition import added, mean, spread
+from customloss.reference.sums import added, mean, spread
 
 
 class Groups(NamedTuple):

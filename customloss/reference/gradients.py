@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customloss.reference.addition import over_classes, spread
 from customloss.reference.sums import (
     EXTRA_ROWS,
     PROBABILITY_FLOOR,
@@ -25,10 +24,12 @@ from customloss.reference.sums import (
     on_side,
     operands,
     over,
+    over_classes,
     power,
     probability,
     rows,
     shares,
+    spread,
     times,
     usable,
 )

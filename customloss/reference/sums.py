@@ -2,20 +2,18 @@
 
 All functions take tensors that were already checked: ``input`` of shape ``[N]``, ``[N, C]`` or
 ``[N, C, *spatial]``, ``target`` of the same shape or ``[N, 1, *spatial]`` (class numbers),
-``weight`` broadcastable to ``input`` or None. Outside of ``reference/`` this imports nothing of the
-package.
+``weight`` broadcastable to ``input`` or None. This module imports nothing of the package.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from customloss.reference.addition import over_classes, spread
 
 # A probability that is given as such is raised to this before its logarithm is taken.
 PROBABILITY_FLOOR = 1e-30
@@ -64,6 +62,50 @@ class Probability(NamedTuple):
 def accumulator(input: Tensor) -> torch.dtype:
     """The dtype of all computations: float64 for float64 inputs, else float32."""
     return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+# from this size on torch may cut a sum among its threads
+_LONG = 32768
+
+
+def added(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum over the last dim, with the same bits for any number of threads.
+
+    Torch cuts a long sum among its threads if a single number is left of it, and does not if there
+    are two. The gradient of what is broadcast is such a sum, too: see :func:`spread`.
+    """
+    single = values.shape[-1] == values.numel()
+    if torch.compiler.is_compiling() or not single or values.numel() < _LONG:
+        return values.sum(-1, dtype=dtype)
+    half = values.numel() // 2
+    first, second = values.flatten()[: 2 * half].view(2, half).sum(-1, dtype=dtype).unbind(0)
+    rest = values[..., 2 * half :].sum(-1, dtype=dtype)  # the last one, if the number is odd
+    return rest + (first + second)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the last dim; see :func:`added`."""
+    if torch.compiler.is_compiling() or values.numel() < _LONG:
+        return values.mean(-1)
+    return added(values) / values.shape[-1]
+
+
+def spread(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """``values`` for broadcasting to ``shape``: of a single number a view in that shape, whose
+    gradient is added up in two halves, so that it has the same bits for any number of threads."""
+    if torch.compiler.is_compiling() or values.numel() != 1 or math.prod(shape) < _LONG:
+        return values
+    count = math.prod(shape)
+    halves = values.reshape(1, 1).expand(2, 1).expand(2, (count + 1) // 2)
+    return halves.flatten()[:count].view(shape)
+
+
+def over_classes(values: Tensor) -> Tensor:
+    """The sum over dim 1, for broadcasting to the shape of ``values``: see :func:`spread`."""
+    if torch.compiler.is_compiling() or values.shape[1] != values.numel():
+        return values.sum(1, keepdim=True)
+    total = added(values.flatten()).reshape([1] * values.dim())
+    return spread(total, values.shape)
 
 
 def sums_dtype(device: torch.device) -> torch.dtype:
@@ -432,45 +474,11 @@ def confusion(
     measured = (activation, scale, offset, extra, focal_gamma, focal_split)
     x, t, w, holes = operands(input, target, weight, measured, *reading)
     terms = filled(shares(x, t, *measured), holes)
-    return _summed(terms if w is None else terms * w, input, per_sample, per_class)
+    return summed(terms if w is None else terms * w, input, per_sample, per_class)
 
 
-def _summed(terms: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
+def summed(terms: Tensor, input: Tensor, per_sample: bool, per_class: bool) -> Tensor:
     """``[rows, *input.shape]`` added up to ``[rows, samples, classes]``."""
     dims = [1 + dim for dim in group_dims(input, per_sample, per_class)]
     sums = terms.sum(dims) if dims else terms
     return sums.reshape(terms.shape[0], *group_shape(input, per_sample, per_class))
-
-
-def differentiable_confusion(
-    input: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any
-) -> tuple[Tensor, Tensor]:
-    """:func:`confusion` in the dtype of sums, for where it is differentiated, and the same with
-    tp, fp, fn and tn constant in the input.
-
-    The input moves fn by as much as tp, and tn by as much as fp, in the other direction; a target
-    moves fp against tp, and tn against fn. Each of these is one sum here, so what the gradients by
-    two of the four have in common, as the denominator of a cross-entropy, cancels before it is
-    rounded to the dtype of the input.
-    """
-    activation, scale, offset, per_sample, per_class, ignore_index, smoothing, *rest = arguments
-    extra, gamma, split, log_smoothing, out_of_range, nan_targets = rest
-    reading = (ignore_index, smoothing, log_smoothing, out_of_range, nan_targets)
-    measured = (activation, scale, offset, extra, gamma, split)
-    x, t, w, holes = operands(input, target, weight, measured, *reading)
-    p, q, _ = probability(x, activation, scale, offset)
-    labels, settled = t.smoothed, (p.detach(), q.detach())
-    by_input, by_target = moved(p, q), labels - labels.detach()
-    own = (
-        *confusion_shares(*settled, labels.detach()),
-        *(by_target * each for each in settled),
-        *(labels * by_input, (1 - labels) * by_input),
-    )
-    others = shares(x, t, *measured)[4:]
-    terms = filled(torch.cat([torch.stack(torch.broadcast_tensors(*own)), others]), holes)
-    sums = _summed(terms if w is None else terms * w, input, per_sample, per_class)
-    found, moves, others = sums.to(sums_dtype(input.device)).split([4, 4, len(others)])
-    of_p, of_q, hits, alarms = moves.unbind(0)
-    constant = found + torch.stack([of_p, -of_p, of_q, -of_q])
-    whole = constant + torch.stack([hits, alarms, -hits, -alarms])
-    return torch.cat([whole, others]), torch.cat([constant, others])

@@ -13,7 +13,7 @@ from process import run_python
 from selection import covering
 
 import customloss
-from customloss.reference.addition import added, mean
+from customloss.reference.sums import added, mean
 
 # Larger than one unit of work, so that there is work for several threads.
 LARGE = (
