@@ -8,7 +8,7 @@ notice one more, write a function and list it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, isnan
+from math import isfinite, isinf, isnan
 from typing import NamedTuple
 
 from customloss._spec import hints
@@ -127,6 +127,8 @@ def _what_came(batch: Batch, low: float, high: float) -> str:
         cure = softmax if batch.activation == "softmax" else "nan_targets='ignore' leaves them out"
         return f"NaN: if they mark what is missing, {cure}"
     scaled = f"divide by {_shown(high)} or compare with 0"
+    if isinf(high):
+        scaled = "compare with 0"
     signed = "pass (target + 1) / 2, or target > 0"
     if low == high:
         return f"{_shown(low)} everywhere" + (f": {scaled}" if high > 1 else "")

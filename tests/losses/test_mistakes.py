@@ -34,6 +34,10 @@ ERRORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], str]] = {
         {}, (X, torch.full((2, 1, 6), 255.0)),
         "target: expected values in [0, 1], got 255 everywhere: divide by 255",
     ),
+    "an infinite mask": (
+        {}, (X, torch.full((2, 1, 6), float("inf"))),
+        "target: expected values in [0, 1], got inf everywhere: compare with 0",
+    ),
     "-1 and 1": (
         {}, (X, T * 2 - 1),
         "target: expected values in [0, 1], got values -1 and 1: pass (target + 1) / 2, or "
