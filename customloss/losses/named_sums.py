@@ -19,7 +19,8 @@ class ConfusionSums(NamedTuple):
     """Soft confusion sums, one number per group.
 
     ``tp = Σ w t p``, ``fp = Σ w (1-t) p``, ``fn = Σ w t (1-p)``, ``tn = Σ w (1-t) (1-p)``.
-    ``a + b``, and ``sum`` of a list, are the sums of both batches.
+    ``a + b``, and ``sum`` of a list, are the sums of both batches, and ``0.9 * a + 0.1 * b`` is
+    their moving average.
     """
 
     tp: Tensor
@@ -33,6 +34,13 @@ class ConfusionSums(NamedTuple):
 
     def __radd__(self, other: object) -> ConfusionSums:
         return self + other
+
+    def __mul__(self, factor: object) -> ConfusionSums:
+        result: ConfusionSums = _scaled(self, factor)
+        return result
+
+    def __rmul__(self, factor: object) -> ConfusionSums:
+        return self * factor
 
 
 def _not_asked_for(sums: ConfusionSums, name: str) -> NoReturn:
@@ -72,6 +80,13 @@ def _added(one: Any, other: object) -> Any:
     return type(one)(**{name: value + theirs[name] for name, value in mine.items()})
 
 
+def _scaled(one: Any, factor: object) -> Any:
+    """All sums times a number. A tuple would be repeated."""
+    if isinstance(factor, bool) or not isinstance(factor, (int, float, Tensor)):
+        return NotImplemented
+    return type(one)(**{name: value * factor for name, value in _given(one).items()})
+
+
 def _given(sums: ConfusionSums | ExtendedSums) -> dict[str, Any]:
     """The sums that are there."""
     return {name: value for name, value in sums._asdict().items() if value is not None}
@@ -88,7 +103,8 @@ class ExtendedSums(NamedTuple):
     ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
     ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
     of a softmax, with t before smoothing too, in float64 and without a gradient, so that they can
-    be added up over an epoch. ``a + b``, and ``sum`` of a list, are the sums of both batches.
+    be added up over an epoch. ``a + b``, and ``sum`` of a list, are the sums of both batches;
+    ``0.9 * a + 0.1 * b`` is a moving average.
     """
 
     tp: Tensor
@@ -128,6 +144,13 @@ class ExtendedSums(NamedTuple):
 
     def __radd__(self, other: object) -> ExtendedSums:
         return self + other
+
+    def __mul__(self, factor: object) -> ExtendedSums:
+        result: ExtendedSums = _scaled(self, factor)
+        return result
+
+    def __rmul__(self, factor: object) -> ExtendedSums:
+        return self * factor
 
 
 def named(

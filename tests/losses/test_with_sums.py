@@ -224,3 +224,26 @@ def test_sums_of_unlike_batches_are_not_added() -> None:
     with pytest.raises(TypeError):
         operator.add((1, 2), plain)
     assert_equal(sum([plain, plain]).tp, 2 * plain.tp)
+
+
+def test_sums_times_a_number() -> None:
+    """They are scaled, and not repeated as a tuple is."""
+    x, target, _ = batch("x")
+    for sums in (
+        customloss.confusion_sums(x, target),
+        customloss.confusion_sums(x, target, hard=True, support=True),
+    ):
+        for scaled in (sums * 2, 2 * sums, sums * 2.0, torch.tensor(2.0) * sums):
+            assert type(scaled) is type(sums)
+            for name, value in sums._asdict().items():
+                found = getattr(scaled, name)
+                assert (found is None) == (value is None)
+                for one, other in zip(found or (), value or ()) if name == "hard" else ():
+                    assert_equal(one, 2 * other)
+                if name != "hard" and value is not None:
+                    assert_equal(found, 2 * value)
+        mean = 0.75 * sums + 0.25 * sums
+        torch.testing.assert_close(mean.tp, sums.tp)
+        for wrong in (True, "2", [2], sums):
+            with pytest.raises(TypeError):
+                sums * wrong
