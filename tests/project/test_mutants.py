@@ -254,8 +254,8 @@ MUTANTS = {
     # ---- Python
     "the gradient of a broadcast weight is a mean": Mutant(
         "customloss/_ops/autograd.py",
-        "result = _summed_to(weight.shape, result).to(weight.dtype)",
-        "result = (_summed_to(weight.shape, result) / 2).to(weight.dtype)",
+        "result = _summed_to(weight.shape, result).to(weight.dtype)\n    return",
+        "result = (_summed_to(weight.shape, result) / 2).to(weight.dtype)\n    return",
     ),
     "a block leaves its backend behind": Mutant(
         "customloss/_backends/choice.py", "_chosen = self._previous\n", "pass\n"
@@ -271,8 +271,8 @@ MUTANTS = {
         "if not _alike(target.shape, shape):", "if len(target.shape) != len(shape):",
     ),
     "the reference has fp and fn swapped": Mutant(
-        "customloss/reference/sums.py", "found = [t * p, (1 - t) * p, t * q,",
-        "found = [t * p, t * q, (1 - t) * p,",
+        "customloss/reference/sums.py", "return [t * p, (1 - t) * p, t * q,",
+        "return [t * p, t * q, (1 - t) * p,",
     ),
     "the reference counts what it skips": Mutant(
         "customloss/reference/losses.py", "~missing", "missing | ~missing"
