@@ -66,7 +66,7 @@ class Compiled:
                 if stack > max(most, self.known.get(name, 0), _unused_frame(ptx)):
                     spilled[name] = max(stack, spilled.get(name, 0))
                 assert registers <= REGISTER_LIMIT
-        assert spilled == {}, "bytes of stack"
+        assert not spilled, f"bytes of stack: {spilled}"
 
 
 def _unused_frame(ptx: str) -> int:
