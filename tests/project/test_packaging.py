@@ -22,6 +22,7 @@ from typing import Any
 import cpp_build
 import pytest
 import torch
+from filelock import FileLock
 from paths import ROOT
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -126,7 +127,11 @@ def test_the_cuda_code_compiles_beside_any_torch() -> None:
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     build = f"from setuptools.build_meta import build_sdist as b; b({str(folder)!r})"
-    run(sys.executable, "-c", build, cwd=ROOT)
+    # It is put together in the source tree, where two processes would be in each other's way: some
+    # versions of pytest do not keep the tests of an xdist_group in one.
+    cpp_build.BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(cpp_build.BUILD / "sdist.lock"):
+        run(sys.executable, "-c", build, cwd=ROOT)
     return next(folder.glob("*.tar.gz"))
 
 
