@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cpp_build import X86, tool
+from cpp_build import X86, from_setup, tool
 from paths import ROOT
 
 CPU = ROOT / "csrc" / "cpu"
@@ -67,8 +67,7 @@ def test_loops_of_every_sum(type: str, activation: str, tmp_path: Path) -> None:
     source, report = tmp_path / "loops.cpp", tmp_path / "report.txt"
     source.write_text(SOURCE.format(type=type, activation=activation))
     command = [
-        gcc(), "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math",
-        "-ffp-contract=fast", "-fopenmp-simd", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        gcc(), *from_setup("CXX_FLAGS")["CXX_FLAGS"], "-fPIC",
         "-w", "-I", str(CPU), "-isystem", str(Path(torch.__file__).parent / "include"),
         f"-fopt-info-vec-optimized={report}", "-c", str(source), "-o", str(tmp_path / "loops.o"),
     ]  # fmt: skip

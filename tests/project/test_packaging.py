@@ -5,7 +5,6 @@ Tests that build are marked ``packaging``. They share one build, so they run on 
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ from typing import Any
 import cpp_build
 import pytest
 import torch
+from cpp_build import from_setup
 from filelock import FileLock
 from paths import ROOT
 
@@ -67,21 +67,6 @@ def test_cuda_demanded_in_vain_fails_with_the_reason(demand: str) -> None:
 
 def test_an_unknown_choice_of_cuda_is_an_error() -> None:
     assert "expected auto, 1 or 0, got 'yes'" in setup_fails(CUSTOMLOSS_CUDA="yes")
-
-
-def from_setup(*names: str) -> dict[str, Any]:
-    """Constants and functions of setup.py, which cannot be imported without building."""
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    wanted = ["STABLE_ABI", *names]
-    body = [
-        node
-        for node in tree.body
-        if (isinstance(node, ast.FunctionDef) and node.name in wanted)
-        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in wanted)
-    ]
-    namespace: dict[str, Any] = {"Path": Path, "HERE": ROOT}
-    exec(compile(ast.Module(body, []), "setup.py", "exec"), namespace)
-    return namespace
 
 
 @pytest.mark.parametrize("name", ["CXX_FLAGS", "NVCC_FLAGS", "WERROR"])

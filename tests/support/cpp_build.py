@@ -6,6 +6,7 @@ is built twice: for the default instruction set, and with FMA, which rounds diff
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import shutil
@@ -28,6 +29,21 @@ def tool(name: str) -> str | None:
     """The path of a program; one installed beside this Python comes first."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     return shutil.which(name, path=path)
+
+
+def from_setup(*names: str) -> dict[str, Any]:
+    """Constants and functions of setup.py, which cannot be imported without building."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    wanted = ["STABLE_ABI", *names]
+    body = [
+        node
+        for node in tree.body
+        if (isinstance(node, ast.FunctionDef) and node.name in wanted)
+        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in wanted)
+    ]
+    namespace: dict[str, Any] = {"Path": Path, "HERE": ROOT}
+    exec(compile(ast.Module(body, []), "setup.py", "exec"), namespace)
+    return namespace
 
 
 def cmake_build(target: str, *options: str, preset: str | None = None) -> Path:
