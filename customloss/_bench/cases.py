@@ -17,10 +17,11 @@ BOTH = PASSES[2]
 class Case:
     """One tensor problem: logits of ``shape`` and ``dtype``, and a target.
 
-    Without ``labels`` the target is bool, of that shape, and p is a sigmoid. With it the target is
-    class numbers of that dtype, and p is a softmax. The loss is soft-F1 (which is Dice) with a
-    group per class (dim 1), averaged over the classes. ``beside`` names a mean loss that is added:
-    ``"cross_entropy"`` or ``"focal"``.
+    Without ``labels`` the target has that shape and the dtype ``mask``, and p is a sigmoid. With it
+    the target is class numbers of that dtype, and p is a softmax. The loss is soft-F1 (which is
+    Dice) with a group per class (dim 1), and with ``samplewise`` per sample and class; it is
+    averaged over the groups. ``beside`` names a mean loss that is added: ``"cross_entropy"`` or
+    ``"focal"``.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Case:
     channels_last: bool = False
     latency: bool = False  # memory does not matter: many calls are timed, and there is no roof
     labels: torch.dtype | None = None
+    mask: torch.dtype = torch.bool
+    samplewise: bool = False  # with labels only
     beside: str = ""
 
     @property
@@ -39,7 +42,7 @@ class Case:
     @property
     def read_bytes(self) -> int:
         """Logits and target once, which both passes have to read."""
-        target = self.elements * torch.bool.itemsize
+        target = self.elements * self.mask.itemsize
         if self.labels is not None:
             target = self.elements // self.shape[1] * self.labels.itemsize
         return self.elements * self.dtype.itemsize + target
@@ -73,6 +76,7 @@ FULL = (
     Case("image bfloat16", _IMAGE, torch.bfloat16),
     Case("image float16", _IMAGE, torch.float16),
     Case("image float64", _IMAGE, torch.float64),
+    Case("image float32, float target", _IMAGE, torch.float32, mask=torch.float32),
     Case("classes float32", (8192, 1000), torch.float32, ("forward", BOTH)),
     Case("channels_last float32", (16, 4, 512, 512), torch.float32, channels_last=True),
     Case("4 labels float32", _BRAIN, torch.float32, labels=torch.int64),
@@ -81,6 +85,10 @@ FULL = (
     Case(
         "105 labels Dice+CE", _ORGANS, torch.float32, (BOTH,), labels=torch.int64,
         beside="cross_entropy",
+    ),
+    Case(
+        "21 labels samplewise", (8, 21, 256, 256), torch.float32, ("forward", BOTH),
+        labels=torch.int64, samplewise=True,
     ),
     Case("image Dice+BCE", _IMAGE, torch.float32, ("forward", BOTH), beside="cross_entropy"),
     Case("image Dice+focal", _IMAGE, torch.float32, ("forward", BOTH), beside="focal"),
@@ -106,7 +114,12 @@ QUICK = (
 SMOKE = (
     Case("image float32", (2, 1, 32, 32), torch.float32),
     Case("channels_last float16", (2, 4, 16, 16), torch.float16, (BOTH,), channels_last=True),
+    Case("image float32, float target", (2, 1, 32, 32), torch.float32, mask=torch.float32),
     Case("labels float32", (2, 3, 16, 16), torch.float32, labels=torch.int64),
+    Case(
+        "labels samplewise", (2, 3, 16, 16), torch.float32, (BOTH,), labels=torch.int64,
+        samplewise=True,
+    ),
     Case(
         "labels Dice+CE", (2, 3, 16, 16), torch.float32, (BOTH,), labels=torch.uint8,
         beside="cross_entropy",
@@ -122,13 +135,13 @@ SUITES = {"quick": QUICK, "full": FULL, "smoke": SMOKE}
 def make_inputs(case: Case, device: torch.device) -> Inputs:
     """Logits N(0, 3²), and a target that is likelier where the logit is high.
 
-    It is bool with one positive in ten, or class numbers.
+    It has one positive in ten, or class numbers.
     """
     generator = torch.Generator(device).manual_seed(0)
     noise = torch.randn(case.shape, generator=generator, device=device)
     logits = 3 * torch.randn(case.shape, generator=generator, device=device)
     if case.labels is None:
-        target = (logits / 3 + noise) > 1.8
+        target = ((logits / 3 + noise) > 1.8).to(case.mask)
     else:
         target = (logits / 3 + noise).argmax(1).to(case.labels)
     logits = logits.to(case.dtype)

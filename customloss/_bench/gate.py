@@ -57,7 +57,7 @@ def expected(case: Case, inputs: Inputs) -> Expected:
     labels = case.labels is not None
     extra = int(_EXTRA[case.beside])
     activation = "softmax" if labels else "sigmoid"
-    elements = (activation, 1.0, 0.0, False, True, None, 0.0, extra)
+    elements = (activation, 1.0, 0.0, case.samplewise, True, None, 0.0, extra)
     target = inputs.target.unsqueeze(1) if labels else inputs.target
     dim = 2 if labels and inputs.input.dim() > 2 else 0
     chunks = _chunks(inputs.input.detach(), target, dim)
