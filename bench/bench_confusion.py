@@ -7,13 +7,14 @@ gate is not timed: if it is ours the test fails, if it is a rival's the test is 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from customloss._bench import cases, machine, measure, run
+from customloss._bench import cases, machine, measure, results, run
 from customloss._bench.rivals import COMPILED, FAMILIES, OURS
 
 # warnings of rivals and of the compiler are not errors of ours
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 class Ready(NamedTuple):
-    """A case with its inputs and judged implementations, and the roof measured beside them."""
+    """A case with its inputs and judged forms, and what the memory was seen to do."""
 
     case: cases.Case
     field: run.Field
-    roof: dict[str, list[float]]
+    rates: results.Rates | None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,23 +49,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def ready(request: pytest.FixtureRequest, device: torch.device) -> Ready:
     """Judges every implementation once per case; pytest keeps the tests of a case together."""
     case = request.param
-    compile = not request.config.getoption("no_compile")
-    field = run.prepare(case, device, compile=compile)
-    roof: dict[str, list[float]] = {}
-    if not case.latency:
-        probes = measure.roof_tasks(device, case.written_bytes)
-        roof = measure.interleave(probes, field.inputs, rounds=11, seconds=5.0)
-    return Ready(case, field, roof)
+    settings = run.Settings(compile=not request.config.getoption("no_compile"))
+    field = run.prepare(case, device, settings)
+    if case.latency:
+        return Ready(case, field, None)
+    probes = measure.probes(device, case.written_bytes, len(field.inputs))
+    seconds = measure.interleave(probes, field.inputs, rounds=11, seconds=5.0)
+    rates = results.probed(measure.probe_bytes(case.written_bytes), seconds)
+    return Ready(case, field, rates)
 
 
 def _racer(ready: Ready, which: str, family: str, repeat: int) -> run.Contender:
-    forms = ready.field.families.get(family, [])
-    if not forms:
-        pytest.skip(f"{family} does not race on this device")
-    racer = run.fastest(forms, which, ready.field.inputs[0], repeat)
-    if racer.loss is None:
-        (pytest.fail if family == OURS else pytest.skip)(racer.why_not or "no reason given")
-    return racer
+    """The fastest right form of a family, after a short race of all of them."""
+    forms = [one for one in ready.field.contenders if one.rival.family == family]
+    able = [one for one in forms if one.loss is not None]
+    if not able:
+        whys = [one.why for one in forms if one.why] or [f"{family} does not race on this device"]
+        (pytest.fail if family == OURS else pytest.skip)(whys[0])
+    tasks = {index: measure.task(one.loss, which, repeat) for index, one in enumerate(able)}
+    samples = measure.interleave(tasks, ready.field.inputs, rounds=5, seconds=5.0)
+    return able[min(samples, key=lambda index: statistics.median(samples[index]))]
 
 
 def _finished(work: Callable[[Any], Any], device: torch.device) -> Callable[[Any], Any]:
@@ -121,12 +125,13 @@ def test_pass(
         _against_roof(benchmark, ready, which)
     if device.type == "cuda" and not case.latency:
         events = [measure.sample(job, inputs[i % len(inputs)]) for i in range(rounds)]
-        benchmark.extra_info["event_seconds"] = list(measure.spread(events))
+        benchmark.extra_info["event_seconds"] = list(results.spread(events))
 
 
 def _against_roof(benchmark: Any, ready: Ready, which: str) -> None:
     median = benchmark.stats.stats.median
-    roof = run.roof(ready.case, which, ready.roof)
-    benchmark.extra_info["gbps"] = ready.case.moved_bytes(which) / median / 1e9
-    if roof.seconds is not None:
-        benchmark.extra_info.update(roof._asdict(), percent_of_roof=100 * roof.seconds / median)
+    moved = ready.case.moved_bytes(which)
+    benchmark.extra_info["gbps"] = moved / median / 1e9
+    if ready.rates is not None:
+        share = 100 * moved / ready.rates.best / median
+        benchmark.extra_info.update(ready.rates._asdict(), percent_of_roof=share)

@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("customloss")
     group.addoption("--suite", choices=sorted(cases.SUITES), default="quick")
     group.addoption("--rounds", type=int, default=15, help="samples of each variant")
-    group.addoption("--threads", type=int, default=2, help="CPU threads")
+    group.addoption("--threads", type=int, default=0, help="CPU threads; 0: as torch has them")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
 
 
@@ -28,6 +28,6 @@ def device() -> torch.device:
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """A fixed number of threads, which the results name."""
     before = torch.get_num_threads()
-    torch.set_num_threads(request.config.getoption("threads"))
+    torch.set_num_threads(request.config.getoption("threads") or before)
     yield torch.get_num_threads()
     torch.set_num_threads(before)

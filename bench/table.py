@@ -17,15 +17,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from customloss._bench import report
+from customloss._bench import report, results
 from customloss._demo import report as training
 
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- (table|headline|training): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 KINDS: dict[str, Callable[[Path], str]] = {
-    "table": lambda path: report.markdown(report.load(path)),
-    "headline": lambda path: report.headline(report.load(path)),
+    "table": lambda path: report.markdown(results.load(path), results.beside(path)),
+    "headline": lambda path: report.headline(results.load(path)),
     "training": lambda path: training.markdown(json.loads(path.read_text())),
 }
 

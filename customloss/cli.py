@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
@@ -33,6 +33,9 @@ from rich import progress as bars  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+if TYPE_CHECKING:
+    from customloss._bench import run
+
 app = typer.Typer(
     help="Fused F-measure losses for PyTorch: see them train, see them run, see what is installed.",
     no_args_is_help=True,
@@ -48,9 +51,22 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Against(str, Enum):
+    """Who may race, as one types it."""
+
+    eager = "eager"
+    compile = "compile"
+    monai = "monai"
+    nnunet = "nnunet"
+    smp = "smp"
+    kornia = "kornia"
+
+
 Out = Annotated[Path, typer.Option(help="Folder for the PNG and JSON files.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of the benchmark.")]
-Compile = Annotated[bool, typer.Option(help="Race against torch.compile, too.")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="CPU threads of the benchmark; 0: as torch has them.")
+]
+Compile = Annotated[bool, typer.Option(help="Also race what is compiled with torch.compile.")]
 
 
 def _console() -> Console:
@@ -60,7 +76,7 @@ def _console() -> Console:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
@@ -87,20 +103,24 @@ def demo(
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0: enough of them.")] = 0,
     bench: Annotated[bool, typer.Option(help="Benchmark after training.")] = True,
     out: Out = Path("out"),
-    threads: Threads = 2,
+    threads: Threads = 0,
     compile: Compile = True,
 ) -> None:
     """Train with BCE, soft-F1 and -log F1 on small data, then benchmark the operator."""
     for module in ("sklearn", "matplotlib"):
         _need(module)
+    _writable("--out", out / "training.json")
     console = _console()
     console.rule("Training: does it help?")
     with _threads(1):  # the models are small: a second thread would cost more than it brings
         _train(console, seeds, steps or None, out)
     if bench:
+        from customloss._bench import run
+
         console.rule("Speed: what does it cost?")
         with _threads(threads):
-            _bench(console, "quick", _device(Device.auto), 9, 4.0, compile, out / "bench.json")
+            settings = run.Settings(rounds=9, seconds=4.0, compile=compile)
+            _bench(console, "quick", _device(Device.auto), settings, out / "bench.json")
 
 
 def _train(console: Console, seeds: int, steps: int | None, out: Path) -> None:
@@ -139,33 +159,103 @@ def bench(
         Path | None, typer.Option(help="Measure nothing: show a saved JSON file.")
     ] = None,
     compile: Compile = True,
+    against: Annotated[
+        list[Against] | None,
+        typer.Option(help="Race only these; once for each. Without it all that are installed."),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="default, or for all alike: huge-pages, jemalloc (CPU).")
+    ] = "default",
     rounds: Annotated[int, typer.Option(min=0, help="Samples each; 0: as the suite says.")] = 0,
     device: Annotated[Device, typer.Option(help="auto: CUDA where there is one.")] = Device.auto,
-    threads: Threads = 2,
+    threads: Threads = 0,
 ) -> None:
-    """Time the operator beside eager, torch.compile, MONAI and smp, and beside the machine's roof.
+    """Time the operator beside eager, torch.compile and other libraries, and beside the roof.
 
     No speed-up is shown unless value and gradient agree with the float64 reference.
     """
     console = _console()
     if table is not None:
-        from customloss._bench import report
-
-        try:
-            shown = report.renderable(report.load(table))
-        except OSError as error:
-            raise SystemExit(f"customloss: --table {table}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise SystemExit(
-                f"customloss: --table {table}: expected a JSON file that customloss bench saved"
-            ) from None
-        console.print(shown)
+        _show(console, table)
         return
+    _writable("--json", json)
+    _enter_memory(memory)
+    from customloss._bench import run
+
     suite = "smoke" if smoke else "full" if full else "quick"
-    wanted = rounds or {"smoke": 5, "quick": 15, "full": 51}[suite]
-    seconds = {"smoke": 1.0, "quick": 6.0, "full": 60.0}[suite]
+    wanted = rounds or {"smoke": 5, "quick": 15, "full": 41}[suite]
+    seconds = {"smoke": 1.0, "quick": 6.0, "full": 40.0}[suite]
+    settings = run.Settings(
+        rounds=wanted, seconds=seconds, compile=compile, families=_families(against, compile)
+    )
     with _threads(threads):
-        _bench(console, suite, _device(device), wanted, seconds, compile, json)
+        _bench(console, suite, _device(device), settings, json)
+
+
+def _show(console: Console, path: Path) -> None:
+    from customloss._bench import report, results
+
+    try:
+        document = results.load(path)
+        shown = report.renderable(document)
+    except OSError as error:
+        raise SystemExit(f"customloss: --table {path}: {error.strerror}") from None
+    except results.NotAResult as reason:
+        raise SystemExit(f"customloss: --table {path}: {reason}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SystemExit(
+            f"customloss: --table {path}: the file is damaged; measure again"
+        ) from None
+    console.print(shown)
+
+
+def _writable(option: str, path: Path) -> None:
+    """Says so before hours of measuring, not after them."""
+    new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise SystemExit(
+            f"customloss: {option}: cannot write {path} ({error.strerror}); name another folder"
+        ) from None
+
+
+def _enter_memory(wanted: str) -> None:
+    from customloss._bench import memory
+
+    names = [each.value for each in memory.Memory]
+    if wanted not in names:
+        raise SystemExit(f"customloss: --memory: expected {' or '.join(names)}, got {wanted!r}")
+    memory.enter(memory.Memory(wanted))
+
+
+def _families(against: list[Against] | None, compile: bool) -> tuple[str, ...]:
+    """The families of the benchmark that were asked for; one that cannot race is an error."""
+    from customloss._bench import rivals
+
+    if not against:
+        return rivals.FAMILIES
+    if Against.compile in against and not compile:
+        raise SystemExit("customloss: --against compile contradicts --no-compile; leave one out")
+    for asked in against:
+        missing = rivals.missing(_NAMES[asked])
+        if missing:
+            raise SystemExit(f"customloss: --against {asked.value}: {missing}")
+    return tuple(_NAMES[asked] for asked in against)
+
+
+_NAMES = {
+    Against.eager: "eager",
+    Against.compile: "torch.compile",
+    Against.monai: "MONAI",
+    Against.nnunet: "nnU-Net",
+    Against.smp: "smp",
+    Against.kornia: "kornia",
+}
 
 
 def _device(wanted: Device) -> torch.device:
@@ -177,17 +267,10 @@ def _device(wanted: Device) -> torch.device:
 
 
 def _bench(
-    console: Console,
-    suite: str,
-    device: torch.device,
-    rounds: int,
-    seconds: float,
-    compile: bool,
-    json: Path,
+    console: Console, suite: str, device: torch.device, settings: run.Settings, json: Path
 ) -> None:
-    from customloss._bench import report, run
+    from customloss._bench import report, results, run
 
-    settings = run.Settings(rounds=rounds, seconds=seconds, compile=compile)
     with _progress(console) as progress:
         bar = progress.add_task("benchmark", total=run.steps(suite, settings))
         document = run.run(
@@ -198,7 +281,7 @@ def _bench(
             tick=lambda: progress.advance(bar),
         )
     console.print(report.renderable(document))
-    report.save(document, json)
+    results.save(document, json)
     saved = [json]
     if importlib.util.find_spec("matplotlib"):
         from customloss._bench import figure

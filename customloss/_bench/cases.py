@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,8 +163,26 @@ def copies(inputs: Inputs, count: int) -> list[Inputs]:
     return [inputs, *fresh]
 
 
+# of an input when its turn comes: out of every cache, read a moment ago, or in a cache
+Temperature = Literal["cold", "after forward", "warm"]
+
+CACHES_FILLED = 3
+_COPY_BYTES, _COPIES = 4 << 30, 1024  # at most
+
+
 def copies_needed(case: Case, cache_bytes: int) -> int:
-    """How many copies fill the cache three times, from two to eight; one for a latency."""
+    """How many copies fill the last-level cache three times, as far as is practical.
+
+    A latency is measured on one, which stays in the cache.
+    """
     if case.latency:
         return 1
-    return max(2, min(8, math.ceil(3 * cache_bytes / case.read_bytes)))
+    wanted = math.ceil(CACHES_FILLED * cache_bytes / case.read_bytes)
+    return max(2, min(wanted, _COPIES, _COPY_BYTES // case.read_bytes))
+
+
+def temperature(case: Case, which: str, copies: int, cache_bytes: int) -> Temperature:
+    """What a pass finds when its turn comes, if the copy that was used longest ago is next."""
+    if copies * case.read_bytes < CACHES_FILLED * cache_bytes:
+        return "warm"
+    return "after forward" if which == "backward" else "cold"

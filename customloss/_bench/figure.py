@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from customloss._bench import report
+from customloss._bench import report, results
+from customloss._bench.results import Document, Row
 from customloss._bench.rivals import COMPILED, EAGER, OURS
-from customloss._bench.run import Document, Row
 
 COLOURS = {OURS: "#0b5fff", COMPILED: "#e07a00", EAGER: "#6b7280"}
-_OTHERS = ("#2a9d8f", "#9d4edd")
+_OTHERS = ("#2a9d8f", "#9d4edd", "#c1121f", "#8d6e63")
 MARKERS = {OURS: "o", COMPILED: "D", EAGER: "s"}
 
 
@@ -18,7 +18,7 @@ def draw(document: Document, path: Path) -> None:
     """Writes the PNG: rows with a roof on the left, latencies on the right."""
     from matplotlib.figure import Figure
 
-    roofed = [row for row in document["rows"] if row["roof_seconds"]]
+    roofed = [row for row in document["rows"] if results.roof_seconds(row)]
     quick = [row for row in document["rows"] if row["latency"]]
     height = 1.9 + 0.42 * max(len(roofed), 2)
     figure = Figure(figsize=(10.5, height), layout="constrained")
@@ -39,12 +39,12 @@ def _colour(family: str, raced: list[str]) -> str:
 
 
 def _roof_axes(axes: Any, rows: list[Row], document: Document) -> None:
-    raced = report.families(document)
+    raced = results.families(document)
     for family in reversed(raced):
         points = [
-            (place, [100 * row["roof_seconds"] / t for t in entry["seconds"]])
+            (place, [100 * roof / seconds for seconds in taken[:3]])
             for place, row in enumerate(rows)
-            if (entry := row["entries"].get(family)) and entry["seconds"] and row["roof_seconds"]
+            if (taken := results.times(row, family)) and (roof := results.roof_seconds(row))
         ]
         colour = _colour(family, raced)
         for place, (_, best, worst) in points:
@@ -67,21 +67,21 @@ def _roof_axes(axes: Any, rows: list[Row], document: Document) -> None:
 
 
 def _latency_axes(axes: Any, rows: list[Row], document: Document) -> None:
-    raced = report.families(document)
+    raced = results.families(document)
     bars = [
-        (family, entry["seconds"])
-        for row in rows[:1]
+        (family, taken)
+        for row in rows[-1:]
         for family in raced
-        if (entry := row["entries"].get(family)) and entry["seconds"]
+        if (taken := results.times(row, family))
     ]
     names = [family for family, _ in bars]
-    middles = [1e6 * seconds[0] for _, seconds in bars]
+    middles = [1e6 * taken.median for _, taken in bars]
     axes.barh(names, middles, color=[_colour(name, raced) for name in names], height=0.55)
     for place, value in enumerate(middles):
         axes.text(value, place, f" {value:.0f} µs", va="center", fontsize=8)
     axes.margins(x=0.25)
     axes.set_xlabel("µs a step (left is better)")
-    axes.set_title("64 logits: forward+backward", fontsize=10)
+    axes.set_title(" ".join(f"{row['case']}: {row['which']}" for row in rows[-1:]), fontsize=10)
     _clean(axes)
 
 

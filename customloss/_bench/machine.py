@@ -1,4 +1,4 @@
-"""The machine of a benchmark: everything about it that a reader needs to judge a timing."""
+"""Where a result is from: the machine, the versions, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import datetime
 import os
 import platform
 import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 
 import customloss
 from customloss._backends import libraries
+from customloss._bench import memory
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -28,21 +33,24 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def _cpu_cache_bytes() -> int:
-    """The largest cache of the first core; 32 MiB where it cannot be read."""
-    sizes = []
-    for path in _CACHES.glob("index*/size"):
-        text = path.read_text().strip()
-        if text[:-1].isdigit() and text[-1:] in _UNITS:
-            sizes.append(int(text[:-1]) * _UNITS[text[-1]])
-    return max(sizes, default=32 << 20)
+def cpu_caches() -> dict[str, int]:
+    """The bytes of each cache of the first core: ``{"L1d": ..., "L2": ..., "L3": ...}``."""
+    found = {}
+    for folder in sorted(_CACHES.glob("index*")):
+        size, level, kind = (
+            (folder / name).read_text().strip() for name in ("size", "level", "type")
+        )
+        if kind != "Instruction" and size[:-1].isdigit() and size[-1:] in _UNITS:
+            name = f"L{level}{'d' if kind == 'Data' else ''}"
+            found[name] = int(size[:-1]) * _UNITS[size[-1]]
+    return found
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The size of the last-level cache, which inputs must not fit."""
+    """The size of the last-level cache, which inputs must not fit; 32 MiB where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    return _cpu_cache_bytes()
+    return max(cpu_caches().values(), default=32 << 20)
 
 
 def load_average() -> float | None:
@@ -57,7 +65,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cache_mib": cache_bytes(device) >> 20,
+        "caches": cpu_caches(),
+        "cache_bytes": cache_bytes(device),
         "load_average": load_average(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -65,13 +74,65 @@ def describe(device: torch.device) -> dict[str, Any]:
         "customloss": customloss.__version__,
         "backend": customloss.current_backend(),
         "kernels": kernels(device),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
         described["cuda"] = torch.version.cuda
     described["kind"] = _kind(described)
     return described
+
+
+# ---- how it was made -------------------------------------------------------------------------
+
+_LIBRARIES = ("numpy", "monai", "nnunetv2", "segmentation-models-pytorch", "kornia", "triton")
+
+
+def provenance() -> dict[str, Any]:
+    """What it takes to repeat a result, beside the machine."""
+    return {
+        "commit": commit(),
+        "command": shlex.join(["customloss", *sys.argv[1:]]),
+        "memory": memory.current().value,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("CUSTOMLOSS_", "OMP_", "MKL_", "THP_", "MALLOC_"))
+        },
+    }
+
+
+# what a timing depends on: other files may change, results among them
+_MEASURED = ("csrc", "kernels", "customloss", "setup.py")
+
+
+def commit() -> str:
+    """The commit of the source tree that customloss is imported from; elsewhere its version."""
+    tree = Path(customloss.__file__).resolve().parents[1]
+    head = _git(tree, "rev-parse", "HEAD") if (tree / "setup.py").is_file() else ""
+    if not head:
+        return f"version {customloss.__version__}"
+    changed = _git(tree, "status", "--porcelain", "--", *_MEASURED)
+    return head[:12] + (", changed" if changed else "")
+
+
+def _git(tree: Path, *arguments: str) -> str:
+    try:
+        ran = subprocess.run(["git", "-C", tree, *arguments], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# ---- names -----------------------------------------------------------------------------------
 
 
 def _kind(described: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""How it is measured: samples of a pass in turns, with the roof, and the memory of a step."""
+"""How it is measured: samples of a pass in turns, probes of the memory, and what a step holds."""
 
 from __future__ import annotations
 
 import ctypes
-import statistics
+import itertools
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,6 @@ from torch import Tensor
 from customloss._bench import gate
 from customloss._bench.cases import Inputs
 from customloss._bench.rivals import Loss
-
-READ_ROOF, COPY_ROOF, REUSE_ROOF = "read roof", "copy roof", "reuse roof"
 
 
 class Task(NamedTuple):
@@ -58,24 +57,28 @@ def task(loss: Loss, which: str, repeat: int = 1) -> Task:
     return Task(_itself, lambda inputs: gate.step(loss, inputs), repeat)
 
 
-def roof_tasks(device: torch.device, bytes: int) -> dict[str, Task]:
-    """Probes of what the memory can do: reading, copying into fresh memory (as a gradient is
-    written), and copying into existing memory, which spares the page faults of a gradient.
+def probe_bytes(bytes: int) -> int:
+    """What a probe of ``bytes`` really reads: a whole number of float32."""
+    return max(1, bytes // 4) * 4
 
-    Two sources take turns, so that neither is in a cache when its turn comes.
+
+def probes(device: torch.device, bytes: int, places: int) -> dict[str, Task]:
+    """What the memory can do: read ``bytes``, or copy them into memory that is there already.
+
+    So many places take turns that none is in a cache when its turn comes, as with the inputs. A
+    copy into fresh memory would measure the page faults of the operating system.
     """
-    count = max(1, bytes // 4)
-    places = [torch.rand(count, device=device) for _ in range(2)]
-    existing = torch.empty_like(places[0])
+    count = probe_bytes(bytes) // 4
+    sources = [torch.rand(count, device=device) for _ in range(places)]
+    targets = [torch.zeros_like(source) for source in sources]
+    turns = itertools.cycle(zip(sources, targets))
 
-    def turn(_: Inputs) -> Tensor:
-        places.reverse()
-        return places[0]
+    def turn(_: Inputs) -> tuple[Tensor, Tensor]:
+        return next(turns)
 
     return {
-        READ_ROOF: Task(turn, torch.sum),
-        COPY_ROOF: Task(turn, torch.clone),
-        REUSE_ROOF: Task(turn, existing.copy_),
+        "read": Task(turn, lambda pair: pair[0].sum()),
+        "copy": Task(turn, lambda pair: pair[1].copy_(pair[0])),
     }
 
 
@@ -120,53 +123,33 @@ def sample(job: Task, inputs: Inputs) -> float:
 
 
 def interleave(
-    tasks: Mapping[str, Task],
+    tasks: Mapping[Any, Task],
     inputs: list[Inputs],
     *,
     rounds: int,
     seconds: float,
     tick: Callable[[], None] = lambda: None,
-) -> dict[str, list[float]]:
-    """Samples of every task, taken in turns and in another order every round.
+) -> dict[Any, list[float]]:
+    """A sample of every task in every round, in an order that is drawn anew for each round.
 
-    Noise then hits all tasks alike, and ratios are taken within a round. Stops after ``rounds``, or
-    after ``seconds`` once there were five rounds.
+    The next task gets the copy of the inputs that was used longest ago, whoever used it. So no task
+    follows another more often than by chance, and none finds what the one before it has read. Noise
+    hits all tasks alike, and ratios are taken within a round. Stops after ``rounds``, or after
+    ``seconds`` once there were five rounds.
     """
-    names = list(tasks)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        sample(tasks[name], inputs[0])  # warms up, and is not kept
+    samples: dict[Any, list[float]] = {name: [] for name in tasks}
+    turns = itertools.cycle(inputs)
+    for job in tasks.values():
+        sample(job, next(turns))  # warms up, and is not kept
+    drawn = random.Random(0)
     deadline = time.monotonic() + seconds
     for index in range(rounds):
-        order = names[index % len(names) :] + names[: index % len(names)]
-        for turn, name in enumerate(order):
-            current = inputs[(index + turn) % len(inputs)]
-            samples[name].append(sample(tasks[name], current))
+        for name in drawn.sample(list(tasks), len(tasks)):
+            samples[name].append(sample(tasks[name], next(turns)))
         tick()
         if index >= 4 and time.monotonic() > deadline:
             break
     return samples
-
-
-class Spread(NamedTuple):
-    """The middle and the edges of many samples."""
-
-    median: float
-    p10: float
-    p90: float
-
-
-def spread(values: list[float]) -> Spread:
-    """Median, 10th and 90th percentile."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return Spread(statistics.median(values), tenths[0], tenths[-1])
-
-
-def ratio(theirs: list[float], ours: list[float]) -> Spread:
-    """How many times longer they took, round by round."""
-    return spread([their / our for their, our in zip(theirs, ours)])
 
 
 # ---- memory ----------------------------------------------------------------------------------

@@ -1,20 +1,18 @@
-"""The results: a table for the terminal, one for Markdown, and JSON."""
+"""The results in words: tables for a terminal and for Markdown, and sentences that fit them."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from customloss._bench import results
 from customloss._bench.cases import BOTH
+from customloss._bench.results import Document, Form, Row, Spread
 from customloss._bench.rivals import FAMILIES, OURS
-from customloss._bench.run import Document, Entry, Row
 
 WITHHELD = "withheld"  # in place of a number where an answer was wrong
 NOTHING = "–"
@@ -40,77 +38,81 @@ def amount(size: float | None) -> str:
     return f"{size:.1f} GiB"
 
 
-def roof_share(row: Row, entry: Entry) -> float | None:
-    """How much of the roof an entry reaches: the least time there is over the time it took."""
-    roof, seconds = row["roof_seconds"], entry["seconds"]
-    return roof / seconds[0] if roof and seconds else None
-
-
-def _speedup(row: Row, family: str) -> str:
-    entry = row["entries"].get(family)
-    if entry is None or (entry["why_not"] and not entry["why_not"].startswith("wrong")):
-        return NOTHING
-    if entry["speedup"] is None:
-        return WITHHELD
-    median, low, high = (_three_digits(value) for value in entry["speedup"])
-    return f"{median}× ({low}–{high})"
-
-
 def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
+def _time(taken: Spread) -> str:
+    """Median, and in parentheses the 10th and 90th percentile and the mean."""
+    digits, unit = (1e6, "µs") if taken.median < 1e-3 else (1e3, "ms")
+    middle, low, high, mean = (_three_digits(value * digits) for value in taken)
+    return f"{middle} {unit} ({low}–{high}; {mean})"
+
+
+def _times(ratio: Spread) -> str:
+    """The same of a ratio, whose last number is the ratio of the means."""
+    middle, low, high, mean = map(_three_digits, ratio)
+    return f"{middle}× ({low}–{high}; {mean})"
+
+
+def _speedup(row: Row, family: str) -> str:
+    form = results.standing(row, family)
+    if form is None or form["outcome"] in ("absent", "failed"):
+        return NOTHING
+    ratio = results.speedup(row, family)
+    return _times(ratio) if ratio else WITHHELD
+
+
 def _own_time(row: Row) -> str:
-    seconds = row["entries"][OURS]["seconds"]
-    return duration(seconds[0]) if seconds else WITHHELD
+    taken = results.times(row, OURS)
+    return _time(taken) if taken else WITHHELD
 
 
 def _own_share(row: Row) -> str:
-    share = roof_share(row, row["entries"][OURS])
-    return NOTHING if share is None else f"{100 * share:.0f} %"
+    share = results.roof_share(row, OURS)
+    if share is None:
+        return NOTHING
+    return f"{100 * share:.0f} %" + (", in cache" if share > 1 and row["inputs"] != "cold" else "")
 
 
-def families(document: Document) -> list[str]:
-    """The families that were timed, or were wrong, in some row; ours first."""
-    return [
-        family
-        for family in FAMILIES
-        if any(_present(row["entries"].get(family)) for row in document["rows"])
-    ]
+def _pass_name(row: Row) -> str:
+    return PASS_NAMES.get(row["which"], row["which"])
 
 
-def _present(entry: Entry | None) -> bool:
-    return entry is not None and (
-        entry["seconds"] is not None or (entry["why_not"] or "").startswith("wrong")
-    )
+def _title(row: Row) -> str:
+    return f"{row['case']} {_pass_name(row)}"
 
 
-def absent(document: Document) -> dict[str, str]:
-    """The families that are in no row of the table, and why."""
-    raced = families(document)
-    found: dict[str, str] = {}
-    for row in document["rows"]:
-        for family, entry in row["entries"].items():
-            if family not in raced and entry["why_not"]:
-                found.setdefault(family, entry["why_not"])
-    return found
+# ---- sentences -------------------------------------------------------------------------------
 
 
 def heading(document: Document) -> str:
     """The machine in one line."""
     m: dict[str, Any] = document["machine"]
-    device = m.get("gpu") or m["cpu"]
     load = f"load {m['load_average']}" if m["load_average"] is not None else "load unknown"
     if m.get("load_average_after") is not None:
         load += f" to {m['load_average_after']}"
+    caches = ", ".join(f"{name} {amount(size)}" for name, size in m["caches"].items())
     parts = [
-        device,
+        m.get("gpu") or m["cpu"],
+        caches,
         f"{m['threads']} threads",
         f"torch {m['torch']}",
         f"kernels {m['kernels']}",
         load,
     ]
-    return " · ".join(parts)
+    return " · ".join(part for part in parts if part)
+
+
+def origin(document: Document) -> str:
+    """What repeats a result."""
+    made = document["made"]
+    rounds = [row["rounds"] for row in document["rows"]]
+    installed = [f"{name} {version}" for name, version in made["libraries"].items() if version]
+    return (
+        f"{made['date']}, commit {made['commit']}, `{made['command']}`, {min(rounds)} to "
+        f"{max(rounds)} rounds a row; {', '.join(installed)}"
+    )
 
 
 def busy_line(document: Document) -> str | None:
@@ -124,90 +126,144 @@ def busy_line(document: Document) -> str | None:
 
 
 def roof_line(document: Document) -> str:
-    """The roof of the machine, as it was measured between the samples."""
-    rows = [row for row in document["rows"] if row["roof_seconds"]]
-    if not rows:
+    """What the memory of the machine was seen to do between the samples."""
+    measured = [rates for row in document["rows"] if (rates := results.rates(row))]
+    if not measured:
         return "roof: not measured"
-    read, copy, reuse = (
-        statistics.median(row[rate] or 0.0 for row in rows)
-        for rate in ("read_gbps", "copy_gbps", "reuse_gbps")
+    read, copy = (statistics.median(rates[index] for rates in measured) / 1e9 for index in range(2))
+    return (
+        f"roof: the better of two probes that ran in the same rounds, input.sum() (median of the "
+        f"rows {read:.1f} GB/s) and existing.copy_(input) ({copy:.1f} GB/s, read and written)."
     )
-    line = (
-        f"roof, measured between the samples: read {read:.1f} GB/s (input.sum()), "
-        f"copy {copy:.1f} GB/s (input.clone()). Into memory that is there already, which a fresh "
-        f"gradient is not, a copy runs at {reuse:.1f} GB/s"
-    )
-    shares = [roof_share(row, entry) or 0.0 for row in rows for entry in row["entries"].values()]
-    return line + ("; above 100 % means faster than the probes." if max(shares) > 1 else ".")
+
+
+def absences(document: Document) -> list[str]:
+    """The families that are in no row, and why; they are named, so that nobody misses them."""
+    raced = results.families(document)
+    found: dict[str, str] = {}
+    for row in document["rows"]:
+        for form in row["forms"]:
+            if form["family"] not in raced:
+                found.setdefault(form["family"], form["why"] or "")
+    asked = {form["family"] for row in document["rows"] for form in row["forms"]}
+    left_out = [family for family in FAMILIES if family not in asked]
+    lines = [f"{family} is absent: {why}" for family, why in found.items()]
+    return lines + [f"{family} is absent: left out by the command" for family in left_out]
+
+
+def refusals(document: Document) -> list[str]:
+    """Where all answers of a family were wrong or failed, and by how much: a line a family."""
+    found: dict[str, dict[str, None]] = {}
+    for row in document["rows"]:
+        for family in FAMILIES:
+            form = results.standing(row, family)
+            if form is not None and form["outcome"] in ("wrong", "failed"):
+                found.setdefault(family, {})[f"{row['case']} ({_fault(form)})"] = None
+    return [f"{family} is withheld in {', '.join(cases)}" for family, cases in found.items()]
+
+
+def _fault(form: Form) -> str:
+    return f"{form['why']}" if form["outcome"] == "wrong" else f"failed: {form['why']}"
 
 
 def verdict(document: Document) -> str:
-    """A sentence over all rows, each compared with the fastest other right answer in it.
-
-    A row counts as faster or slower only where the 10th and the 90th percentile of its ratio agree.
-    """
-    closest = sorted(_closest(document))
-    if not closest:
+    """A sentence over all rows, each compared with the fastest other right answer in it."""
+    found = sorted(results.all_closest(document), key=lambda pair: pair[1].ratio.median)
+    if not found:
         return "No speed-up is claimed: no row has two right answers to compare."
-    medians = [ratio[0] for ratio, _, _ in closest]
-    faster = sum(ratio[1] > 1 for ratio, _, _ in closest)
-    slower = sum(ratio[2] < 1 for ratio, _, _ in closest)
-    ratio, row, family = closest[0]
+    ratios = [closest.ratio for _, closest in found]
+    judged = [results.judged(ratio) for ratio in ratios]
+    below = [
+        f"{_title(row)} ({_three_digits(closest.ratio.median)}× against {closest.family})"
+        for row, closest in found
+        if closest.ratio.median < 1
+    ]
+    said = f"Its median is below 1 in {len(below)} rows"
+    if below:
+        said += f": {', '.join(below)}"
+    else:
+        row, least = found[0]
+        said += f", and least in {_title(row)}"
+        said += f" ({_three_digits(least.ratio.median)}× against {least.family})"
     return (
-        f"Against the fastest other right answer of each of {len(closest)} rows, customloss is "
-        f"faster in {faster}, slower in {slower} and level in {len(closest) - faster - slower}; "
-        f"{_three_digits(statistics.median(medians))}× in the median row, "
-        f"least in {row} ({_three_digits(ratio[0])}× against {family})."
+        f"Against the fastest other right answer of each of {len(found)} rows, customloss is "
+        f"faster in {judged.count('faster')} (nine rounds in ten agree), slower in "
+        f"{judged.count('slower')}, level in {judged.count('level')} (the rounds disagree, and "
+        f"the median is within 5 %) and unsettled in {judged.count('unsettled')}. The ratio is "
+        f"{_three_digits(statistics.median(ratio.median for ratio in ratios))}× in the median row, "
+        f"of means {_three_digits(statistics.median(ratio.mean for ratio in ratios))}×. {said}."
     )
-
-
-def _closest(document: Document) -> Iterator[tuple[list[float], str, str]]:
-    for row in document["rows"]:
-        found = [
-            (entry["speedup"], f"{row['case']} {row['which']}", family)
-            for family, entry in row["entries"].items()
-            if family != OURS and entry["speedup"]
-        ]
-        if found:
-            yield min(found)
 
 
 # ---- tables ----------------------------------------------------------------------------------
 
+Cells = tuple[list[str], list[list[str]]]  # a header and lines
 
-def _time_table(document: Document) -> tuple[list[str], list[list[str]]]:
-    others = families(document)[1:]
-    header = ["case", "pass", OURS, "of roof", *(f"vs {family}" for family in others)]
+TIME_TITLE = (
+    "Time of customloss, and how many times as long the others took: median "
+    "(10th–90th percentile of the rounds; mean, or ratio of the means)"
+)
+MEMORY_TITLE = "Memory: kept for backward / peak of a step, beyond the caller's tensors"
+PLACES_TITLE = (
+    "The same with other memory for everybody: time of customloss, and the fastest other right "
+    "answer"
+)
+
+
+def _time_table(document: Document) -> Cells:
+    others = results.families(document)[1:]
+    header = ["case", "pass", "inputs", OURS, "of roof", *(f"vs {family}" for family in others)]
     lines = []
     for row in document["rows"]:
-        which = PASS_NAMES.get(row["which"], row["which"])
-        own = [row["case"], which, _own_time(row), _own_share(row)]
+        own = [row["case"], _pass_name(row), row["inputs"], _own_time(row), _own_share(row)]
         lines.append(own + [_speedup(row, family) for family in others])
     return header, lines
 
 
-def _memory_table(document: Document) -> tuple[list[str], list[list[str]]]:
-    raced = families(document)
+def _memory_table(document: Document) -> Cells:
+    raced = results.families(document)
     lines = []
     for row in document["rows"]:
-        entries = [row["entries"].get(family) for family in raced]
-        if any(entry and entry["saved_bytes"] is not None for entry in entries):
-            lines.append([row["case"], *(_memory(entry) for entry in entries)])
+        forms = [results.standing(row, family) for family in raced]
+        if any(form and form["saved_bytes"] is not None for form in forms):
+            lines.append([row["case"], *(_memory(form) for form in forms)])
     return ["case", *raced], lines
 
 
-def _memory(entry: Entry | None) -> str:
-    if entry is None or entry["saved_bytes"] is None:
+def _memory(form: Form | None) -> str:
+    if form is None or form["saved_bytes"] is None:
         return NOTHING
-    return f"{amount(entry['saved_bytes'])} / {amount(entry['peak_bytes'])}"
+    return f"{amount(form['saved_bytes'])} / {amount(form['peak_bytes'])}"
 
 
-def _rich(title: str, header: list[str], lines: list[list[str]], left: int) -> Table:
+def _places_table(document: Document, others: dict[str, Document]) -> Cells:
+    """One column a memory, each with the closest rival there."""
+    columns = {document["made"]["memory"]: document} | others
+    lines = []
+    for row in document["rows"]:
+        which = (row["case"], row["which"])
+        cells = [_place(each, which) for each in columns.values()]
+        lines.append([row["case"], _pass_name(row), *cells])
+    return ["case", "pass", *columns], lines
+
+
+def _place(document: Document, which: tuple[str, str]) -> str:
+    for row in document["rows"]:
+        closest = results.closest(row)
+        if (row["case"], row["which"]) == which and closest:
+            taken = results.times(row, OURS)
+            assert taken is not None
+            return f"{duration(taken.median)}, {_times(closest.ratio)} {closest.family}"
+    return NOTHING
+
+
+def _rich(title: str, cells: Cells, left: int) -> Table:
+    header, lines = cells
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         style = "bold" if name == OURS else None
         side: JustifyMethod = "left" if index < left else "right"
-        table.add_column(name, justify=side, style=style, no_wrap=index < 4)
+        table.add_column(name, justify=side, style=style, no_wrap=index >= left)
     previous = None
     for line in lines:
         if previous not in (None, line[0]):
@@ -220,54 +276,47 @@ def _rich(title: str, header: list[str], lines: list[list[str]], left: int) -> T
 
 def _cell(text: str) -> Text:
     """The spread goes below its median, so that columns are narrow enough for a terminal."""
-    return Text(text.replace("× (", "×\n("), style="red" if text == WITHHELD else "")
-
-
-TIME_TITLE = "Time: median, and how many times longer the others took (p10–p90 of paired rounds)"
-MEMORY_TITLE = "Memory: kept for backward / peak of a step, beyond the caller's tensors"
+    narrow = text.replace(" (", "\n(").replace("; ", "\nmean ").replace(")", "")
+    return Text(narrow.replace("(", ""), style="red" if text == WITHHELD else "")
 
 
 def renderable(document: Document) -> RenderableType:
     """Everything, for a terminal."""
-    parts: list[RenderableType] = [_rich(TIME_TITLE, *_time_table(document), left=2)]
-    header, lines = _memory_table(document)
-    if lines:
-        parts.append(_rich(MEMORY_TITLE, header, lines, left=1))
-    parts += [Text(roof_line(document)), Text(heading(document))]
-    parts += [Text(f"{family}: {why}") for family, why in absent(document).items()]
+    parts: list[RenderableType] = [_rich(TIME_TITLE, _time_table(document), left=3)]
+    memory = _memory_table(document)
+    if memory[1]:
+        parts.append(_rich(MEMORY_TITLE, memory, left=1))
+    parts += [Text(line) for line in (roof_line(document), heading(document), origin(document))]
+    parts += [Text(line) for line in absences(document)]
     parts += [
         Text(line, style="red") for line in (*refusals(document), busy_line(document)) if line
     ]
     return Group(*parts, Text(verdict(document), style="bold"))
 
 
-def refusals(document: Document) -> list[str]:
-    """Which answers were wrong, and by how much."""
-    found: dict[str, None] = {}
-    for row in document["rows"]:
-        for family, entry in row["entries"].items():
-            if (entry["why_not"] or "").startswith("wrong"):
-                found[f"{family}, {row['case']}: {entry['why_not']}"] = None
-    return list(found)
-
-
-def _markdown_table(header: list[str], lines: list[list[str]], left: int) -> str:
+def _markdown_table(cells: Cells, left: int) -> str:
+    header, lines = cells
     rule = ["---" if index < left else "---:" for index in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
 
 
-def markdown(document: Document) -> str:
-    """Everything, for a README."""
-    header, lines = _memory_table(document)
+def markdown(document: Document, others: dict[str, Document]) -> str:
+    """Everything, for a README. ``others``: the same suite in other memory."""
+    memory = _memory_table(document)
     parts = [
-        f"{heading(document)} · {document['machine']['date']}  \n{roof_line(document)}",
-        _markdown_table(*_time_table(document), left=2),
-        f"{MEMORY_TITLE}:" if lines else "",
-        _markdown_table(header, lines, left=1) if lines else "",
+        f"{heading(document)}  \n{origin(document)}  \n{roof_line(document)}",
+        f"{TIME_TITLE}:",
+        _markdown_table(_time_table(document), left=3),
+        *absences(document),
         *refusals(document),
         busy_line(document) or "",
         verdict(document),
     ]
+    if memory[1]:
+        parts += [f"{MEMORY_TITLE}:", _markdown_table(memory, left=1)]
+    if others:
+        parts += [f"{PLACES_TITLE}:", _markdown_table(_places_table(document, others), left=2)]
+        parts += [f"{place}: {verdict(other)}" for place, other in others.items()]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -289,33 +338,20 @@ HEADLINE = (
 
 def headline(document: Document) -> str:
     """A few rows of the table, for the top of a README."""
-    others = families(document)[1:]
+    others = results.families(document)[1:]
     rows = {(row["case"], row["which"]): row for row in document["rows"]}
     lines = []
     for case, which, words in HEADLINE:
         row = rows.get((case, which))
         if row is not None:
-            ratios = [_speedup(row, family).split(" ")[0] for family in others]
+            ratios = [_speedup(row, family) for family in others]
             lines.append([words, _own_time(row), *ratios])
     header = ["", OURS, *(f"vs {family}" for family in others)]
     intro = (
-        "Median time of customloss. The other columns say how many times as long the others take "
-        "for the same result, each in the fastest of its forms that was right. A step is forward "
-        "and backward."
+        "Time of customloss: median (10th–90th percentile; mean). The other columns say how many "
+        "times as long the others take for the same result, each in the fastest of its forms that "
+        "was right: median (10th–90th percentile; ratio of the means). A step is forward and "
+        "backward."
     )
-    return "\n\n".join((intro, _markdown_table(header, lines, left=1), heading(document)))
-
-
-# ---- files -----------------------------------------------------------------------------------
-
-
-def save(document: Document, path: Path) -> None:
-    """Writes JSON that diffs well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-
-
-def load(path: Path) -> Document:
-    """What ``save`` wrote."""
-    document: Document = json.loads(path.read_text())
-    return document
+    table = _markdown_table((header, lines), left=1)
+    return "\n\n".join((intro, table, *refusals(document), heading(document)))

@@ -1,0 +1,72 @@
+"""How the CPU's memory is allocated during a benchmark, which can be chosen for all variants alike.
+
+On a CPU most of the time of a backward pass is the operating system's, which maps fresh pages for
+the gradient. Our kernels ask for 2 MiB pages, where others take 4 KiB. So a benchmark can be run
+with 2 MiB pages for everybody, and with an allocator that keeps freed memory.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import NoReturn
+
+_MARK = "CUSTOMLOSS_BENCH_MEMORY"  # set for the process that was started for it
+_NO_JEMALLOC = (
+    "no libjemalloc was found; install it (Debian: apt install libjemalloc2), "
+    "or set LD_PRELOAD to it"
+)
+
+
+class Memory(str, Enum):
+    """``default``: as torch allocates it; the others hold for all variants."""
+
+    default = "default"
+    huge_pages = "huge-pages"
+    jemalloc = "jemalloc"
+
+
+def current() -> Memory:
+    """What is in force in this process."""
+    try:
+        mapped = Path("/proc/self/maps").read_text()
+    except OSError:
+        mapped = ""
+    if "jemalloc" in mapped:
+        return Memory.jemalloc
+    wide = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") not in ("", "0")
+    return Memory.huge_pages if wide else Memory.default
+
+
+def environment(wanted: Memory) -> dict[str, str]:
+    """The variables of a process in which ``wanted`` is in force."""
+    kept = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    kept[_MARK] = wanted.value
+    if wanted is Memory.huge_pages:
+        kept["THP_MEM_ALLOC_ENABLE"] = "1"
+    if wanted is Memory.jemalloc and "jemalloc" not in kept.get("LD_PRELOAD", ""):
+        library = ctypes.util.find_library("jemalloc")
+        if library is None:
+            raise SystemExit(f"customloss: --memory jemalloc: {_NO_JEMALLOC}")
+        kept["LD_PRELOAD"] = " ".join(filter(None, [library, kept.get("LD_PRELOAD")]))
+    return kept
+
+
+def enter(wanted: Memory) -> None:
+    """Returns if ``wanted`` is in force; else starts this command again with it, and does not."""
+    if current() is wanted:
+        return
+    if os.environ.get(_MARK) == wanted.value:
+        raise SystemExit(
+            f"customloss: --memory {wanted.value}: the process was started for it and has "
+            f"{current().value}; see LD_PRELOAD and THP_MEM_ALLOC_ENABLE"
+        )
+    _start_again(wanted)
+
+
+def _start_again(wanted: Memory) -> NoReturn:
+    command = [sys.executable, "-m", "customloss", *sys.argv[1:]]
+    os.execve(sys.executable, command, environment(wanted))
