@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 OURS = "customloss"
 EAGER = "eager"
 COMPILED = "torch.compile"
-FAMILIES = (OURS, EAGER, COMPILED, "MONAI", "smp")
+FAMILIES = (OURS, EAGER, COMPILED, "MONAI", "nnU-Net", "smp", "kornia")
 
 
 class Unavailable(Exception):

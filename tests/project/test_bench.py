@@ -1,8 +1,14 @@
-"""The benchmark checks answers before it times them, and counts bytes and ratios right."""
+"""The benchmark checks answers before it times them, and times all of them alike."""
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +21,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from customloss import reference
-from customloss._bench import cases, gate, measure, report, rivals, run
+from customloss._bench import cases, gate, measure, memory, report, results, rivals, run
 
 _CPU = torch.device("cpu")
 _FAST = run.Settings(rounds=2, seconds=0.0, repeat=2, compile=False)
@@ -42,6 +48,27 @@ def _text(document: run.Document) -> str:
     return str(captured.get())
 
 
+class _Told(torch.autograd.Function):
+    """Returns what it was told: the fastest rival there can be, and a right one."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None
+
+
+def _told(case: cases.Case) -> rivals.Loss:
+    inputs = cases.make_inputs(case, _CPU)
+    right = gate.expected(case, inputs)
+    value = torch.tensor(right.value, dtype=case.dtype)
+    gradient = (right.gradient / inputs.scale).to(case.dtype)
+    return lambda input, target: _Told.apply(input, value, gradient)
+
+
 @pytest.mark.parametrize("wrong", [_wrong_value, _wrong_gradient, _nan_gradient])
 def test_no_speedup_is_shown_when_ours_is_wrong(
     monkeypatch: pytest.MonkeyPatch, wrong: rivals.Loss
@@ -49,23 +76,37 @@ def test_no_speedup_is_shown_when_ours_is_wrong(
     monkeypatch.setattr(rivals, "_ours", lambda case: wrong)
     document = run.run("smoke", _CPU, _FAST)
     for row in document["rows"]:
-        for entry in row["entries"].values():
-            assert entry["speedup"] is None
-        assert row["entries"][rivals.OURS]["seconds"] is None
-    for text in (_text(document), report.markdown(document)):
+        assert all(results.speedup(row, family) is None for family in rivals.FAMILIES)
+        assert results.times(row, rivals.OURS) is None
+    for text in (_text(document), report.markdown(document, {})):
         assert "×" not in text
         assert report.WITHHELD in text
-        assert "customloss, image float32: wrong: value off by" in text
+        assert "customloss is withheld in image float32 (value off by" in text
         assert "No speed-up is claimed" in text
 
 
-def test_a_wrong_rival_is_withheld_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals, "_monai", lambda case: _wrong_value)
-    row = run.run_case(cases.SMOKE[0], _CPU, _FAST)[0]
-    assert row["entries"]["MONAI"]["speedup"] is None
-    assert row["entries"]["MONAI"]["why_not"].startswith("wrong: value off by 1.0e-01")
-    assert row["entries"][rivals.EAGER]["speedup"] is not None
-    assert row["entries"][rivals.OURS]["speedup"] == [1.0, 1.0, 1.0]
+def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI is planted as the fastest that can be, smp as one that is wrong by a tenth."""
+    monkeypatch.setattr(rivals, "_monai", _told)
+    monkeypatch.setattr(rivals, "_smp", lambda case: _wrong_value)
+    case = cases.SMOKE[0]
+    monkeypatch.setitem(cases.SUITES, "smoke", (cases.replace(case, passes=("forward",)),))
+    settings = run.Settings(rounds=9, seconds=60.0, compile=False)
+    document = run.run("smoke", _CPU, settings)
+    (row,) = document["rows"]
+    ratio = results.speedup(row, "MONAI")
+    assert ratio is not None
+    assert ratio.p90 < 1
+    assert results.closest(row) == (ratio, "MONAI")
+    assert results.speedup(row, "smp") is None
+    said = report.verdict(document)
+    assert "faster in 0 (nine rounds in ten agree), slower in 1, level in 0" in said
+    assert "Its median is below 1 in 1 rows: image float32 forward (0." in said
+    assert "× against MONAI)" in said
+    for text in (_text(document), report.markdown(document, {}), report.headline(document)):
+        assert "smp is withheld in image float32 (value off by 1.0e-01" in text.replace("\n", " ")
+    assert results.speedup(row, rivals.EAGER) is not None
+    assert results.speedup(row, rivals.OURS) == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_a_rival_that_fails_is_a_result_and_ours_is_an_error(
@@ -76,10 +117,20 @@ def test_a_rival_that_fails_is_a_result_and_ours_is_an_error(
 
     monkeypatch.setattr(rivals, "_monai", fails)
     row = run.run_case(cases.SMOKE[0], _CPU, _FAST)[0]
-    assert row["entries"]["MONAI"]["why_not"] == "failed: RuntimeError: no compiler"
+    found = results.standing(row, "MONAI")
+    assert found is not None
+    assert (found["outcome"], found["why"]) == ("failed", "RuntimeError: no compiler")
     monkeypatch.setattr(rivals, "_ours", fails)
     with pytest.raises(RuntimeError, match="no compiler"):
         run.run_case(cases.SMOKE[0], _CPU, _FAST)
+
+
+def test_all_forms_race_in_every_round() -> None:
+    row = run.run_case(cases.SMOKE[0], _CPU, _FAST)[0]
+    eager = [form for form in row["forms"] if form["family"] == rivals.EAGER]
+    raced = [form for form in eager if form["outcome"] == "raced"]
+    assert len(raced) > 1
+    assert {len(form["seconds"] or ()) for form in raced} == {_FAST.rounds}
 
 
 @pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
@@ -88,7 +139,9 @@ def test_the_gate_agrees_with_the_reference(case: cases.Case) -> None:
     right = gate.expected(case, inputs)
     double = inputs.input.detach().double().requires_grad_()
     activation = "sigmoid" if case.labels is None else "softmax"
-    value = reference.soft_f1(double, inputs.target, activation=activation)
+    value = reference.soft_f1(
+        double, inputs.target, activation=activation, samplewise=case.samplewise
+    )
     if case.labels is not None and case.beside:
         value = value + torch.nn.functional.cross_entropy(double, inputs.target.long())
     elif case.beside:
@@ -102,17 +155,6 @@ def test_the_gate_agrees_with_the_reference(case: cases.Case) -> None:
     assert gate.check(rivals.rivals(_CPU, compile=False)[0].build(case), inputs, right).passed
 
 
-@pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
-def test_every_form_of_the_formula_is_right_or_says_no(case: cases.Case) -> None:
-    inputs = cases.make_inputs(case, _CPU)
-    right = gate.expected(case, inputs)
-    for rival in rivals.rivals(_CPU, compile=False):
-        if rival.family == rivals.EAGER:
-            judged = run.judge(rival, case, inputs, right)
-            no = ("one group only", "masks only", "class numbers only")
-            assert judged.loss is not None or judged.why_not in no
-
-
 @pytest.mark.parametrize(
     ("dtype", "forward", "backward"), [(torch.float32, 5, 9), (torch.bfloat16, 3, 5)]
 )
@@ -122,11 +164,15 @@ def test_bytes_of_an_element(dtype: torch.dtype, forward: int, backward: int) ->
     assert moved == [forward, backward, forward + backward]
 
 
-def test_the_roof_of_a_pass() -> None:
-    case = cases.Case("", (1000,), torch.float32)
-    samples = {measure.READ_ROOF: [1.0], measure.COPY_ROOF: [3.0], measure.REUSE_ROOF: [2.0]}
-    least = [run.roof(case, which, samples).seconds for which in cases.PASSES]  # of 4000 bytes
-    assert least == pytest.approx([1.25, 3.25, 4.5])
+def test_the_roof_is_the_better_of_both_probes() -> None:
+    """4000 bytes read in 4 s, or read and written in 5 s: the copy moves more a second."""
+    probes = {"read": [4.0, 4.0, 9.0], "copy": [5.0, 5.0, 1.0]}
+    assert results.probed(4000, probes) == (1000, 1600)
+    row = _row({"customloss": [10.0]}) | {"bytes": 8000, "probe_bytes": 4000, "probes": probes}
+    assert results.roof_seconds(row) == 5.0
+    assert results.roof_share(row, "customloss") == 0.5
+    assert results.roof_share(row, "eager") is None
+    assert results.roof_seconds(row | {"latency": True}) is None
 
 
 def test_inputs_that_rotate_hold_the_same_numbers_and_outgrow_the_cache() -> None:
@@ -140,22 +186,106 @@ def test_inputs_that_rotate_hold_the_same_numbers_and_outgrow_the_cache() -> Non
         assert each.input.stride() == each.target.stride() == copies[0].input.stride()
 
 
-def test_ratios_are_paired() -> None:
-    assert measure.ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0]).median == 2.0
+def test_a_row_says_whether_its_inputs_were_cold() -> None:
+    case = cases.SMOKE[1]
+    cache = 2 * case.read_bytes
+    assert cases.temperature(case, "forward", 6, cache) == "cold"
+    assert cases.temperature(case, "backward", 6, cache) == "after forward"
+    assert cases.temperature(case, "forward", 5, cache) == "warm"
+    assert cases.copies_needed(cases.SMOKE[-1], cache) == 1
+    assert cases.temperature(cases.SMOKE[-1], "forward", 1, cache) == "warm"
 
 
-def test_the_verdict_counts_only_what_the_spread_agrees_on() -> None:
-    ratios = [[2.0, 1.5, 2.5], [1.1, 0.9, 1.3], [0.5, 0.4, 0.6]]
-    document: Any = {
-        "rows": [
-            {"case": name, "which": "forward", "entries": {"eager": {"speedup": ratio}}}
-            for name, ratio in zip("abc", ratios)
-        ]
-    }
-    assert report.verdict(document) == (
-        "Against the fastest other right answer of each of 3 rows, customloss is faster in 1, "
-        "slower in 1 and level in 1; 1.10× in the median row, least in c forward (0.50× against "
-        "eager)."
+def test_rounds_are_shuffled_and_no_copy_is_used_twice_in_a_turn() -> None:
+    seen: list[tuple[str, int]] = []
+    case = cases.SMOKE[0]
+    inputs = cases.copies(cases.make_inputs(case, _CPU), 5)
+    places = {id(each): index for index, each in enumerate(inputs)}
+
+    def task(name: str) -> measure.Task:
+        return measure.Task(lambda given: seen.append((name, places[id(given)])), lambda _: None)
+
+    names = ["a", "b", "c", "d"]
+    tasks = {name: task(name) for name in names}
+    samples = measure.interleave(tasks, inputs, rounds=60, seconds=60.0)
+    assert {len(taken) for taken in samples.values()} == {60}
+    used = [place for _, place in seen]
+    assert used == [index % 5 for index in range(len(seen))]  # always the one used longest ago
+    order = [name for name, _ in seen[len(names) :]]
+    rounds = [order[start : start + 4] for start in range(0, len(order), 4)]
+    assert all(sorted(each) == names for each in rounds)
+    pairs = {pair for each in rounds for pair in itertools.pairwise(each)}
+    assert len(pairs) == 12  # everyone follows everyone else
+    assert len({(name, place) for name, place in seen}) == 20  # and gets every copy
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+
+def _form(family: str, seconds: list[float] | None, **other: Any) -> Any:
+    blank: Any = dict.fromkeys(results.Form.__annotations__)
+    outcome = "raced" if seconds else "absent"
+    return blank | {"family": family, "seconds": seconds, "outcome": outcome, "form": "f"} | other
+
+
+def _row(seconds: dict[str, list[float]], case: str = "a", which: str = "forward") -> Any:
+    forms = [_form(family, taken) for family, taken in seconds.items()]
+    named = {"case": case, "which": which, "inputs": "cold", "rounds": 3, "latency": False}
+    return named | {"forms": forms, "bytes": 1, "probe_bytes": 1} | {"probes": {}}
+
+
+def test_ratios_are_paired_and_means_are_of_all() -> None:
+    found = results.ratio([2.0, 20.0, 4.0, 40.0], [1.0, 10.0, 2.0, 10.0])
+    assert found.median == 2.0
+    assert found.mean == pytest.approx(66 / 23)
+
+
+def test_the_fastest_right_form_stands_for_its_family() -> None:
+    row = _row({"customloss": [1.0]})
+    wrong = {"outcome": "wrong", "why": "value off by 1"}
+    row["forms"] += [_form("eager", [3.0, 3.0], form="slow"), _form("eager", None, **wrong)]
+    row["forms"] += [_form("eager", [2.0, 9.0, 2.0], form="quick"), _form("smp", None, **wrong)]
+    assert results.standing(row, "eager")["form"] == "quick"
+    assert results.standing(row, "smp")["outcome"] == "wrong"
+    assert results.standing(row, "kornia") is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        ((1.5, 1.1, 2.0), "faster"),
+        ((1.01, 1.001, 2.0), "faster"),
+        ((0.5, 0.4, 0.99), "slower"),
+        ((1.04, 0.9, 1.3), "level"),
+        ((0.96, 0.9, 1.3), "level"),
+        ((1.3, 0.8, 8.0), "unsettled"),
+        ((0.58, 0.4, 1.6), "unsettled"),
+    ],
+)
+def test_level_is_near_one_and_the_rest_is_unsettled(
+    ratio: tuple[float, float, float], said: str
+) -> None:
+    assert results.judged(results.Spread(*ratio, 1.0)) == said
+
+
+def test_the_verdict_names_every_row_whose_median_is_below_one() -> None:
+    ours = [1.0] * 5
+    rows = [
+        _row({"customloss": ours, "eager": [2.0] * 5, "MONAI": [3.0] * 5}, "a"),
+        _row({"customloss": ours, "eager": [0.9, 0.9, 0.98, 1.1, 1.2]}, "b"),
+        _row({"customloss": ours, "MONAI": [0.5] * 5}, "c"),
+        _row({"customloss": ours, "eager": [0.5, 0.5, 0.6, 8.0, 8.0]}, "d"),
+        _row({"customloss": ours}, "e"),
+    ]
+    assert report.verdict({"rows": rows}) == (  # type: ignore[typeddict-item]
+        "Against the fastest other right answer of each of 4 rows, customloss is faster in 1 "
+        "(nine rounds in ten agree), slower in 1, level in 1 (the rounds disagree, and the median "
+        "is within 5 %) and unsettled in 1. The ratio is 0.79× in the median row, of means 1.51×. "
+        "Its median is below 1 in 3 rows: c forward (0.50× against MONAI), d forward (0.60× "
+        "against eager), b forward (0.98× against eager)."
+    )
+    assert report.verdict({"rows": rows[:1]}).endswith(  # type: ignore[typeddict-item]
+        "Its median is below 1 in 0 rows, and least in a forward (2.00× against eager)."
     )
 
 
@@ -165,6 +295,92 @@ def test_saved_bytes_leave_out_the_callers_tensors() -> None:
     eager = measure.saved_bytes(rivals.formula_sums, inputs)
     assert ours <= 64
     assert eager >= inputs.input.nbytes
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def test_a_saved_result_can_be_read_and_diffed(tmp_path: Path) -> None:
+    document = run.run("smoke", _CPU, _FAST)
+    path = tmp_path / "new" / "bench.json"
+    results.save(document, path)
+    assert results.load(path) == json.loads(json.dumps(document))
+    text = path.read_text()
+    assert '"shape": [2, 1, 32, 32]' in text
+    made = document["made"]
+    assert made["commit"]
+    assert made["command"].startswith("customloss")
+    assert set(document["machine"]["caches"]) <= {"L1d", "L2", "L3", "L4"}
+    assert made["libraries"]["numpy"]
+    for row in document["rows"]:
+        for form in row["forms"]:
+            assert (form["value_error"] is not None) == (form["outcome"] in ("raced", "wrong"))
+
+
+def test_other_memory_is_shown_beside_and_must_be_of_the_same_kind(tmp_path: Path) -> None:
+    document = run.run("smoke", _CPU, _FAST)
+    path, other = tmp_path / "bench.json", tmp_path / "bench-huge-pages.json"
+    results.save(document, path)
+    made = document["made"] | {"memory": "huge-pages"}
+    results.save(document | {"made": made}, other)  # type: ignore[typeddict-item]
+    beside = results.beside(path)
+    assert list(beside) == ["huge-pages"]
+    text = report.markdown(document, beside)
+    assert "| case | pass | default | huge-pages |" in text
+    assert "huge-pages: Against the fastest" in text
+    made = made | {"commit": "another"}
+    results.save(document | {"made": made}, other)  # type: ignore[typeddict-item]
+    with pytest.raises(results.NotAResult, match=r"pages\.json is of another, bench"):
+        results.beside(path)
+
+
+def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text('{"rows": [], "suite": "quick"}')
+    with pytest.raises(results.NotAResult, match="schema 1, this version reads schema 2"):
+        results.load(path)
+
+
+def test_a_rival_that_is_missing_is_named_below_the_tables() -> None:
+    row = _row({"customloss": [1.0], "eager": [2.0]})
+    row["forms"].append(_form("kornia", None, why="not installed"))
+    document: Any = {"rows": [row]}
+    lines = report.absences(document)
+    assert "kornia is absent: not installed" in lines
+    assert "MONAI is absent: left out by the command" in lines
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def test_memory_is_chosen_for_the_whole_process() -> None:
+    """A process that is started for a kind of memory has it; a wish that fails is one line."""
+    code = (
+        "from customloss._bench.memory import Memory, current, enter; "
+        "enter(Memory(__import__('sys').argv[1])); print(current().value)"
+    )
+    for wanted in memory.Memory:
+        if wanted is memory.Memory.jemalloc and ctypes.util.find_library("jemalloc") is None:
+            continue
+        ran = subprocess.run(
+            [sys.executable, "-c", code, wanted.value],
+            capture_output=True,
+            text=True,
+            env=memory.environment(wanted),
+        )
+        assert ran.stdout.strip() == wanted.value, ran.stderr
+    lying = memory.environment(memory.Memory.default) | {"CUSTOMLOSS_BENCH_MEMORY": "huge-pages"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "huge-pages"], capture_output=True, text=True, env=lying
+    )
+    assert ran.stderr.strip().startswith("customloss: --memory huge-pages: the process was started")
+
+
+def test_without_jemalloc_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    with pytest.raises(SystemExit, match="no libjemalloc was found; install it"):
+        memory.environment(memory.Memory.jemalloc)
 
 
 def test_committed_tables_are_up_to_date() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -15,6 +16,7 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 from customloss import cli
+from customloss._bench import rivals, run
 
 _RUNNER = CliRunner()
 
@@ -33,18 +35,46 @@ def test_info_shows_the_build() -> None:
 
 def test_a_table_that_is_none(tmp_path: Path) -> None:
     """One line says what is wrong with the file."""
-    other, broken = tmp_path / "other.json", tmp_path / "broken.json"
+    other, broken, old = (tmp_path / f"{name}.json" for name in ("other", "broken", "old"))
     other.write_text('{"a": 1}')
     broken.write_text("{")
+    old.write_text('{"machine": {}, "rows": []}')
     for path, text in (
         (tmp_path / "nope.json", "No such file or directory"),
         (tmp_path, "Is a directory"),
         (other, "expected a JSON file that customloss bench saved"),
         (broken, "expected a JSON file that customloss bench saved"),
+        (old, "the file has schema 1, this version reads schema 2; measure again"),
     ):
         result = _RUNNER.invoke(cli.app, ("bench", "--table", str(path)))
         assert isinstance(result.exception, SystemExit)
         assert str(result.exception).startswith(f"customloss: --table {path}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--json", "{file}/bench.json"), "--json: cannot write"),
+        (("--memory", "big"), "--memory: expected default or huge-pages or jemalloc, got 'big'"),
+        (("--against", "compile", "--no-compile"), "--against compile contradicts --no-compile"),
+        (("--against", "kornia"), "--against kornia: kornia is not installed"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_the_clock_starts(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a file"
+    file.touch()
+    missing = {"kornia": "kornia is not installed; in a checkout: pip install '.[rivals]'"}
+    monkeypatch.setattr(rivals, "missing", missing.get)
+    monkeypatch.setattr(run, "run", pytest.fail)
+    given = [argument.format(file=file) for argument in arguments]
+    default = [] if "--json" in arguments else ["--json", str(tmp_path / "bench.json")]
+    result = _RUNNER.invoke(cli.app, ["bench", "--smoke", *given, *default])
+    assert isinstance(result.exception, SystemExit)
+    assert str(result.exception).startswith(f"customloss: {said}")
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "bench.json").exists()
 
 
 def test_bench_saves_json_and_png_and_shows_them_again(tmp_path: Path) -> None:
@@ -52,7 +82,7 @@ def test_bench_saves_json_and_png_and_shows_them_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "bench.json"
     output = _output("bench", "--smoke", "--no-compile", "--rounds", "2", "--json", str(path))
     assert "of roof" in output
-    assert "2 threads" in output
+    assert f"{torch.get_num_threads()} threads" in output
     assert path.with_suffix(".png").stat().st_size > 10_000
     document = json.loads(path.read_text())
     assert {row["which"] for row in document["rows"]} == {
@@ -97,8 +127,6 @@ def test_info_needs_no_extra(missing: str) -> None:
 
 
 def test_cuda_without_a_gpu_is_refused() -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this torch sees a GPU")
     result = _RUNNER.invoke(cli.app, ["bench", "--smoke", "--device", "cuda"])
