@@ -161,14 +161,13 @@ def saved_bytes(loss: Loss, inputs: Inputs) -> int:
     saved: dict[int, int] = {}
     kept = []  # so that no address is used twice while we count
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in callers:
             saved[storage.data_ptr()] = storage.nbytes()
-        kept.append(tensor)
-        return tensor
+        kept.append(tensor.detach())  # with its graph it would be in a circle, and never freed
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
         loss(inputs.input, inputs.target)
     return sum(saved.values())
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes.util
+import gc
 import importlib.util
 import itertools
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +297,21 @@ def test_saved_bytes_leave_out_the_callers_tensors() -> None:
     eager = measure.saved_bytes(rivals.formula_sums, inputs)
     assert ours <= 64
     assert eager >= inputs.input.nbytes
+
+
+def test_counting_what_is_saved_keeps_nothing() -> None:
+    """A tensor that a hook keeps with its graph is never freed, and a benchmark has many."""
+    inputs = cases.make_inputs(cases.SMOKE[0], _CPU)
+    made: list[weakref.ref[Tensor]] = []
+
+    def loss(input: Tensor, target: Tensor) -> Tensor:
+        p = input.sigmoid()
+        made.append(weakref.ref(p))
+        return p.sum()
+
+    assert measure.saved_bytes(loss, inputs) == inputs.input.nbytes
+    gc.collect()
+    assert made[0]() is None
 
 
 # ---- files -------------------------------------------------------------------------------------
