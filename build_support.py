@@ -110,11 +110,18 @@ def check_compiler() -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Makes the folder, and waits until no other build is in it."""
+def alone_in(folder: Path, torch_home: Path) -> Iterator[None]:
+    """Makes the folder of objects for a torch, and waits until no other build is in it.
+
+    Folders whose torch is gone are removed: an isolated build has a torch that nobody meets again.
+    """
     import fcntl  # not on Windows, where check_platform has its say before
 
+    for other in folder.parent.glob("objects-*/torch"):
+        if not Path(other.read_text()).is_dir():
+            shutil.rmtree(other.parent, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "torch").write_text(str(torch_home))
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -215,7 +215,7 @@ class BuildExtension(cpp_extension.BuildExtension):
         self.force = True  # ninja knows what is up to date; without ninja, nothing counts as that
 
     def run(self) -> None:
-        with build_support.alone_in(Path(self.build_temp)):
+        with build_support.alone_in(Path(self.build_temp), torch_home):
             super().run()
         beside = Path(self.get_ext_fullpath("customloss._C")).with_name("_build.json")
         beside.write_text(json.dumps(record, indent=2) + "\n")

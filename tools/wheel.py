@@ -78,7 +78,7 @@ def audit(wheel: Path) -> None:
     """Ends the program where the wheel is not what its name says."""
     run("abi3audit", "--strict", "--verbose", wheel)
     run("twine", "check", "--strict", wheel)
-    print(audit_torch(wheel))
+    print(audit_torch(wheel), flush=True)
     if sys.platform == "linux":
         run("auditwheel", "show", wheel)
 

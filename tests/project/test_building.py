@@ -152,6 +152,11 @@ def test_an_editable_build_compiles_only_what_changed(tmp_path: Path) -> None:
     assert build.compiled() == {"score"}
     assert build.compiled(CUSTOMLOSS_WERROR="1") == {"isa", "score"}  # other flags
     assert list((build.tree / "customloss").glob("_C.*.so"))
+    gone = build.tree / "build" / "objects-gone"
+    gone.mkdir()
+    (gone / "torch").write_text(str(tmp_path / "no-torch"))
+    build.compiled()
+    assert not gone.exists()
 
 
 @pytest.mark.packaging

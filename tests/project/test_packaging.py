@@ -203,8 +203,7 @@ def test_the_wheel_passes_the_audits(wheel: Path) -> None:
     if FREE_THREADED:
         pytest.skip("a wheel for one Python is not audited for abi3")
     output = run(sys.executable, ROOT / "tools" / "wheel.py", "--audit", wheel)
-    assert "0 ABI violations" in " ".join(output.split())
-    assert "PASSED" in output
+    assert "PASSED" in output  # twine; abi3audit tells by its exit status
     if sys.version_info >= (3, 11):
         assert f"{LIBRARY} runs from torch 2.10.0 on" in output
     if sys.platform == "linux":
