@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,13 +46,10 @@ def first_two(version: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
-def check_platform() -> None:
-    if os.name == "nt":
-        raise SystemExit("customloss builds on Linux and macOS; on Windows use WSL")
-
-
 def check_setuptools(version: str) -> None:
     """pip itself checks this only in an isolated build."""
+    if os.name == "nt":
+        raise SystemExit("customloss builds on Linux and macOS; on Windows use WSL")
     if first_two(version) < SETUPTOOLS:
         raise SystemExit(
             f"customloss: building needs setuptools {SETUPTOOLS[0]} or later, and this environment "
@@ -81,6 +79,16 @@ def import_torch() -> ModuleType:
             f"{torch.__version__}: pip install 'torch>={needed}'"
         )
     return torch
+
+
+def use_own_ninja() -> None:
+    """Has cpp_extension find the ninja of this environment, which need not be activated.
+
+    Another version would not read what the last build wrote down, and would compile everything.
+    """
+    scripts = sysconfig.get_path("scripts")
+    if Path(scripts, "ninja").is_file():
+        os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))
 
 
 def compiler() -> list[str]:
@@ -115,7 +123,7 @@ def alone_in(folder: Path, torch_home: Path) -> Iterator[None]:
 
     Folders whose torch is gone are removed: an isolated build has a torch that nobody meets again.
     """
-    import fcntl  # not on Windows, where check_platform has its say before
+    import fcntl  # not on Windows, which was refused before
 
     for other in folder.parent.glob("objects-*/torch"):
         if not Path(other.read_text()).is_dir():

@@ -41,8 +41,8 @@ sys.path.insert(0, str(HERE))  # which is not there when pip builds
 import build_support  # noqa: E402
 from build_support import said_by  # noqa: E402
 
-build_support.check_platform()
 build_support.check_setuptools(setuptools.__version__)
+build_support.use_own_ninja()
 torch = build_support.import_torch()
 if {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"} & {*sys.argv}:
     build_support.check_compiler()

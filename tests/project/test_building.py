@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import cpp_build
@@ -106,6 +107,16 @@ def test_pip_shows_the_sentence(tmp_path: Path) -> None:
     output = failed("-m", "pip", "wheel", *options, ".", cwd=tree, CXX="no-such-compiler")
     assert "customloss: building needs a C++20 compiler; no-such-compiler was looked" in output
     assert "Traceback" not in output
+
+
+def test_ninja_is_found_in_an_environment_that_is_not_activated() -> None:
+    if not Path(sysconfig.get_path("scripts"), "ninja").is_file():
+        pytest.skip("no ninja beside this Python")
+    command = [sys.executable, "setup.py", "--version"]
+    environment = {**os.environ, "PATH": "/no-such-folder", "CXX": "c++"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "there is no ninja" not in done.stderr
 
 
 # ---- what is compiled again ------------------------------------------------------------------
