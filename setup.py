@@ -8,8 +8,12 @@ CUSTOMLOSS_CUDA       auto (default): build _C_cuda if torch has CUDA and a tool
                       CUSTOMLOSS_CUDA=1
 TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX"; default: ARCHS below, cut to what nvcc knows
 CUDA_HOME             the toolkit; default: the one that the nvcc on PATH belongs to
-MAX_JOBS              how many compilers run at once
+MAX_JOBS              how many compilers run at once, where there is ninja
+CXX                   the C++ compiler; default: c++
 CUSTOMLOSS_WERROR=1   warnings are errors
+
+build_support.py says what is missing. `pip install -v` shows the report at the end of this file and
+each file that is compiled. Objects are kept: the next build compiles only what changed.
 
 Both libraries use the LibTorch stable ABI and no Python API: one build serves every torch from
 2.10 on and every Python from 3.10 on. They have no ``PyInit``: ``_backends/libraries.py`` loads
@@ -18,27 +22,31 @@ them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
 import setuptools
-import torch
 from setuptools.command.build_py import build_py
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # pip checks this only in an isolated build
-    raise SystemExit(f"building needs setuptools>=77, found {setuptools.__version__}")
-if os.name == "nt":
-    raise SystemExit("customloss builds on Linux and macOS; on Windows use WSL")
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # which is not there when pip builds
+import build_support  # noqa: E402
+from build_support import said_by  # noqa: E402
+
+build_support.check_setuptools(setuptools.__version__)
+build_support.use_own_ninja()
+torch = build_support.import_torch()
+if {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"} & {*sys.argv}:
+    build_support.check_compiler()
+
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 ARCHS = ("8.0", "9.0", "10.0", "12.0")
 FORCE_CUDA = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
@@ -58,15 +66,6 @@ def sources(folder: str) -> list[str]:
     """The sources of a folder: relative, as setuptools wants them, and sorted, so builds repeat."""
     found = (HERE / "csrc" / folder).glob("*.c[pu]*")
     return sorted(path.relative_to(HERE).as_posix() for path in found if path.suffix != ".cuh")
-
-
-def said_by(*command: str) -> str:
-    """What a tool prints; empty where it cannot be run."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except OSError:
-        return ""
-    return done.stdout + done.stderr
 
 
 class Toolkit(NamedTuple):
@@ -121,7 +120,7 @@ def decide_cuda() -> Toolkit:
 record: dict[str, str | None] = {
     "torch": torch.__version__,
     "python": platform.python_version(),
-    "compiler": said_by(os.environ.get("CXX", "c++"), "--version").partition("\n")[0],
+    "compiler": said_by(*build_support.compiler(), "--version").partition("\n")[0],
     "stable_abi": "2.10",
 }
 toolkit = None
@@ -183,6 +182,18 @@ if toolkit is not None:
     extensions.append(cuda)
 
 
+def object_folder(base: str) -> Path:
+    """Where objects are kept from one build to the next.
+
+    ninja compiles again where a source, a header of csrc/ or a flag has changed. It does not see a
+    torch, a compiler or a toolkit that was replaced in its place, so each has a folder of its own.
+    """
+    replaced = Path(torch.version.__file__).stat().st_mtime_ns
+    seen = [torch_home, torch.version.git_version, replaced, platform.machine()]
+    seen += [record[name] for name in ("torch", "compiler", "cuda")]
+    return Path(base) / f"objects-{hashlib.sha256(repr(seen).encode()).hexdigest()[:12]}"
+
+
 class BuildPython(build_py):
     """Starts from nothing: files of an earlier build must not end up in a wheel."""
 
@@ -192,29 +203,47 @@ class BuildPython(build_py):
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Writes beside the libraries what they were built with, for ``customloss.build_info()``."""
+    """Keeps its objects, also those of an editable build, which setuptools would throw away.
+
+    It writes beside the libraries what they were built with, for ``customloss.build_info()``.
+    """
+
+    def finalize_options(self) -> None:
+        if self.build_temp is None:
+            self.build_temp = str(object_folder(self.get_finalized_command("build").build_base))
+        super().finalize_options()
+        self.force = True  # ninja knows what is up to date; without ninja, nothing counts as that
 
     def run(self) -> None:
-        super().run()
+        with build_support.alone_in(Path(self.build_temp), torch_home):
+            super().run()
         beside = Path(self.get_ext_fullpath("customloss._C")).with_name("_build.json")
         beside.write_text(json.dumps(record, indent=2) + "\n")
 
 
-cuda_line = f"not built: {record['no_cuda']}"
-if toolkit is not None:
-    cuda_line = f"CUDA {toolkit.version} in {toolkit.home}, for {toolkit.archs}"
-report = f"""customloss build
+def report() -> str:
+    cuda = f"not built: {record['no_cuda']}"
+    if toolkit is not None:
+        cuda = f"{len(sources('cuda'))} sources, by {toolkit.home}, for {toolkit.archs}"
+    jobs = os.environ.get("MAX_JOBS", "as many as there are cores")
+    if not cpp_extension.is_ninja_available():
+        jobs = "one after the other, because there is no ninja: pip install ninja"
+    return f"""customloss build
   torch     {torch.__version__} in {torch_home}, stable ABI 2.10
   python    {record["python"]}{"" if free_threaded else ", libraries for any from 3.10 on (abi3)"}
-  compiler  {record["compiler"]}
-  _C        {len(sources("cpu"))} sources
-  _C_cuda   {cuda_line}
-  jobs      {os.environ.get("MAX_JOBS", "one per core")}"""
-print(report, file=sys.stderr, flush=True)
+  compiler  {record["compiler"] or "none"}
+  _C        {len(sources("cpu"))} sources, about two minutes of one core
+  _C_cuda   {cuda}
+  jobs      {jobs}"""
+
+
+print(report(), file=sys.stderr, flush=True)
 setuptools.setup(
     packages=[*setuptools.find_packages(include=["customloss*"]), "customloss.kernels"],
     package_dir={"customloss.kernels": "kernels"},
     package_data={"customloss": ["py.typed"]},
+    long_description=build_support.long_description(HERE),
+    long_description_content_type="text/markdown",
     ext_modules=extensions,
     cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
     options={} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-EXTRA = "pip install '.[demo]'    (in a checkout of the repository)"
+EXTRA = "pip install --no-build-isolation '.[demo,bench]'    in the source tree of customloss"
 
 
 def _need(module: str) -> Any:

