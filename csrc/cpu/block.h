@@ -72,19 +72,22 @@ struct BlockKernels {
   void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);
 };
 
-struct InstructionSet {
-  const char* name;
+struct BlockSet {
   BlockKernels<float> f32;
   BlockKernels<double> f64;
-  PixelKernels<float> pixels32;
-  PixelKernels<double> pixels64;
 };
 
-extern const InstructionSet kBaseline;
+extern const BlockSet kBlocksBaseline;
 #if defined(__x86_64__) || defined(_M_X64)
-extern const InstructionSet kAvx2;
-extern const InstructionSet kAvx512;
+extern const BlockSet kBlocksAvx2;
+extern const BlockSet kBlocksAvx512;
 #endif
+
+struct InstructionSet {
+  const char* name;
+  const BlockSet* blocks;
+  const TileSet* tiles;
+};
 
 // The best set this processor has, or the one CUSTOMLOSS_CPU_ISA names; chosen once.
 const InstructionSet& instruction_set();
@@ -92,18 +95,18 @@ const InstructionSet& instruction_set();
 template <class T>
 const BlockKernels<T>& block_kernels() {
   if constexpr (sizeof(T) == 4) {
-    return instruction_set().f32;
+    return instruction_set().blocks->f32;
   } else {
-    return instruction_set().f64;
+    return instruction_set().blocks->f64;
   }
 }
 
 template <class T>
 const PixelKernels<T>& pixel_kernels_of() {
   if constexpr (sizeof(T) == 4) {
-    return instruction_set().pixels32;
+    return instruction_set().tiles->f32;
   } else {
-    return instruction_set().pixels64;
+    return instruction_set().tiles->f64;
   }
 }
 

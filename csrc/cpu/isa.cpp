@@ -10,28 +10,30 @@ namespace customloss::cpu {
 namespace {
 
 struct Candidate {
-  const InstructionSet* set;
+  InstructionSet set;
   bool available;
 };
 
-const InstructionSet& choose() {
+InstructionSet choose() {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
   const Candidate candidates[] = {
-      {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                     __builtin_cpu_supports("avx512cd")},
-      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {&kBaseline, true}};
+      {{"avx512", &kBlocksAvx512, &kTilesAvx512},
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512cd")},
+      {{"avx2", &kBlocksAvx2, &kTilesAvx2},
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {{"baseline", &kBlocksBaseline, &kTilesBaseline}, true}};
 #else
-  const Candidate candidates[] = {{&kBaseline, true}};
+  const Candidate candidates[] = {{{"baseline", &kBlocksBaseline, &kTilesBaseline}, true}};
 #endif
   const char* wanted = std::getenv("CUSTOMLOSS_CPU_ISA");
   for (const Candidate& candidate : candidates) {
     if (wanted == nullptr || *wanted == '\0') {
-      if (candidate.available) return *candidate.set;
-    } else if (std::strcmp(wanted, candidate.set->name) == 0) {
-      if (candidate.available) return *candidate.set;
+      if (candidate.available) return candidate.set;
+    } else if (std::strcmp(wanted, candidate.set.name) == 0) {
+      if (candidate.available) return candidate.set;
       throw std::runtime_error(std::string("CUSTOMLOSS_CPU_ISA=") + wanted +
                                ": this processor does not have it");
     }
@@ -43,7 +45,7 @@ const InstructionSet& choose() {
 }  // namespace
 
 const InstructionSet& instruction_set() {
-  static const InstructionSet& chosen = choose();
+  static const InstructionSet chosen = choose();
   return chosen;
 }
 

@@ -76,4 +76,15 @@ struct PixelKernels {
   void (*gradient)(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch);
 };
 
+struct TileSet {
+  PixelKernels<float> f32;
+  PixelKernels<double> f64;
+};
+
+extern const TileSet kTilesBaseline;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const TileSet kTilesAvx2;
+extern const TileSet kTilesAvx512;
+#endif
+
 }  // namespace customloss::cpu

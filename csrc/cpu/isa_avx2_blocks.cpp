@@ -1,0 +1,12 @@
+// The loops of block.h for AVX2, which is switched on for this file alone.
+#if defined(__x86_64__) || defined(_M_X64)
+#include "target_avx2.h"
+
+#include "block.h"
+#include "block_impl.h"
+
+namespace customloss::cpu {
+const BlockSet kBlocksAvx2 = {kernels<float>(), kernels<double>()};
+}
+#include "target_end.h"
+#endif

@@ -1,0 +1,30 @@
+// The loops of tile.h for AVX-512, which is switched on for this file alone.
+#if defined(__x86_64__) || defined(_M_X64)
+#include "target_avx512.h"
+
+#include "block.h"
+#include "block_impl.h"
+#include "softmax_avx512.h"
+#include "tile_class.h"
+#include "tile_fill.h"
+#include "tile_impl.h"
+#include "transpose_avx512.h"
+
+namespace customloss::cpu {
+namespace {
+
+constexpr PixelKernels<float> pixel_kernels_avx512() {
+  PixelKernels<float> all = pixel_kernels<float>();
+  all.stage = stage_pixels_avx512;
+  all.unstage = unstage_pixels_avx512;
+  all.headline_sums = headline_softmax_sums;
+  all.most_classes = kMostClasses;
+  return all;
+}
+
+}  // namespace
+
+const TileSet kTilesAvx512 = {pixel_kernels_avx512(), pixel_kernels<double>()};
+}  // namespace customloss::cpu
+#include "target_end.h"
+#endif

@@ -1,0 +1,20 @@
+// Switches AVX-512 on for the rest of the file that includes it, up to target_end.h.  The standard
+// library is included first, so that its functions stay what they are in other files.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                  \
+    __attribute__((                                                                            \
+        target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2"))), \
+    apply_to = function)
+#else
+// GCC warns falsely of its own intrinsics (bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,popcnt,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#endif
