@@ -100,6 +100,7 @@ def _progress(console: Console) -> bars.Progress:
 @app.command()
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="How often the data are split anew.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of these seeds.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0: enough of them.")] = 0,
     bench: Annotated[bool, typer.Option(help="Benchmark after training.")] = True,
     out: Out = Path("out"),
@@ -112,8 +113,8 @@ def demo(
     _writable("--out", out / "training.json")
     console = _console()
     console.rule("Training: does it help?")
-    with _threads(1):  # the models are small: a second thread would cost more than it brings
-        _train(console, seeds, steps or None, out)
+    with _threads(1):  # the last bits of a product of matrices depend on the number of threads
+        _train(console, range(first_seed, first_seed + seeds), steps or None, out)
     if bench:
         from customloss._bench import run
 
@@ -123,7 +124,7 @@ def demo(
             _bench(console, "quick", _device(Device.auto), settings, out / "bench.json")
 
 
-def _train(console: Console, seeds: int, steps: int | None, out: Path) -> None:
+def _train(console: Console, seeds: range, steps: int | None, out: Path) -> None:
     from customloss._demo import data, report, train
 
     problems = data.problems(seeds)
@@ -134,7 +135,7 @@ def _train(console: Console, seeds: int, steps: int | None, out: Path) -> None:
         for problem in problems:
             progress.update(bar, description=problem.name)
             scores = train.run(problem, steps, lambda: progress.advance(bar))
-            results.append((problem, scores))
+            results.append(report.Result.of(problem, scores))
     console.print(report.renderable(results))
     report.save(results, out / "training.json")
     report.draw(results, out / "training.png")

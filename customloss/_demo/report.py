@@ -11,24 +11,59 @@ from typing import Any
 
 import sklearn
 import torch
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 import customloss
 from customloss._demo.data import Problem
-from customloss._demo.train import AT_HALF, METHODS, TUNED, Method, Scores
+from customloss._demo.train import AT_HALF, IN_FOLD, METHODS, OUT_OF_FOLD, Method, Scores
 
-OURS, PLAIN, ADJUSTED = (
-    Method("soft-F1", AT_HALF),
-    Method("BCE", AT_HALF),
-    Method("BCE", TUNED),
+PLAIN, OURS = Method("BCE", AT_HALF), Method("soft-F1", AT_HALF)
+THRESHOLDS = {
+    AT_HALF: "at 0.5",
+    IN_FOLD: "with a threshold tuned on the rows trained on",
+    OUT_OF_FOLD: "with a threshold tuned out of fold",
+}
+FORMS = (
+    "Weighted: pos_weight is the ratio of negatives to positives among the rows trained on; "
+    "root-weighted: the root of it. In fold: the threshold has the best F1 on the rows trained on; "
+    "out of fold: on rows that inner folds held out. These also choose the strength of L2. "
+    "The best form is the one with the highest mean here, and BCE has more forms than soft-F1."
 )
-RELIABLE = "a difference is called reliable if 9 of 10 seeds agree and its mean exceeds its sd"
+RELIABLE = "reliable: at least 9 of 10 seeds agree, and the mean difference exceeds its sd"
 CAVEAT = (
     "Seeds shuffle the same data, so their sd says how much the split matters, not how the method "
     "does on other data. What an F-loss puts out is a decision, not a calibrated probability."
 )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a problem when it has been run, or read from JSON."""
+
+    name: str
+    positive: str
+    prevalence: float
+    seeds: list[int]
+    scores: Scores
+
+    @classmethod
+    def of(cls, problem: Problem, scores: Scores) -> Result:
+        return cls(problem.name, problem.positive, problem.prevalence, list(problem.seeds), scores)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({100 * self.prevalence:.0f} % positive)"
+
+    def best(self, loss: str) -> Method:
+        """The method with the highest mean F1 among those whose loss is called so."""
+        named = [method for method in self.scores if loss in method.loss]
+        return max(named, key=lambda method: statistics.fmean(self.scores[method]))
+
+    def difference(self, ours: Method, theirs: Method) -> Difference:
+        return difference(self.scores[ours], self.scores[theirs])
 
 
 @dataclass(frozen=True)
@@ -71,79 +106,114 @@ def shown(values: list[float]) -> str:
 # ---- sentences -------------------------------------------------------------------------------
 
 
+def _form(method: Method) -> str:
+    return f"{method.trained} {THRESHOLDS[method.threshold]}"
+
+
 def _compared(d: Difference, theirs: str) -> str:
     word = "not reliably different from"
     if d.reliable:
-        word = "above" if d.mean > 0 else "below"
+        word = "reliably above" if d.mean > 0 else "reliably below"
     numbers = f"{_number(d.mean, True)} ± {_number(d.sd)}"
     return f"{word} {theirs} ({numbers}, higher in {d.higher} of {d.seeds} seeds)"
 
 
-def sentence(problem: Problem, scores: Scores) -> str:
+def sentence(result: Result) -> str:
     """What the numbers of one problem show; the threshold is always named."""
-    plain = difference(scores[OURS], scores[PLAIN])
-    adjusted = difference(scores[OURS], scores[ADJUSTED])
-    start = f"{problem.name} ({100 * problem.prevalence:.0f} % positive): "
-    if problem.seeds < 2:
-        return f"{start}one seed says nothing about which method is better."
-    return (
-        f"{start}soft-F1 at 0.5 is {_compared(plain, 'BCE at 0.5')}, and "
-        f"{_compared(adjusted, 'BCE with a tuned threshold')}."
-    )
+    if len(result.seeds) < 2:
+        return f"{result.title}: one seed says nothing about which method is better."
+    rival, best = result.best("BCE"), result.best("soft-F1")
+    plain = _compared(result.difference(OURS, PLAIN), _form(PLAIN))
+    said = f"{result.title}: {_form(OURS)} is {plain}"
+    if rival == PLAIN:
+        said += ", which is the best form of BCE."
+    else:
+        against = _compared(result.difference(OURS, rival), f"the best form of BCE, {_form(rival)}")
+        said += f", and {against}."
+    if best == OURS:
+        return f"{said} No other form of soft-F1 has a higher mean."
+    against = _compared(result.difference(best, rival), "that form of BCE")
+    return f"{said} The best form of soft-F1, {_form(best)}, is {against}."
 
 
-def conclusion(results: list[tuple[Problem, Scores]]) -> str:
-    """One sentence over all problems, written from the numbers."""
-    found = {problem.name: difference(scores[OURS], scores[PLAIN]) for problem, scores in results}
+def _summed_up(found: dict[str, Difference]) -> str:
     up = [name for name, d in found.items() if d.reliable and d.mean > 0]
     down = [name for name, d in found.items() if d.reliable and d.mean < 0]
     same = [name for name, d in found.items() if not d.reliable]
     parts = [
-        f"{verb} {' and '.join(names)}"
+        f"{verb} {_list(names)}"
         for verb, names in (
             ("a reliably higher F1 on", up),
-            ("a reliably lower one on", down),
+            ("a reliably lower F1 on", down),
             ("no reliable difference on", same),
         )
         if names
     ]
-    return f"At the threshold 0.5, soft-F1 against BCE: {'; '.join(parts)}."
+    return "; ".join(parts)
+
+
+def _list(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def conclusion(results: list[Result]) -> str:
+    """All problems in three sentences, written from the numbers."""
+    plain = {each.name: each.difference(OURS, PLAIN) for each in results}
+    best = {each.name: each.difference(OURS, each.best("BCE")) for each in results}
+    both = {each.name: each.difference(each.best("soft-F1"), each.best("BCE")) for each in results}
+    return (
+        f"Soft-F1 at 0.5 against BCE at 0.5: {_summed_up(plain)}. "
+        f"Soft-F1 at 0.5 against the best form of BCE: {_summed_up(best)}. "
+        f"The best form of soft-F1 against the best form of BCE: {_summed_up(both)}."
+    )
 
 
 # ---- outputs ---------------------------------------------------------------------------------
 
 
-def renderable(results: list[tuple[Problem, Scores]]) -> RenderableType:
-    """Table and sentences, for a terminal."""
-    seeds = results[0][0].seeds
-    title = f"F1 on rows not trained on, mean ± sd over {seeds} seeds"
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _seeds(result: Result) -> str:
+    first, last = result.seeds[0], result.seeds[-1]
+    return f"seed {first}" if first == last else f"seeds {first} to {last}"
+
+
+def renderable(results: list[Result]) -> RenderableType:
+    """Table and sentences, for a terminal of 80 columns or more."""
+    title = f"F1 on rows not trained on, mean ± sd over {_seeds(results[0])}"
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("loss", no_wrap=True)
-    table.add_column("threshold")
-    for problem, _ in results:
-        table.add_column(problem.name, justify="right")
+    table.add_column("threshold", no_wrap=True)
+    for result in results:
+        table.add_column(result.name.replace(" > ", "\n> "), justify="right", no_wrap=True)
     for method in METHODS:
-        style = "" if method.loss == "BCE" else "bold"
-        cells = [shown(scores[method]) for _, scores in results]
-        table.add_row(method.loss, method.threshold, *cells, style=style)
-    sentences = [Text(f"• {sentence(*result)}") for result in results]
-    notes = [Text(f"({RELIABLE})", style="dim"), Text(CAVEAT, style="dim")]
+        style = "" if "BCE" in method.loss else "bold"
+        cells = [shown(result.scores[method]).replace(" ", "") for result in results]
+        table.add_row(method.trained, method.threshold, *cells, style=style)
+    sentences = [Text(f"• {sentence(result)}") for result in results]
+    notes = [Text(note, style="dim") for note in (FORMS, f"({RELIABLE})", CAVEAT)]
     return Group(table, *sentences, Text(conclusion(results), style="bold"), *notes)
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Mean and sd of what was saved, for the top of a README: a row per problem."""
-    shown_methods = (PLAIN, ADJUSTED, OURS)
-    header = ["F1, mean ± sd", *(f"{m.loss}, {m.threshold}" for m in shown_methods)]
-    lines = [header, ["---", *["---:"] * len(shown_methods)]]
-    for problem in document["problems"]:
-        scores = {Method(f1["loss"], f1["threshold"]): f1["per_seed"] for f1 in problem["f1"]}
-        name = f"{problem['name']}, {100 * problem['prevalence']:.0f} % positive"
-        lines.append([name, *(shown(scores[method]) for method in shown_methods)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """What was saved, for a page: a row per method, then the sentences."""
+    results = load(document)
+    header = [f"F1, mean ± sd, {_seeds(results[0])}", "threshold", *(r.title for r in results)]
+    lines = [header, ["---", "---", *["---:"] * len(results)]]
+    for method in METHODS:
+        cells = [shown(result.scores[method]) for result in results]
+        lines.append([method.trained, method.threshold, *cells])
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    sentences = [f"* {sentence(result)}" for result in results]
+    return "\n".join([*table, "", *sentences, "", conclusion(results)])
 
 
-def document(results: list[tuple[Problem, Scores]]) -> dict[str, Any]:
+def document(results: list[Result]) -> dict[str, Any]:
     """All numbers, JSON-ready."""
     return {
         "versions": {
@@ -152,47 +222,65 @@ def document(results: list[tuple[Problem, Scores]]) -> dict[str, Any]:
             "scikit-learn": sklearn.__version__,
             "python": platform.python_version(),
         },
+        "forms": FORMS,
         "reliable": RELIABLE,
         "problems": [
             {
-                "name": problem.name,
-                "positive": problem.positive,
-                "prevalence": problem.prevalence,
-                "seeds": problem.seeds,
+                "name": result.name,
+                "positive": result.positive,
+                "prevalence": result.prevalence,
+                "seeds": result.seeds,
                 "f1": [
-                    {"loss": method.loss, "threshold": method.threshold, "per_seed": values}
-                    for method, values in scores.items()
+                    {**method._asdict(), "per_seed": values}
+                    for method, values in result.scores.items()
                 ],
-                "sentence": sentence(problem, scores),
+                "sentence": sentence(result),
             }
-            for problem, scores in results
+            for result in results
         ],
         "conclusion": conclusion(results),
     }
 
 
-def save(results: list[tuple[Problem, Scores]], path: Path) -> None:
+def load(document: dict[str, Any]) -> list[Result]:
+    """The results in a document."""
+    return [
+        Result(
+            problem["name"],
+            problem["positive"],
+            problem["prevalence"],
+            problem["seeds"],
+            {Method(f1["loss"], f1["threshold"], f1["l2"]): f1["per_seed"] for f1 in problem["f1"]},
+        )
+        for problem in document["problems"]
+    ]
+
+
+def save(results: list[Result], path: Path) -> None:
     """Writes JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document(results), indent=1, ensure_ascii=False) + "\n")
 
 
-def draw(results: list[tuple[Problem, Scores]], path: Path) -> None:
+def draw(results: list[Result], path: Path) -> None:
     """Draws a panel per problem, with a dot for each seed and a bar at the mean."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * len(results), 2.9), layout="constrained")
+    figure = Figure(figsize=(2.0 + 3.0 * len(results), 0.9 + 0.42 * len(METHODS)))
+    figure.set_layout_engine("constrained")
     panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
-    spans = [_ends(scores) for _, scores in results]
+    spans = [_ends(result.scores) for result in results]
     width = 1.15 * max(high - low for low, high in spans) + 0.02
-    for axes, (problem, scores), (low, high) in zip(panels, results, spans):
-        _panel(axes, problem, scores)
+    for axes, result, (low, high) in zip(panels, results, spans):
+        _panel(axes, result)
         right = min(1.0, (low + high + width) / 2)
         axes.set_xlim(right - width, right)  # equal scales in all panels
-    panels[0].set_yticks(range(len(METHODS)), [f"{m.loss}\n{m.threshold}" for m in METHODS])
-    panels[0].set_ylim(len(METHODS) - 0.5, -0.65)
+    names = [f"{method.trained}, {method.threshold}" for method in METHODS]
+    panels[0].set_yticks(range(len(METHODS)), names)
+    panels[0].set_ylim(len(METHODS) - 0.5, -0.75)
+    seeds = f"{len(results[0].seeds)}, {_seeds(results[0])}"
     figure.supxlabel(
-        f"F1 on rows not trained on; a dot a seed ({results[0][0].seeds}), the line their mean",
+        f"F1 on rows not trained on; a dot a seed ({seeds}), the line their mean",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,10 +292,10 @@ def _ends(scores: Scores) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _panel(axes: Any, problem: Problem, scores: Scores) -> None:
+def _panel(axes: Any, result: Result) -> None:
     for place, method in enumerate(METHODS):
-        colour = "#6b7280" if method.loss == "BCE" else "#0b5fff"
-        values = scores[method]
+        colour = "#6b7280" if "BCE" in method.loss else "#0b5fff"
+        values = result.scores[method]
         step = 0.24 / max(1, len(values) - 1)
         spots = [place - 0.12 + step * index for index in range(len(values))]
         axes.plot(values, spots, "o", color=colour, alpha=0.45, markersize=4, markeredgewidth=0)
@@ -216,7 +304,7 @@ def _panel(axes: Any, problem: Problem, scores: Scores) -> None:
         axes.annotate(
             _number(mean), (mean, place - 0.32), ha="center", va="bottom", fontsize=8, color=colour
         )
-    axes.set_title(f"{problem.name} ({100 * problem.prevalence:.0f} % positive)", fontsize=10)
+    axes.set_title(result.title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -102,7 +102,16 @@ def test_demo_trains_and_saves(tmp_path: Path) -> None:
     assert (tmp_path / "training.png").stat().st_size > 10_000
     document = json.loads((tmp_path / "training.json").read_text())
     names = [problem["name"] for problem in document["problems"]]
-    assert names == ["diabetes > P90", "diabetes > P80", "digits"]
+    assert names == ["diabetes > P90", "diabetes > P80", "diabetes > P50", "digits"]
+
+
+def test_demo_says_which_seeds(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    options = ("--seeds", "2", "--first-seed", "7", "--steps", "1", "--no-bench")
+    assert "over seeds 7 to 8" in _output("demo", *options, "--out", str(tmp_path))
+    document = json.loads((tmp_path / "training.json").read_text())
+    assert {tuple(problem["seeds"]) for problem in document["problems"]} == {(7, 8)}
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
