@@ -205,7 +205,8 @@ def smp(case: Case) -> Loss:
 
     On the CPU ``torch.linalg.vector_norm`` adds up a float32 tensor in running sums of float32,
     which lose digits as they grow (``abs().sum()`` does not): at 16 M elements the loss is off by
-    4e-3 with two threads, by 8e-3 with one, and the gate refuses it. ``smp_in_float64`` is the form that is right.
+    4e-3 with two threads, by 8e-3 with one, and the gate refuses it. ``smp_in_float64`` is the form
+    that is right.
     """
     return with_beside(_smp_dice(case), case)
 
