@@ -120,7 +120,7 @@ def demo(
 
         console.rule("Speed: what does it cost?")
         with _threads(threads):
-            settings = run.Settings(rounds=9, seconds=4.0, compile=compile)
+            settings = run.Settings(rounds=9, seconds=4.0, compile=compile, all_forms=False)
             _bench(console, "quick", _device(Device.auto), settings, out / "bench.json")
 
 
@@ -187,7 +187,11 @@ def bench(
     wanted = rounds or {"smoke": 5, "quick": 15, "full": 41}[suite]
     seconds = {"smoke": 1.0, "quick": 6.0, "full": 40.0}[suite]
     settings = run.Settings(
-        rounds=wanted, seconds=seconds, compile=compile, families=_families(against, compile)
+        rounds=wanted,
+        seconds=seconds,
+        compile=compile,
+        all_forms=suite != "quick",
+        families=_families(against, compile),
     )
     with _threads(threads):
         _bench(console, suite, _device(device), settings, json)

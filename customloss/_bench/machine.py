@@ -9,15 +9,14 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import customloss
-from customloss._backends import libraries
-from customloss._bench import memory
+from customloss._backends import libraries as compiled
+from customloss._bench import libraries, memory
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -84,8 +83,6 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 # ---- how it was made -------------------------------------------------------------------------
 
-_LIBRARIES = ("numpy", "monai", "nnunetv2", "segmentation-models-pytorch", "kornia", "triton")
-
 
 def provenance() -> dict[str, Any]:
     """What it takes to repeat a result, beside the machine."""
@@ -94,7 +91,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join(["customloss", *sys.argv[1:]]),
         "memory": memory.current().value,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": libraries.versions(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -125,13 +122,6 @@ def _git(tree: Path, *arguments: str) -> str:
     return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 # ---- names -----------------------------------------------------------------------------------
 
 
@@ -144,6 +134,6 @@ def _kind(described: dict[str, Any]) -> str:
 def kernels(device: torch.device) -> str:
     """Which code serves ``torch.ops.customloss`` on this device."""
     name = "_C_cuda" if device.type == "cuda" else "_C"
-    if not libraries.loaded(name):
-        return f"fallback ({libraries.status.get(name)})"
+    if not compiled.loaded(name):
+        return f"fallback ({compiled.status.get(name)})"
     return name if device.type == "cuda" else f"{name}, {torch.ops.customloss.cpu_isa()}"

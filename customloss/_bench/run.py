@@ -37,6 +37,7 @@ class Settings(NamedTuple):
     seconds: float = 6.0  # per row, but at least five rounds
     repeat: int = 200  # calls in a sample, where a latency is measured
     compile: bool = True
+    all_forms: bool = True  # compile them too where it takes long and rarely wins
     families: Collection[str] = FAMILIES
 
 
@@ -69,7 +70,7 @@ def prepare(case: Case, device: torch.device, settings: Settings) -> Field:
     right = gate.expected(case, first)
     entrants = [
         rival
-        for rival in rivals(device, compile=settings.compile)
+        for rival in rivals(device, compile=settings.compile, all_forms=settings.all_forms)
         if rival.family == OURS or rival.family in settings.families
     ]
     contenders = [judge(rival, case, first, right) for rival in entrants]

@@ -23,7 +23,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from customloss import reference
-from customloss._bench import cases, gate, measure, memory, report, results, rivals, run
+from customloss._bench import cases, gate, libraries, measure, memory, report, results, rivals, run
 
 _CPU = torch.device("cpu")
 _FAST = run.Settings(rounds=2, seconds=0.0, repeat=2, compile=False)
@@ -90,7 +90,8 @@ def test_no_speedup_is_shown_when_ours_is_wrong(
 def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI is planted as the fastest that can be, smp as one that is wrong by a tenth."""
     monkeypatch.setattr(rivals, "_monai", _told)
-    monkeypatch.setattr(rivals, "_smp", lambda case: _wrong_value)
+    monkeypatch.setattr(libraries, "smp", lambda case: _wrong_value)
+    monkeypatch.setattr(libraries, "smp_in_float64", lambda case: _wrong_value)
     case = cases.SMOKE[0]
     monkeypatch.setitem(cases.SUITES, "smoke", (cases.replace(case, passes=("forward",)),))
     settings = run.Settings(rounds=9, seconds=60.0, compile=False)
@@ -328,7 +329,7 @@ def test_a_saved_result_can_be_read_and_diffed(tmp_path: Path) -> None:
     assert made["commit"]
     assert made["command"].startswith("customloss")
     assert set(document["machine"]["caches"]) <= {"L1d", "L2", "L3", "L4"}
-    assert made["libraries"]["numpy"]
+    assert set(made["libraries"]) == set(libraries.versions())
     for row in document["rows"]:
         for form in row["forms"]:
             assert (form["value_error"] is not None) == (form["outcome"] in ("raced", "wrong"))

@@ -1,0 +1,216 @@
+"""Every rival of the benchmark is right, or says why it is not in the race."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from customloss._bench import analytic, cases, formulas, gate, libraries, measure, rivals, run
+
+_CPU = torch.device("cpu")
+_MISSING = "not installed (pip install "
+INDUCTOR = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, at its first import
+_LIBRARIES = ("MONAI", "nnU-Net", "smp", "kornia")
+
+
+def _judged(case: cases.Case, compile: bool = False) -> list[run.Contender]:
+    inputs = cases.make_inputs(case, _CPU)
+    right = gate.expected(case, inputs)
+    found = rivals.rivals(_CPU, compile=compile)
+    return [run.judge(rival, case, inputs, right) for rival in found]
+
+
+@pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
+def test_every_form_is_right_or_says_no(case: cases.Case) -> None:
+    judged = _judged(case)
+    for one in judged:
+        known = one.why_not in libraries.REASONS or str(one.why_not).startswith(_MISSING)
+        assert one.loss is not None or known, one
+    assert any(one.loss is not None for one in judged if one.rival.family == rivals.EAGER)
+
+
+def test_names_of_forms_are_unique() -> None:
+    for device in ("cpu", "cuda"):
+        found = [(one.family, one.form) for one in rivals.rivals(torch.device(device))]
+        assert len(set(found)) == len(found)
+        assert {family for family, _ in found} == set(rivals.FAMILIES)
+
+
+@INDUCTOR
+def test_reasons_are_all_used() -> None:
+    every = [*cases.SMOKE, *cases.FULL]
+    said = set()
+    for rival in rivals.rivals(_CPU):
+        for case in every:
+            try:
+                rival.build(case)
+            except rivals.Unavailable as reason:
+                said.add(str(reason))
+    installed = [name for name, version in rivals.versions().items() if version]
+    if len(installed) < len(libraries.INSTALL):
+        pytest.skip(f"only {', '.join(installed)} of the libraries are installed")
+    assert said == libraries.REASONS
+
+
+# ---- analytic forms --------------------------------------------------------------------------
+
+
+def _analytic(case: cases.Case) -> rivals.Loss:
+    """Not compiled, which is the same maths."""
+    passes = analytic.passes_of(case)
+    return lambda input, target: analytic.apply(input, target, passes)
+
+
+_MANY = (
+    cases.Case("labels", (2, 21, 8, 8), torch.float32, labels=torch.int64),
+    cases.Case("samplewise", (2, 21, 8, 8), torch.float32, labels=torch.int64, samplewise=True),
+    cases.Case(
+        "labels CE", (2, 21, 8, 8), torch.float32, labels=torch.uint8, beside="cross_entropy"
+    ),
+    cases.Case("rows", (64, 32), torch.float64, labels=torch.int64),
+    cases.Case("classes", (96, 100), torch.float32),
+    cases.Case("odd pixels", (3, 5, 7, 3), torch.bfloat16, channels_last=True),
+    cases.Case("masks", (3, 5, 7, 3), torch.float16, mask=torch.float32),
+    cases.Case("half CE", (2, 4, 64), torch.bfloat16, labels=torch.int64, beside="cross_entropy"),
+    cases.Case("half focal", (2, 4, 64), torch.float16, beside="focal"),
+)
+
+
+@pytest.mark.parametrize("case", [*cases.SMOKE, *_MANY], ids=lambda case: case.name)
+def test_an_analytic_gradient_is_right_and_keeps_little(case: cases.Case) -> None:
+    inputs = cases.make_inputs(case, _CPU)
+    right = gate.expected(case, inputs)
+    loss = _analytic(case)
+    verdict = gate.check(loss, inputs, right)
+    assert verdict.passed
+    if case.dtype == torch.float32:
+        assert verdict.gradient_error < 1e-6
+    value, gradient = gate.step(loss, inputs)
+    assert gradient.dtype == case.dtype
+    assert gradient.stride() == inputs.input.stride()
+    assert value.dtype == torch.promote_types(case.dtype, torch.float32)
+    # coefficients, and for many classes a float per pixel
+    classes = case.shape[1] if len(case.shape) > 1 else 1
+    kept = 4 * case.elements // classes if case.labels and classes > formulas.FEW_CLASSES else 0
+    rows = 2 * 8 * 128 * case.shape[0]
+    assert measure.saved_bytes(loss, inputs) <= 2 * kept + rows
+
+
+@INDUCTOR
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
+def test_a_compiled_form_is_right(case: cases.Case) -> None:
+    torch.compiler.reset()
+    inputs = cases.make_inputs(case, _CPU)
+    right = gate.expected(case, inputs)
+    form = rivals.Rival(rivals.COMPILED, "analytic", analytic.analytic_form)
+    judged = run.judge(form, case, inputs, right)
+    assert judged.loss is not None, judged
+
+
+@INDUCTOR
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's, at a graph break
+@pytest.mark.slow
+def test_compiled_forms_are_right_or_say_no() -> None:
+    torch.compiler.reset()
+    for case in (cases.SMOKE[1], cases.SMOKE[5]):
+        for one in _judged(case, compile=True):
+            known = one.why_not in libraries.REASONS or str(one.why_not).startswith(_MISSING)
+            assert one.loss is not None or known, one
+
+
+def test_every_build_is_compiled_for_itself() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    first, second = analytic.fresh(function), analytic.fresh(function)
+    assert first.__code__ is not second.__code__
+    assert first(3) == second(3) == 3
+
+
+# ---- libraries -------------------------------------------------------------------------------
+
+
+def _package(folder: Path, name: str, files: dict[str, str]) -> None:
+    for path, text in files.items():
+        place = folder / name / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package that cannot be imported whole, with a module that can."""
+    files = {
+        "__init__.py": "import surely_not_installed",
+        "losses/__init__.py": "raise RuntimeError('ran')",
+        "losses/dice.py": "from ._parts import one\nfrom ..helpers import two",
+        "losses/_parts.py": "one = 1",
+        "losses/needs.py": "import surely_not_installed",
+        "helpers.py": "two = 2",
+    }
+    _package(tmp_path, "planted_library", files)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(libraries.INSTALL, "planted_library", "planted-library")
+    yield "planted_library"
+    for name in list(sys.modules):
+        if name.startswith("planted_library"):
+            del sys.modules[name]
+
+
+def test_a_module_is_imported_without_the_packages_around_it(planted: str) -> None:
+    before = set(sys.modules)
+    module: Any = libraries.import_alone(f"{planted}.losses.dice")
+    assert (module.one, module.two) == (1, 2)
+    added = {"losses.dice", "losses._parts", "helpers"}
+    assert set(sys.modules) - before == {f"{planted}.{name}" for name in added}
+    assert libraries.import_alone(f"{planted}.losses.dice") is module
+
+
+def test_a_failed_import_leaves_no_trace(planted: str) -> None:
+    before = set(sys.modules)
+    with pytest.raises(rivals.Unavailable, match=r"planted-library needs surely_not_installed"):
+        libraries.import_alone(f"{planted}.losses.needs")
+    assert set(sys.modules) == before
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(libraries.INSTALL, "surely_missing", "surely-missing")
+    expected = r"not installed \(pip install --no-deps surely-missing\)"
+    before = set(sys.modules)
+    for load in (libraries.import_alone, libraries.import_whole):
+        with pytest.raises(rivals.Unavailable, match=expected):
+            load("surely_missing.losses.dice")
+    assert set(sys.modules) == before
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in libraries.INSTALL:
+        for loaded in list(sys.modules):
+            if loaded.split(".")[0] == name:
+                monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.setitem(sys.modules, name, None)
+    case = next(case for case in cases.SMOKE if case.samplewise)
+    said = {}
+    for one in _judged(case):
+        if one.rival.family in _LIBRARIES and one.loss is None:
+            said.setdefault(one.rival.family, one.why_not)
+    assert said["MONAI"] == "not installed (pip install --no-deps monai)"
+    assert said["nnU-Net"] == "not installed (pip install --no-deps nnunetv2)"
+    assert said["kornia"] == "not installed (pip install --no-deps kornia)"
+
+
+@pytest.mark.parametrize("name", list(libraries.INSTALL.values()))
+def test_a_library_that_is_installed_races(name: str) -> None:
+    if rivals.versions()[name] is None:
+        pytest.skip(f"{name} is not installed")
+    families = dict(zip(libraries.INSTALL.values(), _LIBRARIES))
+    raced = [
+        one.rival.family for case in cases.SMOKE for one in _judged(case) if one.loss is not None
+    ]
+    assert families[name] in raced
