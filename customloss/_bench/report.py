@@ -143,8 +143,11 @@ def absences(document: Document) -> list[str]:
     found: dict[str, str] = {}
     for row in document["rows"]:
         for form in row["forms"]:
-            if form["family"] not in raced:
-                found.setdefault(form["family"], form["why"] or "")
+            why = form["why"] or ""
+            if form["family"] not in raced and (
+                form["family"] not in found or why.startswith("not installed")
+            ):
+                found[form["family"]] = why
     asked = {form["family"] for row in document["rows"] for form in row["forms"]}
     left_out = [family for family in FAMILIES if family not in asked]
     lines = [f"{family} is absent: {why}" for family, why in found.items()]

@@ -361,7 +361,9 @@ def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_a_rival_that_is_missing_is_named_below_the_tables() -> None:
     row = _row({"customloss": [1.0], "eager": [2.0]})
+    row["forms"].append(_form("kornia", None, why="class numbers only"))
     row["forms"].append(_form("kornia", None, why="not installed"))
+    row["forms"].append(_form("kornia", None, why="a Dice per sample only"))
     document: Any = {"rows": [row]}
     lines = report.absences(document)
     assert "kornia is absent: not installed" in lines

@@ -29,7 +29,7 @@ def _judged(case: cases.Case, compile: bool = False) -> list[run.Contender]:
 def test_every_form_is_right_or_says_no(case: cases.Case) -> None:
     judged = _judged(case)
     for one in judged:
-        known = one.why_not in libraries.REASONS or str(one.why_not).startswith(_MISSING)
+        known = one.why in libraries.REASONS or str(one.why).startswith(_MISSING)
         assert one.loss is not None or known, one
     assert any(one.loss is not None for one in judged if one.rival.family == rivals.EAGER)
 
@@ -120,7 +120,7 @@ def test_compiled_forms_are_right_or_say_no() -> None:
     torch.compiler.reset()
     for case in (cases.SMOKE[1], cases.SMOKE[5]):
         for one in _judged(case, compile=True):
-            known = one.why_not in libraries.REASONS or str(one.why_not).startswith(_MISSING)
+            known = one.why in libraries.REASONS or str(one.why).startswith(_MISSING)
             assert one.loss is not None or known, one
 
 
@@ -199,7 +199,7 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     said = {}
     for one in _judged(case):
         if one.rival.family in _LIBRARIES and one.loss is None:
-            said.setdefault(one.rival.family, one.why_not)
+            said.setdefault(one.rival.family, one.why)
     assert said["MONAI"] == "not installed (pip install --no-deps monai)"
     assert said["nnU-Net"] == "not installed (pip install --no-deps nnunetv2)"
     assert said["kornia"] == "not installed (pip install --no-deps kornia)"
