@@ -86,7 +86,7 @@ extern const BlockSet kBlocksAvx512;
 struct InstructionSet {
   const char* name;
   const BlockSet* blocks;
-  const TileSet* tiles;
+  TileSet tiles;
 };
 
 // The best set this processor has, or the one CUSTOMLOSS_CPU_ISA names; chosen once.
@@ -104,9 +104,9 @@ const BlockKernels<T>& block_kernels() {
 template <class T>
 const PixelKernels<T>& pixel_kernels_of() {
   if constexpr (sizeof(T) == 4) {
-    return instruction_set().tiles->f32;
+    return *instruction_set().tiles.f32;
   } else {
-    return instruction_set().tiles->f64;
+    return *instruction_set().tiles.f64;
   }
 }
 

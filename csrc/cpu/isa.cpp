@@ -18,15 +18,16 @@ InstructionSet choose() {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
   const Candidate candidates[] = {
-      {{"avx512", &kBlocksAvx512, &kTilesAvx512},
+      {{"avx512", &kBlocksAvx512, {&kTilesF32Avx512, &kTilesF64Avx512}},
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512cd")},
-      {{"avx2", &kBlocksAvx2, &kTilesAvx2},
+      {{"avx2", &kBlocksAvx2, {&kTilesF32Avx2, &kTilesF64Avx2}},
        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {{"baseline", &kBlocksBaseline, &kTilesBaseline}, true}};
+      {{"baseline", &kBlocksBaseline, {&kTilesF32Baseline, &kTilesF64Baseline}}, true}};
 #else
-  const Candidate candidates[] = {{{"baseline", &kBlocksBaseline, &kTilesBaseline}, true}};
+  const Candidate candidates[] = {
+      {{"baseline", &kBlocksBaseline, {&kTilesF32Baseline, &kTilesF64Baseline}}, true}};
 #endif
   const char* wanted = std::getenv("CUSTOMLOSS_CPU_ISA");
   for (const Candidate& candidate : candidates) {

@@ -1,6 +1,6 @@
 // The softmax sums of class numbers by hand (headline_sums of tile.h): what the compiler makes of
 // the plain loops takes three times as long as reading the memory.  Included by
-// isa_avx512_tiles.cpp alone.
+// isa_avx512_tiles_f32.cpp alone.
 //
 // Let d = p where p <= 1/2, and d = p - 1 = -q where it is larger.  For every class, over the
 // pixels of that class and likewise over the others,

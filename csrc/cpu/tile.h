@@ -77,14 +77,15 @@ struct PixelKernels {
 };
 
 struct TileSet {
-  PixelKernels<float> f32;
-  PixelKernels<double> f64;
+  const PixelKernels<float>* f32;
+  const PixelKernels<double>* f64;
 };
 
-extern const TileSet kTilesBaseline;
+extern const PixelKernels<float> kTilesF32Baseline;
+extern const PixelKernels<double> kTilesF64Baseline;
 #if defined(__x86_64__) || defined(_M_X64)
-extern const TileSet kTilesAvx2;
-extern const TileSet kTilesAvx512;
+extern const PixelKernels<float> kTilesF32Avx2, kTilesF32Avx512;
+extern const PixelKernels<double> kTilesF64Avx2, kTilesF64Avx512;
 #endif
 
 }  // namespace customloss::cpu

@@ -1,5 +1,5 @@
 // Copies between memory where classes lie next to each other ([N, C] rows, channels_last) and the
-// rows of a tile, by permutations of whole registers.  Included by isa_avx512_tiles.cpp alone.
+// rows of a tile, by permutations of whole registers.  Included by isa_avx512_tiles_f32.cpp alone.
 //   up to kFewClasses   16 pixels are C registers; a class takes one permutation of each of them
 //   beyond              16 pixels x 16 classes are transposed in four steps
 #pragma once

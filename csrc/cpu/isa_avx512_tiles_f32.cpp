@@ -1,4 +1,4 @@
-// The loops of tile.h for AVX-512, which is switched on for this file alone.
+// The loops of tile.h in float for AVX-512, which is switched on for this file alone.
 #if defined(__x86_64__) || defined(_M_X64)
 #include "target_avx512.h"
 
@@ -24,7 +24,7 @@ constexpr PixelKernels<float> pixel_kernels_avx512() {
 
 }  // namespace
 
-const TileSet kTilesAvx512 = {pixel_kernels_avx512(), pixel_kernels<double>()};
+const PixelKernels<float> kTilesF32Avx512 = pixel_kernels_avx512();
 }  // namespace customloss::cpu
 #include "target_end.h"
 #endif

@@ -1,4 +1,4 @@
-// The loops of tile.h for AVX2, which is switched on for this file alone.
+// The loops of tile.h in float for AVX2, which is switched on for this file alone.
 #if defined(__x86_64__) || defined(_M_X64)
 #include "target_avx2.h"
 
@@ -9,7 +9,7 @@
 #include "tile_impl.h"
 
 namespace customloss::cpu {
-const TileSet kTilesAvx2 = {pixel_kernels<float>(), pixel_kernels<double>()};
+const PixelKernels<float> kTilesF32Avx2 = pixel_kernels<float>();
 }
 #include "target_end.h"
 #endif

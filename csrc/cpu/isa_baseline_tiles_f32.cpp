@@ -1,4 +1,4 @@
-// The loops of tile.h for the compiler's default target.
+// The loops of tile.h in float for the compiler's default target.
 #include <type_traits>
 #include <utility>
 
@@ -9,5 +9,5 @@
 #include "tile_impl.h"
 
 namespace customloss::cpu {
-const TileSet kTilesBaseline = {pixel_kernels<float>(), pixel_kernels<double>()};
+const PixelKernels<float> kTilesF32Baseline = pixel_kernels<float>();
 }

@@ -1,0 +1,15 @@
+// The loops of tile.h in double for AVX2, which is switched on for this file alone.
+#if defined(__x86_64__) || defined(_M_X64)
+#include "target_avx2.h"
+
+#include "block.h"
+#include "block_impl.h"
+#include "tile_class.h"
+#include "tile_fill.h"
+#include "tile_impl.h"
+
+namespace customloss::cpu {
+const PixelKernels<double> kTilesF64Avx2 = pixel_kernels<double>();
+}
+#include "target_end.h"
+#endif
