@@ -184,8 +184,8 @@ def bench(
     from customloss._bench import run
 
     suite = "smoke" if smoke else "full" if full else "quick"
-    wanted = rounds or {"smoke": 5, "quick": 15, "full": 41}[suite]
-    seconds = {"smoke": 1.0, "quick": 6.0, "full": 40.0}[suite]
+    wanted = rounds or {"smoke": 5, "quick": 15, "full": 31}[suite]
+    seconds = {"smoke": 1.0, "quick": 6.0, "full": 25.0}[suite]
     settings = run.Settings(
         rounds=wanted,
         seconds=seconds,

@@ -77,7 +77,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
         described["cuda"] = torch.version.cuda
-    described["kind"] = _kind(described)
+    described["kind"] = kind(described)
     return described
 
 
@@ -125,10 +125,11 @@ def _git(tree: Path, *arguments: str) -> str:
 # ---- names -----------------------------------------------------------------------------------
 
 
-def _kind(described: dict[str, Any]) -> str:
+def kind(described: dict[str, Any]) -> str:
     """The folder of bench/results that a result belongs to, e.g. ``cpu-amd-epyc-2-threads``."""
     name = described.get("gpu") or f"cpu {described['cpu']} {described['threads']} threads"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    name = re.sub(r"\((r|tm)\)|\bprocessor\b", "", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 def kernels(device: torch.device) -> str:

@@ -23,7 +23,18 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from customloss import reference
-from customloss._bench import cases, gate, libraries, measure, memory, report, results, rivals, run
+from customloss._bench import (
+    cases,
+    gate,
+    libraries,
+    machine,
+    measure,
+    memory,
+    report,
+    results,
+    rivals,
+    run,
+)
 
 _CPU = torch.device("cpu")
 _FAST = run.Settings(rounds=2, seconds=0.0, repeat=2, compile=False)
@@ -368,6 +379,14 @@ def test_a_rival_that_is_missing_is_named_below_the_tables() -> None:
     lines = report.absences(document)
     assert "kornia is absent: not installed" in lines
     assert "MONAI is absent: left out by the command" in lines
+
+
+def test_results_are_kept_in_a_folder_named_after_the_processor() -> None:
+    for cpu, folder in (
+        ("Intel(R) Xeon(R) Processor", "cpu-intel-xeon-2-threads"),
+        ("AMD EPYC 9004 32-Core Processor", "cpu-amd-epyc-9004-32-core-2-threads"),
+    ):
+        assert machine.kind({"cpu": cpu, "threads": 2}) == folder
 
 
 # ---- memory ------------------------------------------------------------------------------------
