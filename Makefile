@@ -1,7 +1,8 @@
 # make test | test-rest | test-all | demo | bench | lint | format | build | wheel | clean
 #
 # Everything is installed into $(VENV), and nothing outside this folder. The package is built again
-# when pyproject.toml, setup.py, csrc/ or TORCH changes, and compiles what these changes concern.
+# when pyproject.toml, setup.py, build_support.py, csrc/ or TORCH changes, and compiles what these
+# changes concern.
 #
 #   TORCH     what to install as torch. The default is the version that the committed benchmarks
 #             used. `make test TORCH=torch` takes the newest; where that is a CUDA build and a

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- (table|headline|training): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 KINDS: dict[str, Callable[[Path], str]] = {
-    "table": lambda path: report.markdown(results.load(path), results.beside(path)),
+    "table": lambda path: report.markdown(results.load(path), results.in_other_memory(path)),
     "headline": lambda path: report.headline(results.load(path)),
     "training": lambda path: training.markdown(json.loads(path.read_text())),
 }
@@ -33,7 +33,12 @@ KINDS: dict[str, Callable[[Path], str]] = {
 def block(kind: str, name: str) -> str:
     """The Markdown of one result."""
     path = HERE / "results" / name
-    return KINDS[kind](path) if path.is_file() else f"No {name} recorded yet."
+    if not path.is_file():
+        return f"No {name} recorded yet."
+    try:
+        return KINDS[kind](path)
+    except results.NotAResult as reason:
+        raise SystemExit(f"{path}: {reason}") from None
 
 
 def filled(text: str) -> str:

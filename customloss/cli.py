@@ -51,17 +51,6 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-class Against(str, Enum):
-    """Who may race, as one types it."""
-
-    eager = "eager"
-    compile = "compile"
-    monai = "monai"
-    nnunet = "nnunet"
-    smp = "smp"
-    kornia = "kornia"
-
-
 Out = Annotated[Path, typer.Option(help="Folder for the PNG and JSON files.")]
 Threads = Annotated[
     int, typer.Option(min=0, help="CPU threads of the benchmark; 0: as torch has them.")
@@ -120,7 +109,7 @@ def demo(
 
         console.rule("Speed: what does it cost?")
         with _threads(threads):
-            settings = run.Settings(rounds=9, seconds=4.0, compile=compile, all_forms=False)
+            settings = run.SETTINGS["quick"]._replace(rounds=9, seconds=4.0, compile=compile)
             _bench(console, "quick", _device(Device.auto), settings, out / "bench.json")
 
 
@@ -148,7 +137,7 @@ def _train(console: Console, seeds: range, steps: int | None, out: Path) -> None
 @app.command()
 def bench(
     full: Annotated[
-        bool, typer.Option("--full/--quick", help="All cases, or a few in a minute or two.")
+        bool, typer.Option("--full/--quick", help="All cases and forms, in an hour, or a few.")
     ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny cases, to test the benchmark itself.")
@@ -161,12 +150,18 @@ def bench(
     ] = None,
     compile: Compile = True,
     against: Annotated[
-        list[Against] | None,
-        typer.Option(help="Race only these; once for each. Without it all that are installed."),
+        list[str] | None,
+        typer.Option(
+            help="Race only these, one option for each: eager, compile, monai, nnunet, smp, "
+            "kornia. Without it, all that are installed."
+        ),
     ] = None,
     memory: Annotated[
-        str, typer.Option(help="default, or for all alike: huge-pages, jemalloc (CPU).")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Of the CPU, for all alike: default, huge-pages or jemalloc. Without it, as it is."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=0, help="Samples each; 0: as the suite says.")] = 0,
     device: Annotated[Device, typer.Option(help="auto: CUDA where there is one.")] = Device.auto,
     threads: Threads = 0,
@@ -180,17 +175,15 @@ def bench(
         _show(console, table)
         return
     _writable("--json", json)
-    _enter_memory(memory)
+    if memory is not None:
+        _enter_memory(memory)
     from customloss._bench import run
 
     suite = "smoke" if smoke else "full" if full else "quick"
-    wanted = rounds or {"smoke": 5, "quick": 15, "full": 31}[suite]
-    seconds = {"smoke": 1.0, "quick": 6.0, "full": 25.0}[suite]
-    settings = run.Settings(
-        rounds=wanted,
-        seconds=seconds,
+    settings = run.SETTINGS[suite]
+    settings = settings._replace(
+        rounds=rounds or settings.rounds,
         compile=compile,
-        all_forms=suite != "quick",
         families=_families(against, compile),
     )
     with _threads(threads):
@@ -238,29 +231,22 @@ def _enter_memory(wanted: str) -> None:
     memory.enter(memory.Memory(wanted))
 
 
-def _families(against: list[Against] | None, compile: bool) -> tuple[str, ...]:
-    """The families of the benchmark that were asked for; one that cannot race is an error."""
+def _families(against: list[str] | None, compile: bool) -> tuple[str, ...]:
+    """The families of the benchmark that were asked for; one that is not there is an error."""
     from customloss._bench import rivals
 
     if not against:
         return rivals.FAMILIES
-    if Against.compile in against and not compile:
+    if "compile" in against and not compile:
         raise SystemExit("customloss: --against compile contradicts --no-compile; leave one out")
     for asked in against:
-        missing = rivals.missing(_NAMES[asked])
+        if asked not in rivals.TYPED:
+            names = ", ".join(rivals.TYPED)
+            raise SystemExit(f"customloss: --against: expected one of {names}, got {asked!r}")
+        missing = rivals.missing(rivals.TYPED[asked])
         if missing:
-            raise SystemExit(f"customloss: --against {asked.value}: {missing}")
-    return tuple(_NAMES[asked] for asked in against)
-
-
-_NAMES = {
-    Against.eager: "eager",
-    Against.compile: "torch.compile",
-    Against.monai: "MONAI",
-    Against.nnunet: "nnU-Net",
-    Against.smp: "smp",
-    Against.kornia: "kornia",
-}
+            raise SystemExit(f"customloss: --against {asked}: {missing}")
+    return tuple(rivals.TYPED[asked] for asked in against)
 
 
 def _device(wanted: Device) -> torch.device:

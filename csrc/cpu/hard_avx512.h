@@ -162,7 +162,5 @@ void flush_columns_hard_avx512(const Fold& fold, float* sums, int64_t pitch, dou
   }
 }
 
-#undef CUSTOMLOSS_EACH
-
 }  // namespace
 }  // namespace customloss::cpu

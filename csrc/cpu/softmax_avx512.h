@@ -21,9 +21,6 @@ namespace {
 
 constexpr int64_t kMostClasses = 128;  // the sums of all classes lie on the stack
 
-#define CUSTOMLOSS_EACH(statement) \
-  _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
-
 // Which log-losses are summed: none, those of the true class, or those of every class.
 enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
 
@@ -253,8 +250,6 @@ void headline_softmax_sums(const Tile<float>& tile, bool weighted, double* to, i
   tile.extra& kHard ? softmax_sums_logs<true, false>(tile, to, to_pitch)
                     : softmax_sums_logs<false, false>(tile, to, to_pitch);
 }
-
-#undef CUSTOMLOSS_EACH
 
 }  // namespace
 }  // namespace customloss::cpu

@@ -1,4 +1,5 @@
-// Ends what target_avx2.h or target_avx512.h began.
+// Ends what target_avx2.h or target_avx512.h began, for clang; under GCC it holds to the end of the
+// file.
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -25,7 +25,7 @@ def draw(document: Document, path: Path) -> None:
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 1.3]})
     _roof_axes(left, roofed, document)
     _latency_axes(right, quick, document)
-    right.set_ylim(max(len(roofed), 4) - 0.5, -0.5)  # bars as high as the rows beside them
+    right.invert_yaxis()
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=6)
     figure.supxlabel(report.heading(document), fontsize=7, color="#555555")
@@ -69,19 +69,19 @@ def _roof_axes(axes: Any, rows: list[Row], document: Document) -> None:
 def _latency_axes(axes: Any, rows: list[Row], document: Document) -> None:
     raced = results.families(document)
     bars = [
-        (family, taken)
-        for row in rows[-1:]
+        (row["case"], family, 1e6 * taken.median)
+        for row in rows
         for family in raced
         if (taken := results.times(row, family))
     ]
-    names = [family for family, _ in bars]
-    middles = [1e6 * taken.median for _, taken in bars]
-    axes.barh(names, middles, color=[_colour(name, raced) for name in names], height=0.55)
-    for place, value in enumerate(middles):
+    colours = [_colour(family, raced) for _, family, _ in bars]
+    axes.barh(range(len(bars)), [value for *_, value in bars], color=colours, height=0.55)
+    for place, (*_, value) in enumerate(bars):
         axes.text(value, place, f" {value:.0f} µs", va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), [f"{case}\n{family}" for case, family, _ in bars])
     axes.margins(x=0.25)
     axes.set_xlabel("µs a step (left is better)")
-    axes.set_title(" ".join(f"{row['case']}: {row['which']}" for row in rows[-1:]), fontsize=10)
+    axes.set_title("Small inputs: forward+backward", fontsize=10)
     _clean(axes)
 
 

@@ -1,7 +1,7 @@
 """The losses of other libraries: MONAI, nnU-Net, segmentation_models_pytorch (smp) and kornia.
 
-They are imported when they are built, and only their losses: the packages around those need
-networks, image readers and more, so that ``pip install --no-deps`` is enough.
+They are imported when they are built. Of nnU-Net and smp only the losses are imported: the packages
+around those need networks, image readers and more, so that ``pip install --no-deps`` is enough.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,18 +29,22 @@ from customloss._bench.formulas import (
     with_beside,
 )
 
-# what to install, by the name of the package that is imported
-INSTALL = {
-    "monai": "monai",
-    "nnunetv2": "nnunetv2",
-    "segmentation_models_pytorch": "segmentation-models-pytorch",
-    "kornia": "kornia",
-}
 
-_PACKAGES = {
-    "MONAI": "monai", "nnU-Net": "nnunetv2", "smp": "segmentation_models_pytorch",
-    "kornia": "kornia",
-}  # fmt: skip
+class Library(NamedTuple):
+    """``typed`` is its name on a command line, ``package`` what is imported."""
+
+    family: str
+    typed: str
+    package: str
+    install: str  # what pip is told
+
+
+LIBRARIES = (
+    Library("MONAI", "monai", "monai", "monai"),
+    Library("nnU-Net", "nnunet", "nnunetv2", "--no-deps nnunetv2"),
+    Library("smp", "smp", "segmentation_models_pytorch", "--no-deps segmentation-models-pytorch"),
+    Library("kornia", "kornia", "kornia", "kornia"),
+)
 
 CLASS_DIM_ONLY = "needs a class dimension"
 SPACE_ONLY = "needs spatial dimensions"
@@ -57,17 +61,17 @@ REASONS = formulas.REASONS | {
 
 def missing(family: str) -> str | None:
     """Why a family cannot race at all, and what to do; None if it can."""
-    package = _PACKAGES.get(family)
-    if package is None or importlib.util.find_spec(package) is not None:
-        return None
-    name = INSTALL[package]
-    return f"{name} is not installed; to install it: pip install --no-deps {name}"
+    for library in LIBRARIES:
+        if library.family == family and importlib.util.find_spec(library.package) is None:
+            return _not_installed(library.package)
+    return None
 
 
 def versions() -> dict[str, str | None]:
     """The installed version of every library, or None."""
     found: dict[str, str | None] = {}
-    for distribution in INSTALL.values():
+    for library in LIBRARIES:
+        distribution = library.install.split()[-1]
         try:
             found[distribution] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
@@ -137,8 +141,13 @@ def import_whole(name: str) -> Any:
 def _what_to_install(top: str, error: ImportError) -> str:
     missing = (error.name or top).split(".")[0]
     if missing == top:
-        return f"not installed (pip install --no-deps {INSTALL[top]})"
-    return f"{INSTALL[top]} needs {missing} (pip install {missing})"
+        return _not_installed(top)
+    return f"{top} needs {missing} (pip install {missing})"
+
+
+def _not_installed(package: str) -> str:
+    to_install = {library.package: library.install for library in LIBRARIES}
+    return f"not installed (pip install {to_install.get(package, package)})"
 
 
 # ---- MONAI -----------------------------------------------------------------------------------
@@ -218,9 +227,8 @@ def smp(case: Case) -> Loss:
     """Its Dice, which takes tp from an L1 norm.
 
     On the CPU ``torch.linalg.vector_norm`` adds up a float32 tensor in running sums of float32,
-    which lose digits as they grow (``abs().sum()`` does not): at 16 M elements the loss is off by
-    4e-3 with two threads, by 8e-3 with one, and the gate refuses it. ``smp_in_float64`` is the form
-    that is right.
+    which lose digits as they grow (``abs().sum()`` does not), so that the gate refuses it for large
+    inputs. ``smp_in_float64`` is the form that is right.
     """
     return with_beside(_smp_dice(case), case)
 
@@ -237,7 +245,8 @@ def smp_in_float64(case: Case) -> Loss:
 
 def kornia(case: Case) -> Loss:
     """Its Dice of class numbers, which is per sample; of one sample that is the same."""
-    require(case.labels is not None and len(case.shape) > 2, LABELS_ONLY)
+    require(case.labels is not None, LABELS_ONLY)
+    require(len(case.shape) > 2, SPACE_ONLY)
     require(case.samplewise or case.shape[0] == 1, SAMPLEWISE_ONLY)
     dice_loss = import_whole("kornia.losses").dice_loss
 

@@ -46,7 +46,7 @@ def cpu_caches() -> dict[str, int]:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The size of the last-level cache, which inputs must not fit; 32 MiB where it is unknown."""
+    """The size of the last-level cache; 32 MiB where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return max(cpu_caches().values(), default=32 << 20)
@@ -93,15 +93,16 @@ def provenance() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "libraries": libraries.versions(),
         "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("CUSTOMLOSS_", "OMP_", "MKL_", "THP_", "MALLOC_"))
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)
         },
     }
 
 
 # what a timing depends on: other files may change, results among them
-_MEASURED = ("csrc", "kernels", "customloss", "setup.py")
+_MEASURED = ("csrc", "kernels", "customloss", "setup.py", "build_support.py", "pyproject.toml")
+_SETTINGS = (
+    "CUSTOMLOSS_", "OMP_", "GOMP_", "KMP_", "MKL_", "THP_", "MALLOC_", "LD_PRELOAD",
+)  # fmt: skip
 
 
 def commit() -> str:

@@ -43,16 +43,26 @@ def current() -> Memory:
 
 def environment(wanted: Memory) -> dict[str, str]:
     """The variables of a process in which ``wanted`` is in force."""
-    kept = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
-    kept[_MARK] = wanted.value
-    if wanted is Memory.huge_pages:
-        kept["THP_MEM_ALLOC_ENABLE"] = "1"
-    if wanted is Memory.jemalloc and "jemalloc" not in kept.get("LD_PRELOAD", ""):
-        library = ctypes.util.find_library("jemalloc")
-        if library is None:
-            raise SystemExit(f"customloss: --memory jemalloc: {_NO_JEMALLOC}")
-        kept["LD_PRELOAD"] = " ".join(filter(None, [library, kept.get("LD_PRELOAD")]))
-    return kept
+    found = dict(os.environ)
+    found[_MARK] = wanted.value
+    found["THP_MEM_ALLOC_ENABLE"] = str(int(wanted is Memory.huge_pages))
+    loaded = found.pop("LD_PRELOAD", "").replace(":", " ").split()
+    others = [library for library in loaded if "jemalloc" not in library]
+    if wanted is Memory.jemalloc:
+        own = [library for library in loaded if library not in others]
+        loaded = [*(own or [_find_jemalloc()]), *others]
+    else:
+        loaded = others
+    if loaded:
+        found["LD_PRELOAD"] = " ".join(loaded)
+    return found
+
+
+def _find_jemalloc() -> str:
+    library = ctypes.util.find_library("jemalloc")
+    if library is None:
+        raise SystemExit(f"customloss: --memory jemalloc: {_NO_JEMALLOC}")
+    return library
 
 
 def enter(wanted: Memory) -> None:

@@ -72,7 +72,9 @@ def _own_share(row: Row) -> str:
     share = results.roof_share(row, OURS)
     if share is None:
         return NOTHING
-    return f"{100 * share:.0f} %" + (", in cache" if share > 1 and row["inputs"] != "cold" else "")
+    # a forward pass has just read what a backward pass reads, also within a step
+    cached = share > 1 and (row["which"] != "forward" or row["inputs"] != "cold")
+    return f"{100 * share:.0f} %{', in cache' if cached else ''}"
 
 
 def _pass_name(row: Row) -> str:
@@ -155,14 +157,16 @@ def absences(document: Document) -> list[str]:
 
 
 def refusals(document: Document) -> list[str]:
-    """Where all answers of a family were wrong or failed, and by how much: a line a family."""
+    """Where no answer of a family was right, and how wrong they were: a line a family."""
     found: dict[str, dict[str, None]] = {}
     for row in document["rows"]:
         for family in FAMILIES:
             form = results.standing(row, family)
             if form is not None and form["outcome"] in ("wrong", "failed"):
                 found.setdefault(family, {})[f"{row['case']} ({_fault(form)})"] = None
-    return [f"{family} is withheld in {', '.join(cases)}" for family, cases in found.items()]
+    return [
+        f"{family} has no right answer in {', '.join(cases)}" for family, cases in found.items()
+    ]
 
 
 def _fault(form: Form) -> str:
@@ -176,12 +180,13 @@ def verdict(document: Document) -> str:
         return "No speed-up is claimed: no row has two right answers to compare."
     ratios = [closest.ratio for _, closest in found]
     judged = [results.judged(ratio) for ratio in ratios]
+    middle, mean = (statistics.median(ratio[place] for ratio in ratios) for place in (0, 3))
     below = [
         f"{_title(row)} ({_three_digits(closest.ratio.median)}× against {closest.family})"
         for row, closest in found
         if closest.ratio.median < 1
     ]
-    said = f"Its median is below 1 in {len(below)} rows"
+    said = f"The median is below 1 in {len(below)} of them"
     if below:
         said += f": {', '.join(below)}"
     else:
@@ -193,8 +198,8 @@ def verdict(document: Document) -> str:
         f"faster in {judged.count('faster')} (nine rounds in ten agree), slower in "
         f"{judged.count('slower')}, level in {judged.count('level')} (the rounds disagree, and "
         f"the median is within 5 %) and unsettled in {judged.count('unsettled')}. The ratio is "
-        f"{_three_digits(statistics.median(ratio.median for ratio in ratios))}× in the median row, "
-        f"of means {_three_digits(statistics.median(ratio.mean for ratio in ratios))}×. {said}."
+        f"{_three_digits(middle)}× in the median row, and {_three_digits(mean)}× as a ratio of the "
+        f"means. {said}."
     )
 
 
@@ -207,7 +212,7 @@ TIME_TITLE = (
     "(10th–90th percentile of the rounds; mean, or ratio of the means)"
 )
 MEMORY_TITLE = "Memory: kept for backward / peak of a step, beyond the caller's tensors"
-PLACES_TITLE = (
+OTHER_MEMORY_TITLE = (
     "The same with other memory for everybody: time of customloss, and the fastest other right "
     "answer"
 )
@@ -239,18 +244,18 @@ def _memory(form: Form | None) -> str:
     return f"{amount(form['saved_bytes'])} / {amount(form['peak_bytes'])}"
 
 
-def _places_table(document: Document, others: dict[str, Document]) -> Cells:
+def _other_memory_table(document: Document, others: dict[str, Document]) -> Cells:
     """One column a memory, each with the closest rival there."""
     columns = {document["made"]["memory"]: document} | others
     lines = []
     for row in document["rows"]:
         which = (row["case"], row["which"])
-        cells = [_place(each, which) for each in columns.values()]
+        cells = [_closest_there(each, which) for each in columns.values()]
         lines.append([row["case"], _pass_name(row), *cells])
     return ["case", "pass", *columns], lines
 
 
-def _place(document: Document, which: tuple[str, str]) -> str:
+def _closest_there(document: Document, which: tuple[str, str]) -> str:
     for row in document["rows"]:
         closest = results.closest(row)
         if (row["case"], row["which"]) == which and closest:
@@ -286,9 +291,9 @@ def _cell(text: str) -> Text:
 def renderable(document: Document) -> RenderableType:
     """Everything, for a terminal."""
     parts: list[RenderableType] = [_rich(TIME_TITLE, _time_table(document), left=3)]
-    memory = _memory_table(document)
-    if memory[1]:
-        parts.append(_rich(MEMORY_TITLE, memory, left=1))
+    held = _memory_table(document)
+    if held[1]:
+        parts.append(_rich(MEMORY_TITLE, held, left=1))
     parts += [Text(line) for line in (roof_line(document), heading(document), origin(document))]
     parts += [Text(line) for line in absences(document)]
     parts += [
@@ -305,7 +310,7 @@ def _markdown_table(cells: Cells, left: int) -> str:
 
 def markdown(document: Document, others: dict[str, Document]) -> str:
     """Everything, for a README. ``others``: the same suite in other memory."""
-    memory = _memory_table(document)
+    held = _memory_table(document)
     parts = [
         f"{heading(document)}  \n{origin(document)}  \n{roof_line(document)}",
         f"{TIME_TITLE}:",
@@ -315,11 +320,14 @@ def markdown(document: Document, others: dict[str, Document]) -> str:
         busy_line(document) or "",
         verdict(document),
     ]
-    if memory[1]:
-        parts += [f"{MEMORY_TITLE}:", _markdown_table(memory, left=1)]
+    if held[1]:
+        parts += [f"{MEMORY_TITLE}:", _markdown_table(held, left=1)]
     if others:
-        parts += [f"{PLACES_TITLE}:", _markdown_table(_places_table(document, others), left=2)]
-        parts += [f"{place}: {verdict(other)}" for place, other in others.items()]
+        parts += [
+            f"{OTHER_MEMORY_TITLE}:",
+            _markdown_table(_other_memory_table(document, others), left=2),
+        ]
+        parts += [f"{memory}: {verdict(other)}" for memory, other in others.items()]
     return "\n\n".join(part for part in parts if part)
 
 

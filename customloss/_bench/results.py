@@ -1,7 +1,7 @@
 """What a benchmark saves, and the numbers that follow from it: medians, ratios, shares of the roof.
 
-A document holds every sample that was taken. Nothing that can be computed from the samples is
-saved, so whoever doubts a number can compute it in another way.
+A document holds every sample that was taken. Medians, ratios and shares are not saved but computed
+here, so whoever doubts one can compute it in another way.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def load(path: Path) -> Document:
     return document
 
 
-def beside(path: Path) -> dict[str, Document]:
+def in_other_memory(path: Path) -> dict[str, Document]:
     """The same suite in other memory, saved in the same folder as NAME-MEMORY.json.
 
     They must be of the same machine, suite and commit: else they could not be compared.

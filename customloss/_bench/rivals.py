@@ -20,14 +20,18 @@ from customloss._bench.formulas import Form, Loss, Unavailable, formula_sums
 from customloss._bench.libraries import missing, versions
 
 __all__ = [
-    "COMPILED", "EAGER", "FAMILIES", "OURS", "Loss", "Rival", "Unavailable", "formula_sums",
-    "missing", "rivals", "versions",
+    "COMPILED", "EAGER", "FAMILIES", "OURS", "TYPED", "Loss", "Rival", "Unavailable",
+    "formula_sums", "missing", "rivals", "versions",
 ]  # fmt: skip
 
 OURS = "customloss"
 EAGER = "eager"
 COMPILED = "torch.compile"
-FAMILIES = (OURS, EAGER, COMPILED, "MONAI", "nnU-Net", "smp", "kornia")
+FAMILIES = (OURS, EAGER, COMPILED, *(library.family for library in libraries.LIBRARIES))
+# as a command line names them
+TYPED = {"eager": EAGER, "compile": COMPILED} | {
+    library.typed: library.family for library in libraries.LIBRARIES
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,6 @@ def _ours(case: Case) -> Loss:
     if case.labels is not None:
         loss = partial(op, activation="softmax", samplewise=case.samplewise)
     return loss
-
-
-def _monai(case: Case) -> Loss:
-    return libraries.monai(case)
 
 
 def _compiled(form: Form, **options: Any) -> Form:
@@ -87,17 +87,15 @@ _WORTH_COMPILING = (
 
 
 def _library_forms(compile: bool) -> list[Rival]:
-    def monai(case: Case) -> Loss:
-        return _monai(case)
-
-    forms: list[tuple[str, str, Form]] = [
-        ("MONAI", "own", monai),
-        ("MONAI", "float()", libraries.in_float32(monai)),
-        ("nnU-Net", "own", libraries.nnunet),
-        ("smp", "own", libraries.smp),
-        ("smp", "double()", libraries.smp_in_float64),
-        ("kornia", "own", libraries.kornia),
-    ]
+    own: dict[str, Form] = {
+        "MONAI": libraries.monai,
+        "nnU-Net": libraries.nnunet,
+        "smp": libraries.smp,
+        "kornia": libraries.kornia,
+    }
+    forms = [(family, "own", form) for family, form in own.items()]
+    forms += [(family, "float()", libraries.in_float32(form)) for family, form in own.items()]
+    forms.append(("smp", "double()", libraries.smp_in_float64))
     found = [Rival(*form) for form in forms]
     if compile:
         # MONAI cannot be compiled whole

@@ -37,8 +37,15 @@ class Settings(NamedTuple):
     seconds: float = 6.0  # per row, but at least five rounds
     repeat: int = 200  # calls in a sample, where a latency is measured
     compile: bool = True
-    all_forms: bool = True  # compile them too where it takes long and rarely wins
+    all_forms: bool = True  # False: compile only a few forms, because that takes long
     families: Collection[str] = FAMILIES
+
+
+SETTINGS = {
+    "smoke": Settings(rounds=5, seconds=1.0),
+    "quick": Settings(rounds=15, seconds=6.0, all_forms=False),
+    "full": Settings(rounds=31, seconds=25.0),
+}
 
 
 # ---- who may race ----------------------------------------------------------------------------

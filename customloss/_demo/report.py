@@ -57,10 +57,18 @@ class Result:
     def title(self) -> str:
         return f"{self.name} ({100 * self.prevalence:.0f} % positive)"
 
-    def best(self, loss: str) -> Method:
-        """The method with the highest mean F1 among those whose loss is called so."""
-        named = [method for method in self.scores if loss in method.loss]
-        return max(named, key=lambda method: statistics.fmean(self.scores[method]))
+    @property
+    def rival(self) -> Method:
+        """The form of BCE with the highest mean F1."""
+        return self._best([method for method in self.scores if method.is_rival])
+
+    @property
+    def best(self) -> Method:
+        """The form of soft-F1 with the highest mean F1."""
+        return self._best([method for method in self.scores if method.loss == OURS.loss])
+
+    def _best(self, methods: list[Method]) -> Method:
+        return max(methods, key=lambda method: statistics.fmean(self.scores[method]))
 
     def difference(self, ours: Method, theirs: Method) -> Difference:
         return difference(self.scores[ours], self.scores[theirs])
@@ -122,7 +130,7 @@ def sentence(result: Result) -> str:
     """What the numbers of one problem show; the threshold is always named."""
     if len(result.seeds) < 2:
         return f"{result.title}: one seed says nothing about which method is better."
-    rival, best = result.best("BCE"), result.best("soft-F1")
+    rival, best = result.rival, result.best
     plain = _compared(result.difference(OURS, PLAIN), _form(PLAIN))
     said = f"{result.title}: {_form(OURS)} is {plain}"
     if rival == PLAIN:
@@ -159,8 +167,8 @@ def _list(names: list[str]) -> str:
 def conclusion(results: list[Result]) -> str:
     """All problems in three sentences, written from the numbers."""
     plain = {each.name: each.difference(OURS, PLAIN) for each in results}
-    best = {each.name: each.difference(OURS, each.best("BCE")) for each in results}
-    both = {each.name: each.difference(each.best("soft-F1"), each.best("BCE")) for each in results}
+    best = {each.name: each.difference(OURS, each.rival) for each in results}
+    both = {each.name: each.difference(each.best, each.rival) for each in results}
     return (
         f"Soft-F1 at 0.5 against BCE at 0.5: {_summed_up(plain)}. "
         f"Soft-F1 at 0.5 against the best form of BCE: {_summed_up(best)}. "
@@ -192,7 +200,7 @@ def renderable(results: list[Result]) -> RenderableType:
     for result in results:
         table.add_column(result.name.replace(" > ", "\n> "), justify="right", no_wrap=True)
     for method in METHODS:
-        style = "" if "BCE" in method.loss else "bold"
+        style = "" if method.is_rival else "bold"
         cells = [shown(result.scores[method]).replace(" ", "") for result in results]
         table.add_row(method.trained, method.threshold, *cells, style=style)
     sentences = [Text(f"• {sentence(result)}") for result in results]
@@ -294,7 +302,7 @@ def _ends(scores: Scores) -> tuple[float, float]:
 
 def _panel(axes: Any, result: Result) -> None:
     for place, method in enumerate(METHODS):
-        colour = "#6b7280" if "BCE" in method.loss else "#0b5fff"
+        colour = "#6b7280" if method.is_rival else "#0b5fff"
         values = result.scores[method]
         step = 0.24 / max(1, len(values) - 1)
         spots = [place - 0.12 + step * index for index in range(len(values))]

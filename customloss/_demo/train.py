@@ -36,12 +36,19 @@ class Method(NamedTuple):
     l2: bool = False
 
     @property
+    def is_rival(self) -> bool:
+        """Whether it is a form of BCE."""
+        return self.loss in RIVALS
+
+    @property
     def trained(self) -> str:
         """What was trained, in words."""
         return f"{self.loss} + L2" if self.l2 else self.loss
 
 
-# BCE and soft-F1 get the same help, a threshold and L2; pos_weight is for BCE alone.
+RIVALS = ("BCE", "weighted BCE", "root-weighted BCE")
+
+# BCE and soft-F1 both get L2 and a threshold out of fold; the other forms are for BCE alone.
 METHODS = (
     Method("BCE", AT_HALF),
     Method("BCE", IN_FOLD),
@@ -247,8 +254,7 @@ def choose(problem: Problem, method: Method, fits: Fits) -> Choice:
     """Chooses the threshold by F1, and the strength of L2 by the rows that were held out.
 
     At 0.5 the best strength is that of the highest F1. Where the threshold is chosen as well, it is
-    that of the lowest loss: the highest F1 over many thresholds is noisier, and to choose by it was
-    worse for BCE on the diabetes data with the seeds 1000 to 1009.
+    that of the lowest loss, because the highest F1 over many thresholds is noisy.
     """
     whole, held_out = (logits if method.l2 else logits[:1] for logits in fits)
     train = problem.train[:, None]

@@ -19,12 +19,7 @@ from paths import ROOT
 CPU = ROOT / "csrc" / "cpu"
 LOOPS = (CPU / "tile_impl.h").read_text().splitlines()
 SOURCE = """
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
+#include "target_avx512.h"
 #include "block.h"
 #include "block_impl.h"
 #include "tile_class.h"

@@ -94,13 +94,13 @@ def test_no_speedup_is_shown_when_ours_is_wrong(
     for text in (_text(document), report.markdown(document, {})):
         assert "×" not in text
         assert report.WITHHELD in text
-        assert "customloss is withheld in image float32 (value off by" in text
+        assert "customloss has no right answer in image float32 (value off by" in text
         assert "No speed-up is claimed" in text
 
 
 def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI is planted as the fastest that can be, smp as one that is wrong by a tenth."""
-    monkeypatch.setattr(rivals, "_monai", _told)
+    monkeypatch.setattr(libraries, "monai", _told)
     monkeypatch.setattr(libraries, "smp", lambda case: _wrong_value)
     monkeypatch.setattr(libraries, "smp_in_float64", lambda case: _wrong_value)
     case = cases.SMOKE[0]
@@ -115,10 +115,12 @@ def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch
     assert results.speedup(row, "smp") is None
     said = report.verdict(document)
     assert "faster in 0 (nine rounds in ten agree), slower in 1, level in 0" in said
-    assert "Its median is below 1 in 1 rows: image float32 forward (0." in said
+    assert "The median is below 1 in 1 of them: image float32 forward (0." in said
     assert "× against MONAI)" in said
     for text in (_text(document), report.markdown(document, {}), report.headline(document)):
-        assert "smp is withheld in image float32 (value off by 1.0e-01" in text.replace("\n", " ")
+        assert "smp has no right answer in image float32 (value off by 1.0e-01" in text.replace(
+            "\n", " "
+        )
     assert results.speedup(row, rivals.EAGER) is not None
     assert results.speedup(row, rivals.OURS) == (1.0, 1.0, 1.0, 1.0)
 
@@ -129,7 +131,7 @@ def test_a_rival_that_fails_is_a_result_and_ours_is_an_error(
     def fails(case: cases.Case) -> rivals.Loss:
         raise RuntimeError("no compiler\nand more")
 
-    monkeypatch.setattr(rivals, "_monai", fails)
+    monkeypatch.setattr(libraries, "monai", fails)
     row = run.run_case(cases.SMOKE[0], _CPU, _FAST)[0]
     found = results.standing(row, "MONAI")
     assert found is not None
@@ -294,12 +296,12 @@ def test_the_verdict_names_every_row_whose_median_is_below_one() -> None:
     assert report.verdict({"rows": rows}) == (  # type: ignore[typeddict-item]
         "Against the fastest other right answer of each of 4 rows, customloss is faster in 1 "
         "(nine rounds in ten agree), slower in 1, level in 1 (the rounds disagree, and the median "
-        "is within 5 %) and unsettled in 1. The ratio is 0.79× in the median row, of means 1.51×. "
-        "Its median is below 1 in 3 rows: c forward (0.50× against MONAI), d forward (0.60× "
-        "against eager), b forward (0.98× against eager)."
+        "is within 5 %) and unsettled in 1. The ratio is 0.79× in the median row, and 1.51× as a "
+        "ratio of the means. The median is below 1 in 3 of them: c forward (0.50× against MONAI), "
+        "d forward (0.60× against eager), b forward (0.98× against eager)."
     )
     assert report.verdict({"rows": rows[:1]}).endswith(  # type: ignore[typeddict-item]
-        "Its median is below 1 in 0 rows, and least in a forward (2.00× against eager)."
+        "The median is below 1 in 0 of them, and least in a forward (2.00× against eager)."
     )
 
 
@@ -352,7 +354,7 @@ def test_other_memory_is_shown_beside_and_must_be_of_the_same_kind(tmp_path: Pat
     results.save(document, path)
     made = document["made"] | {"memory": "huge-pages"}
     results.save(document | {"made": made}, other)  # type: ignore[typeddict-item]
-    beside = results.beside(path)
+    beside = results.in_other_memory(path)
     assert list(beside) == ["huge-pages"]
     text = report.markdown(document, beside)
     assert "| case | pass | default | huge-pages |" in text
@@ -360,7 +362,7 @@ def test_other_memory_is_shown_beside_and_must_be_of_the_same_kind(tmp_path: Pat
     made = made | {"commit": "another"}
     results.save(document | {"made": made}, other)  # type: ignore[typeddict-item]
     with pytest.raises(results.NotAResult, match=r"pages\.json is of another, bench"):
-        results.beside(path)
+        results.in_other_memory(path)
 
 
 def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:

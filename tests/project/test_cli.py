@@ -57,7 +57,8 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (("--json", "{file}/bench.json"), "--json: cannot write"),
         (("--memory", "big"), "--memory: expected default or huge-pages or jemalloc, got 'big'"),
         (("--against", "compile", "--no-compile"), "--against compile contradicts --no-compile"),
-        (("--against", "kornia"), "--against kornia: kornia is not installed"),
+        (("--against", "kornia"), "--against kornia: not installed (pip install kornia)"),
+        (("--against", "keras"), "--against: expected one of eager, compile, monai, nnunet, smp"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_the_clock_starts(
@@ -65,7 +66,7 @@ def test_what_cannot_be_measured_is_said_before_the_clock_starts(
 ) -> None:
     file = tmp_path / "a file"
     file.touch()
-    missing = {"kornia": "kornia is not installed; in a checkout: pip install '.[rivals]'"}
+    missing = {"kornia": "not installed (pip install kornia)"}
     monkeypatch.setattr(rivals, "missing", missing.get)
     monkeypatch.setattr(run, "run", pytest.fail)
     given = [argument.format(file=file) for argument in arguments]
