@@ -25,7 +25,7 @@ PAGES = ("README.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- (table|headline|training): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 KINDS: dict[str, Callable[[Path], str]] = {
     "table": lambda path: report.markdown(results.load(path), results.in_other_memory(path)),
-    "headline": lambda path: report.headline(results.load(path)),
+    "headline": lambda path: report.headline(results.load(path), results.in_other_memory(path)),
     "training": lambda path: training.markdown(json.loads(path.read_text())),
 }
 

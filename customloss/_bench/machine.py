@@ -127,7 +127,7 @@ def _git(tree: Path, *arguments: str) -> str:
 
 
 def kind(described: dict[str, Any]) -> str:
-    """The folder of bench/results that a result belongs to, e.g. ``cpu-amd-epyc-2-threads``."""
+    """The folder of bench/results that a result belongs to, e.g. ``cpu-intel-xeon-2-threads``."""
     name = described.get("gpu") or f"cpu {described['cpu']} {described['threads']} threads"
     name = re.sub(r"\((r|tm)\)|\bprocessor\b", "", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")

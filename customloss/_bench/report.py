@@ -347,22 +347,29 @@ HEADLINE = (
 )
 
 
-def headline(document: Document) -> str:
+def headline(document: Document, others: dict[str, Document]) -> str:
     """A few rows of the table, for the top of a README."""
-    others = results.families(document)[1:]
+    rivals = results.families(document)[1:]
     rows = {(row["case"], row["which"]): row for row in document["rows"]}
     lines = []
     for case, which, words in HEADLINE:
         row = rows.get((case, which))
         if row is not None:
-            ratios = [_speedup(row, family) for family in others]
+            ratios = [_speedup(row, family) for family in rivals]
+            ratios += [_closest_there(other, (case, which)) for other in others.values()]
             lines.append([words, _own_time(row), *ratios])
-    header = ["", OURS, *(f"vs {family}" for family in others)]
+    header = ["", OURS, *(f"vs {family}" for family in rivals)]
+    header += [f"{memory}: {OURS}, vs fastest" for memory in others]
     intro = (
         "Time of customloss: median (10th–90th percentile; mean). The other columns say how many "
         "times as long the others take for the same result, each in the fastest of its forms that "
         "was right: median (10th–90th percentile; ratio of the means). A step is forward and "
         "backward."
     )
+    if others:
+        intro += (
+            " The last columns are of other runs, in which all got their memory in the same way, "
+            "and compare with the fastest other form there was."
+        )
     table = _markdown_table((header, lines), left=1)
-    return "\n\n".join((intro, table, *refusals(document), heading(document)))
+    return "\n\n".join((intro, table, *refusals(document), heading(document), verdict(document)))
