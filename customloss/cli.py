@@ -262,13 +262,18 @@ def _bench(
 ) -> None:
     from customloss._bench import report, results, run
 
+    def on_case(name: str) -> None:
+        progress.update(bar, description=name)
+        if not console.is_terminal:
+            console.print(f"{name} ...")  # a log has no progress bar
+
     with _progress(console) as progress:
         bar = progress.add_task("benchmark", total=run.steps(suite, settings))
         document = run.run(
             suite,
             device,
             settings,
-            on_case=lambda name: progress.update(bar, description=name),
+            on_case=on_case,
             tick=lambda: progress.advance(bar),
         )
     console.print(report.renderable(document))

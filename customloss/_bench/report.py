@@ -118,12 +118,13 @@ def origin(document: Document) -> str:
 
 
 def busy_line(document: Document) -> str | None:
-    """A warning if the machine was busy when the benchmark began."""
+    """A warning if the machine was busy before the benchmark began."""
     load, cores = document["machine"]["load_average"], document["machine"]["cores"]
     if load is None or not cores or load < 0.5 * cores:
         return None
     return (
-        f"This machine was busy (load {load} on {cores} cores): times are too long, ratios rough."
+        f"The machine was busy in the minute before (load {load} on {cores} cores). If that went on, "
+        "times are too long and ratios rough."
     )
 
 
