@@ -12,7 +12,7 @@ from rich.text import Text
 from customloss._bench import results
 from customloss._bench.cases import BOTH
 from customloss._bench.results import Document, Form, Row, Spread
-from customloss._bench.rivals import FAMILIES, OURS
+from customloss._bench.rivals import COMPILED, EAGER, FAMILIES, OURS
 
 WITHHELD = "withheld"  # in place of a number where an answer was wrong
 NOTHING = "–"
@@ -123,8 +123,8 @@ def busy_line(document: Document) -> str | None:
     if load is None or not cores or load < 0.5 * cores:
         return None
     return (
-        f"The machine was busy in the minute before (load {load} on {cores} cores). If that went on, "
-        "times are too long and ratios rough."
+        f"The machine was busy in the minute before (load {load} on {cores} cores). If that went "
+        "on, times are too long and ratios rough."
     )
 
 
@@ -174,8 +174,11 @@ def _fault(form: Form) -> str:
     return f"{form['why']}" if form["outcome"] == "wrong" else f"failed: {form['why']}"
 
 
-def verdict(document: Document) -> str:
-    """A sentence over all rows, each compared with the fastest other right answer in it."""
+def verdict(document: Document, named: bool = True) -> str:
+    """Sentences over all rows, each compared with the fastest other right answer in it.
+
+    ``named``: with the names of the rows whose median is below 1.
+    """
     found = sorted(results.all_closest(document), key=lambda pair: pair[1].ratio.median)
     if not found:
         return "No speed-up is claimed: no row has two right answers to compare."
@@ -188,9 +191,9 @@ def verdict(document: Document) -> str:
         if closest.ratio.median < 1
     ]
     said = f"The median is below 1 in {len(below)} of them"
-    if below:
+    if below and named:
         said += f": {', '.join(below)}"
-    else:
+    elif not below:
         row, least = found[0]
         said += f", and least in {_title(row)}"
         said += f" ({_three_digits(least.ratio.median)}× against {least.family})"
@@ -346,11 +349,12 @@ HEADLINE = (
     ("105 labels Dice+CE", BOTH, "Dice + cross-entropy step, 64³ voxels, 105 classes"),
     ("64 logits", BOTH, "step of 64 logits"),
 )
+HEADLINE_RIVALS = (EAGER, COMPILED, "MONAI", "nnU-Net")
 
 
 def headline(document: Document, others: dict[str, Document]) -> str:
     """A few rows of the table, for the top of a README."""
-    rivals = results.families(document)[1:]
+    rivals = [family for family in HEADLINE_RIVALS if family in results.families(document)]
     rows = {(row["case"], row["which"]): row for row in document["rows"]}
     lines = []
     for case, which, words in HEADLINE:
@@ -373,4 +377,4 @@ def headline(document: Document, others: dict[str, Document]) -> str:
             "and compare with the fastest other form there was."
         )
     table = _markdown_table((header, lines), left=1)
-    return "\n\n".join((intro, table, *refusals(document), heading(document), verdict(document)))
+    return "\n\n".join((intro, table, heading(document), verdict(document, named=False)))
