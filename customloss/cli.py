@@ -53,7 +53,7 @@ class Device(str, Enum):
 
 Out = Annotated[Path, typer.Option(help="Folder for the PNG and JSON files.")]
 Threads = Annotated[
-    int, typer.Option(min=0, help="CPU threads of the benchmark; 0: as torch has them.")
+    int, typer.Option(min=0, max=1024, help="CPU threads of the benchmark; 0: as torch has them.")
 ]
 Compile = Annotated[bool, typer.Option(help="Also race what is compiled with torch.compile.")]
 
@@ -89,7 +89,9 @@ def _progress(console: Console) -> bars.Progress:
 @app.command()
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="How often the data are split anew.")] = 10,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of these seeds.")] = 0,
+    first_seed: Annotated[
+        int, typer.Option(min=0, max=2**31, help="The first of these seeds.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0: enough of them.")] = 0,
     bench: Annotated[bool, typer.Option(help="Benchmark after training.")] = True,
     out: Out = Path("out"),
@@ -99,7 +101,8 @@ def demo(
     """Train with BCE, soft-F1 and -log F1 on small data, then benchmark the operator."""
     for module in ("sklearn", "matplotlib"):
         _need(module)
-    _writable("--out", out / "training.json")
+    names = ("training", "bench") if bench else ("training",)
+    _writable("--out", *(out / f"{name}.{kind}" for name in names for kind in ("json", "png")))
     console = _console()
     console.rule("Training: does it help?")
     with _threads(1):  # the last bits of a product of matrices depend on the number of threads
@@ -174,7 +177,11 @@ def bench(
     if table is not None:
         _show(console, table)
         return
-    _writable("--json", json)
+    if smoke and full:
+        raise SystemExit("customloss: --smoke contradicts --full; leave one out")
+    if json.suffix != ".json":
+        raise SystemExit(f"customloss: --json: expected a name that ends in .json, got {json}")
+    _writable("--json", json, json.with_suffix(".png"))
     if memory is not None:
         _enter_memory(memory)
     from customloss._bench import run
@@ -195,31 +202,32 @@ def _show(console: Console, path: Path) -> None:
 
     try:
         document = results.load(path)
-        shown = report.renderable(document)
+        shown = report.renderable(document, console.width)
     except OSError as error:
         raise SystemExit(f"customloss: --table {path}: {error.strerror}") from None
     except results.NotAResult as reason:
         raise SystemExit(f"customloss: --table {path}: {reason}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise SystemExit(
             f"customloss: --table {path}: the file is damaged; measure again"
         ) from None
     console.print(shown)
 
 
-def _writable(option: str, path: Path) -> None:
+def _writable(option: str, *paths: Path) -> None:
     """Says so before hours of measuring, not after them."""
-    new = not path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a"):
-            pass
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise SystemExit(
-            f"customloss: {option}: cannot write {path} ({error.strerror}); name another folder"
-        ) from None
+    for path in paths:
+        new = not path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a"):
+                pass
+            if new:
+                path.unlink()
+        except OSError as error:
+            raise SystemExit(
+                f"customloss: {option}: cannot write {path} ({error.strerror}); name another folder"
+            ) from None
 
 
 def _enter_memory(wanted: str) -> None:
@@ -276,8 +284,8 @@ def _bench(
             on_case=on_case,
             tick=lambda: progress.advance(bar),
         )
-    console.print(report.renderable(document))
-    results.save(document, json)
+    results.save(document, json)  # first of all: printing may fail
+    console.print(report.renderable(document, console.width))
     saved = [json]
     if importlib.util.find_spec("matplotlib"):
         from customloss._bench import figure

@@ -173,11 +173,12 @@ def saved_bytes(loss: Loss, inputs: Inputs) -> int:
     saved: dict[int, int] = {}
     kept = []  # so that no address is used twice while we count
 
-    def pack(tensor: Tensor) -> None:
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in callers:
             saved[storage.data_ptr()] = storage.nbytes()
         kept.append(tensor.detach())  # with its graph it would be in a circle, and never freed
+        return kept[-1]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
         loss(inputs.input, inputs.target)

@@ -35,9 +35,9 @@ def current() -> Memory:
         mapped = Path("/proc/self/maps").read_text()
     except OSError:
         mapped = ""
-    if "jemalloc" in mapped:
+    if "/libjemalloc" in mapped:
         return Memory.jemalloc
-    wide = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") not in ("", "0")
+    wide = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"  # torch takes no other word
     return Memory.huge_pages if wide else Memory.default
 
 
@@ -47,7 +47,7 @@ def environment(wanted: Memory) -> dict[str, str]:
     found[_MARK] = wanted.value
     found["THP_MEM_ALLOC_ENABLE"] = str(int(wanted is Memory.huge_pages))
     loaded = found.pop("LD_PRELOAD", "").replace(":", " ").split()
-    others = [library for library in loaded if "jemalloc" not in library]
+    others = [library for library in loaded if "libjemalloc" not in library]
     if wanted is Memory.jemalloc:
         own = [library for library in loaded if library not in others]
         loaded = [*(own or [_find_jemalloc()]), *others]

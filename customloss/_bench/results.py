@@ -123,15 +123,22 @@ def speedup(row: Row, family: str) -> Spread | None:
 class Closest(NamedTuple):
     """The fastest other right answer of a row."""
 
-    ratio: Spread
     family: str
+    ratio: Spread
+    rounds: list[float]  # the ratio of every round
 
 
 def closest(row: Row) -> Closest | None:
-    """The family that comes closest to ours, or passes it."""
-    others = [family for family in FAMILIES if family != OURS]
-    found = [Closest(r, family) for family in others if (r := speedup(row, family))]
-    return min(found, default=None)
+    """The family with the least median time beside ours."""
+    ours = standing(row, OURS)
+    others = [form for family in FAMILIES if family != OURS and (form := standing(row, family))]
+    timed = [(spread(form["seconds"]).median, form) for form in others if form["seconds"]]
+    if not (ours and ours["seconds"] and timed):
+        return None
+    _, form = min(timed, key=lambda pair: pair[0])
+    assert form["seconds"] is not None
+    rounds = [their / our for their, our in zip(form["seconds"], ours["seconds"])]
+    return Closest(form["family"], ratio(form["seconds"], ours["seconds"]), rounds)
 
 
 def families(document: Document) -> list[str]:
@@ -184,15 +191,18 @@ def roof_share(row: Row, family: str) -> float | None:
 # ---- verdicts --------------------------------------------------------------------------------
 
 LEVEL = 0.05  # how far the median of a level row may be from 1
+FEWEST = 5  # rounds, below which nothing is said
 
 
-def judged(ratio: Spread) -> Literal["faster", "slower", "level", "unsettled"]:
-    """Faster or slower where nine rounds in ten agree; level where the median is near 1, too."""
-    if ratio.p10 > 1:
+def judged(rounds: list[float]) -> Literal["faster", "slower", "level", "unsettled"]:
+    """Of the ratios of all rounds: faster or slower if nine in ten agree, else level near 1."""
+    needed = 0.9 * max(len(rounds), FEWEST)
+    if sum(ratio > 1 for ratio in rounds) >= needed:
         return "faster"
-    if ratio.p90 < 1:
+    if sum(ratio < 1 for ratio in rounds) >= needed:
         return "slower"
-    return "level" if abs(ratio.median - 1) <= LEVEL else "unsettled"
+    near = len(rounds) >= FEWEST and abs(statistics.median(rounds) - 1) <= LEVEL
+    return "level" if near else "unsettled"
 
 
 def all_closest(document: Document) -> Iterator[tuple[Row, Closest]]:
@@ -240,18 +250,22 @@ def load(path: Path) -> Document:
 def in_other_memory(path: Path) -> dict[str, Document]:
     """The same suite in other memory, saved in the same folder as NAME-MEMORY.json.
 
-    They must be of the same machine, suite and commit: else they could not be compared.
+    They must be of the same machine, suite, commit and torch: else they could not be compared.
     """
     first = load(path)
-    found = {}
+    found: dict[str, Document] = {}
     for other in sorted(path.parent.glob(f"{path.stem}-*.json")):
         document = load(other)
         for mine, its in zip(_identity(first), _identity(document)):
             if mine != its:
                 raise NotAResult(f"{other.name} is of {its}, {path.name} of {mine}")
-        found[document["made"]["memory"]] = document
+        memory = document["made"]["memory"]
+        if memory in found or memory == first["made"]["memory"]:
+            raise NotAResult(f"{other.name} is one more with {memory} memory")
+        found[memory] = document
     return found
 
 
-def _identity(document: Document) -> tuple[str, str, str]:
-    return document["machine"]["kind"], document["suite"], document["made"]["commit"]
+def _identity(document: Document) -> tuple[str, ...]:
+    machine = document["machine"]
+    return machine["kind"], document["suite"], document["made"]["commit"], machine["torch"]

@@ -32,6 +32,7 @@ FORMS = (
     "out of fold: on rows that inner folds held out. These also choose the strength of L2. "
     "The best form is the one with the highest mean here, and BCE has more forms than soft-F1."
 )
+FEWEST = 5  # seeds, below which no difference is called reliable
 RELIABLE = "reliable: at least 9 of 10 seeds agree, and the mean difference exceeds its sd"
 CAVEAT = (
     "Seeds shuffle the same data, so their sd says how much the split matters, not how the method "
@@ -87,7 +88,7 @@ class Difference:
     @property
     def reliable(self) -> bool:
         agreeing = max(self.higher, self.lower)
-        return self.seeds > 1 and agreeing >= 0.9 * self.seeds and abs(self.mean) > self.sd
+        return agreeing >= 0.9 * max(self.seeds, FEWEST) and abs(self.mean) > self.sd
 
 
 def difference(ours: list[float], theirs: list[float]) -> Difference:
@@ -166,6 +167,8 @@ def _list(names: list[str]) -> str:
 
 def conclusion(results: list[Result]) -> str:
     """All problems in three sentences, written from the numbers."""
+    if len(results[0].seeds) < FEWEST:
+        return f"With fewer than {FEWEST} seeds no difference is called reliable."
     plain = {each.name: each.difference(OURS, PLAIN) for each in results}
     best = {each.name: each.difference(OURS, each.rival) for each in results}
     both = {each.name: each.difference(each.best, each.rival) for each in results}

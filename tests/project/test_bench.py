@@ -22,6 +22,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
+import customloss
 from customloss import reference
 from customloss._bench import (
     cases,
@@ -111,7 +112,9 @@ def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch
     ratio = results.speedup(row, "MONAI")
     assert ratio is not None
     assert ratio.p90 < 1
-    assert results.closest(row) == (ratio, "MONAI")
+    found = results.closest(row)
+    assert found is not None
+    assert (found.family, found.ratio) == ("MONAI", ratio)
     assert results.speedup(row, "smp") is None
     said = report.verdict(document)
     assert "faster in 0 (nine rounds in ten agree), slower in 1, level in 0" in said
@@ -268,21 +271,21 @@ def test_the_fastest_right_form_stands_for_its_family() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "said"),
+    ("rounds", "said"),
     [
-        ((1.5, 1.1, 2.0), "faster"),
-        ((1.01, 1.001, 2.0), "faster"),
-        ((0.5, 0.4, 0.99), "slower"),
-        ((1.04, 0.9, 1.3), "level"),
-        ((0.96, 0.9, 1.3), "level"),
-        ((1.3, 0.8, 8.0), "unsettled"),
-        ((0.58, 0.4, 1.6), "unsettled"),
+        ([1.01] * 9 + [0.5], "faster"),
+        ([1.01] * 6 + [0.5], "level"),
+        ([2.0] * 6 + [0.5], "unsettled"),
+        ([0.99] * 9 + [2.0], "slower"),
+        ([0.9, 0.9, 1.04, 1.2, 1.3], "level"),
+        ([0.9, 0.9, 0.96, 1.2, 1.3], "level"),
+        ([0.4, 0.4, 0.58, 1.6, 1.6], "unsettled"),
+        ([2.0] * 4, "unsettled"),
+        ([1.0], "unsettled"),
     ],
 )
-def test_level_is_near_one_and_the_rest_is_unsettled(
-    ratio: tuple[float, float, float], said: str
-) -> None:
-    assert results.judged(results.Spread(*ratio, 1.0)) == said
+def test_level_is_near_one_and_the_rest_is_unsettled(rounds: list[float], said: str) -> None:
+    assert results.judged(rounds) == said
 
 
 def test_the_verdict_names_every_row_whose_median_is_below_one() -> None:
@@ -312,6 +315,14 @@ def test_saved_bytes_leave_out_the_callers_tensors() -> None:
     eager = measure.saved_bytes(rivals.formula_sums, inputs)
     assert ours <= 64
     assert eager >= inputs.input.nbytes
+
+
+def test_what_the_reference_saves_is_counted() -> None:
+    """Without kernels, the reference takes a gradient inside of its forward pass."""
+    inputs = cases.make_inputs(cases.SMOKE[0], _CPU)
+    with customloss.backend("reference"):
+        saved = measure.saved_bytes(torch.ops.customloss.soft_f1.default, inputs)
+    assert saved > 0
 
 
 def test_counting_what_is_saved_keeps_nothing() -> None:
@@ -359,11 +370,26 @@ def test_other_memory_is_shown_beside_and_must_be_of_the_same_kind(tmp_path: Pat
     assert list(beside) == ["huge-pages"]
     text = report.markdown(document, beside)
     assert "| case | pass | default | huge-pages |" in text
-    assert "huge-pages: Against the fastest" in text
+    assert f"huge-pages: {report.origin(beside['huge-pages'])}. Against the fastest" in text
+    results.save(document | {"made": made}, tmp_path / "bench-more.json")  # type: ignore[typeddict-item]
+    with pytest.raises(results.NotAResult, match=r"bench-more\.json is one more with huge-pages"):
+        results.in_other_memory(path)
     made = made | {"commit": "another"}
     results.save(document | {"made": made}, other)  # type: ignore[typeddict-item]
     with pytest.raises(results.NotAResult, match=r"pages\.json is of another, bench"):
         results.in_other_memory(path)
+
+
+def test_a_narrow_terminal_names_every_case_and_the_fastest_other() -> None:
+    document = run.run("smoke", _CPU, _FAST)
+    for width in (80, 100, 139, 160):
+        console = Console(width=width)
+        with console.capture() as captured:
+            console.print(report.renderable(document, width))
+        text = captured.get()
+        assert ("vs fastest other" in text) == (width < report.WIDE)
+        for row in document["rows"]:
+            assert row["case"] in text
 
 
 def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 from customloss import cli
-from customloss._bench import rivals, run
+from customloss._bench import report, rivals, run
 
 _RUNNER = CliRunner()
 
@@ -58,6 +58,8 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (("--memory", "big"), "--memory: expected default or huge-pages or jemalloc, got 'big'"),
         (("--against", "compile", "--no-compile"), "--against compile contradicts --no-compile"),
         (("--against", "kornia"), "--against kornia: not installed (pip install kornia)"),
+        (("--full",), "--smoke contradicts --full"),
+        (("--json", "plain.png"), "--json: expected a name that ends in .json, got plain.png"),
         (("--against", "keras"), "--against: expected one of eager, compile, monai, nnunet, smp"),
     ],
 )
@@ -76,6 +78,20 @@ def test_what_cannot_be_measured_is_said_before_the_clock_starts(
     assert str(result.exception).startswith(f"customloss: {said}")
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_a_result_is_saved_before_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise UnicodeEncodeError("ascii", "×", 0, 1, "planted")
+
+    monkeypatch.setattr(report, "renderable", broken)
+    path = tmp_path / "bench.json"
+    options = ("--smoke", "--no-compile", "--against", "eager", "--rounds", "1")
+    result = _RUNNER.invoke(cli.app, ["bench", *options, "--json", str(path)])
+    assert isinstance(result.exception, UnicodeEncodeError)
+    assert json.loads(path.read_text())["rows"]
 
 
 def test_bench_saves_json_and_png_and_shows_them_again(tmp_path: Path) -> None:
