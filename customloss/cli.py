@@ -159,6 +159,9 @@ def bench(
             "kornia. Without it, all that are installed."
         ),
     ] = None,
+    case: Annotated[
+        str, typer.Option(help="Measure only the cases whose name contains this.")
+    ] = "",
     memory: Annotated[
         str | None,
         typer.Option(
@@ -192,7 +195,11 @@ def bench(
         rounds=rounds or settings.rounds,
         compile=compile,
         families=_families(against, compile),
+        case=case,
     )
+    if not run.chosen(suite, settings):
+        names = ", ".join(each.name for each in run.cases.SUITES[suite])
+        raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
     with _threads(threads):
         _bench(console, suite, _device(device), settings, json)
 

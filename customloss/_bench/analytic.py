@@ -10,7 +10,6 @@ b = -2 / (D G). These coefficients are all that is kept beside the inputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -29,9 +28,11 @@ from customloss._bench.formulas import (
     Unavailable,
     Wrong,
     accumulator,
+    cheap_exp,
     dice,
     few_classes,
     group_dims,
+    narrow,
     one_hot,
     require,
 )
@@ -100,15 +101,6 @@ def passes_of(case: Case) -> Passes:
         return rows_passes(case)
     except Unavailable:
         return mask_passes(case)
-
-
-def cheap_exp(x: Tensor) -> Tensor:
-    """exp(x) as a power of two.
-
-    On the CPU Inductor writes results of ``exp`` and ``sigmoid`` to memory where two reductions
-    need them. Those of ``exp2`` it computes where they are needed.
-    """
-    return torch.exp2(x * math.log2(math.e))
 
 
 def coefficients(tp: Tensor, total: Tensor) -> Tensor:
@@ -207,7 +199,7 @@ def unrolled_passes(case: Case) -> Passes:
     require(case.labels is not None, LABELS_ONLY)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        planes = Planes.of(input)
+        planes, target = Planes.of(input), narrow(target)
         tp, total = planes.sums(target, case.samplewise)
         value = dice(tp, total)
         if case.beside:
@@ -215,7 +207,7 @@ def unrolled_passes(case: Case) -> Passes:
         return value, coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
-        p = Planes.of(input).p
+        p, target = Planes.of(input).p, narrow(target)
         if case.samplewise:
             kept = kept.reshape(*kept.shape, *(1 for _ in target.shape[1:])).movedim(2, 1)
         a, b = (kept * slope).unbind(0)
@@ -239,7 +231,7 @@ def compared_passes(case: Case) -> Passes:
     require(case.labels is not None, LABELS_ONLY)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        x, t = input.to(accumulator(input)), one_hot(target, input)
+        x, t = input.to(accumulator(input)), one_hot(narrow(target), input)
         log_total = x.logsumexp(1, keepdim=True)
         p = cheap_exp(x - log_total)
         dims = group_dims(input, case.samplewise)
@@ -255,7 +247,7 @@ def compared_passes(case: Case) -> Passes:
     ) -> Tensor:
         a, b = per_group(kept * slope, input)
         p = cheap_exp(input.to(accumulator(input)) - log_total)
-        t = one_hot(target, input)
+        t = one_hot(narrow(target), input)
         u = torch.where(t, a + b, a)
         gradient = p * (u - (p * u).sum(1, keepdim=True))
         if case.beside:

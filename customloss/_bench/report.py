@@ -225,16 +225,30 @@ OTHER_MEMORY_TITLE = (
 )
 
 
-def _time_table(document: Document, wide: bool = True) -> Cells:
-    """A column for each family, or where there is no room one for the fastest of them."""
+def _time_table(document: Document) -> Cells:
+    """A column for each family."""
     others = results.families(document)[1:]
-    header = ["case", "pass", "inputs", OURS, "of roof"]
-    header += [f"vs {family}" for family in others] if wide else ["vs fastest other"]
+    header = ["case", "pass", "inputs", OURS, "of roof", *(f"vs {family}" for family in others)]
     lines = []
     for row in document["rows"]:
         own = [row["case"], _pass_name(row), row["inputs"], _own_time(row), _own_share(row)]
-        ratios = [_speedup(row, family) for family in others] if wide else [_fastest(row)]
-        lines.append(own + ratios)
+        lines.append(own + [_speedup(row, family) for family in others])
+    return header, lines
+
+
+def _narrow_time_table(document: Document) -> Cells:
+    """A column for the fastest family alone, where there is no room for all."""
+    header = ["case", "pass", OURS, "of roof", "vs fastest other"]
+    lines = [
+        [
+            row["case"],
+            f"{_pass_name(row)} ({row['inputs']})",
+            _own_time(row),
+            _own_share(row),
+            _fastest(row),
+        ]
+        for row in document["rows"]
+    ]
     return header, lines
 
 
@@ -288,7 +302,7 @@ def _rich(title: str, cells: Cells, left: int) -> Table:
     for index, name in enumerate(header):
         style = "bold" if name == OURS else None
         side: JustifyMethod = "left" if index < left else "right"
-        table.add_column(name, justify=side, style=style, no_wrap=True)
+        table.add_column(name, justify=side, style=style, no_wrap=index > 0, min_width=10)
     previous = None
     for line in lines:
         if previous not in (None, line[0]):
@@ -311,7 +325,8 @@ WIDE = 140  # columns of a terminal that has room for every family
 def renderable(document: Document, width: int = WIDE) -> RenderableType:
     """Everything, for a terminal of so many columns."""
     wide = width >= WIDE
-    parts: list[RenderableType] = [_rich(TIME_TITLE, _time_table(document, wide), left=3)]
+    table = _time_table(document) if wide else _narrow_time_table(document)
+    parts: list[RenderableType] = [_rich(TIME_TITLE, table, left=3 if wide else 2)]
     held = _memory_table(document, wide)
     if held[1]:
         parts.append(_rich(MEMORY_TITLE, held, left=1))

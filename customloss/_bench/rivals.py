@@ -72,6 +72,7 @@ _FORMULAS: dict[str, Form] = {
     "where": formulas.where_form,
     "dot": formulas.dot_form,
     "dot in own dtype": formulas.dot_in_own_dtype_form,
+    "lean": formulas.lean_form,
     "rows": formulas.rows_form,
     "shared": formulas.shared_form,
     "compared": formulas.compared_form,

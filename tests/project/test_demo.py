@@ -232,13 +232,19 @@ def test_one_seed_says_nothing() -> None:
     assert "one seed says nothing" in report.sentence(_result({}, seeds=1))
 
 
+def test_few_seeds_are_not_called_reliable() -> None:
+    result = _result({report.OURS: [0.9] * 4, report.PLAIN: [0.1] * 4}, seeds=4)
+    assert not result.difference(report.OURS, report.PLAIN).reliable
+    assert report.conclusion([result]).startswith("With fewer than 5 seeds")
+
+
 def test_the_conclusion_names_every_problem() -> None:
-    low, middle, high = [0.4, 0.4], [0.45, 0.46], [0.5, 0.51]
+    low, middle, high = [0.4] * 5, [0.45, 0.46, 0.45, 0.46, 0.45], [0.5, 0.51, 0.5, 0.51, 0.5]
     results = [
-        _result({report.OURS: high, report.PLAIN: low, RIVAL: middle}, "first", 2),
-        _result({report.OURS: low, report.PLAIN: low, RIVAL: middle, HELPED: high}, "second", 2),
-        _result({report.OURS: low, report.PLAIN: high, RIVAL: middle}, "third", 2),
-        _result({report.OURS: low, report.PLAIN: low}, "fourth", 2),
+        _result({report.OURS: high, report.PLAIN: low, RIVAL: middle}, "first", 5),
+        _result({report.OURS: low, report.PLAIN: low, RIVAL: middle, HELPED: high}, "second", 5),
+        _result({report.OURS: low, report.PLAIN: high, RIVAL: middle}, "third", 5),
+        _result({report.OURS: low, report.PLAIN: low}, "fourth", 5),
     ]
     assert report.conclusion(results) == (
         "Soft-F1 at 0.5 against BCE at 0.5: a reliably higher F1 on first; a reliably lower F1 on "
