@@ -187,7 +187,7 @@ def bench(
     _writable("--json", json, json.with_suffix(".png"))
     if memory is not None:
         _enter_memory(memory)
-    from customloss._bench import run
+    from customloss._bench import cases, run
 
     suite = "smoke" if smoke else "full" if full else "quick"
     settings = run.SETTINGS[suite]
@@ -198,7 +198,7 @@ def bench(
         case=case,
     )
     if not run.chosen(suite, settings):
-        names = ", ".join(each.name for each in run.cases.SUITES[suite])
+        names = ", ".join(each.name for each in cases.SUITES[suite])
         raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
     with _threads(threads):
         _bench(console, suite, _device(device), settings, json)
