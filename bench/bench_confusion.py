@@ -49,7 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def ready(request: pytest.FixtureRequest, device: torch.device) -> Ready:
     """Judges every implementation once per case; pytest keeps the tests of a case together."""
     case = request.param
-    settings = run.Settings(compile=not request.config.getoption("no_compile"))
+    options = request.config
+    compile = not options.getoption("no_compile")
+    settings = run.SETTINGS[options.getoption("suite")]._replace(compile=compile)
     field = run.prepare(case, device, settings)
     if case.latency:
         return Ready(case, field, None)

@@ -288,10 +288,7 @@ def _other_memory_table(document: Document, others: dict[str, Document]) -> Cell
 
 def _closest_there(document: Document, which: tuple[str, str]) -> str:
     for row in document["rows"]:
-        closest = results.closest(row)
-        if (row["case"], row["which"]) == which and closest:
-            taken = results.times(row, OURS)
-            assert taken is not None
+        if (row["case"], row["which"]) == which and (taken := results.times(row, OURS)):
             return f"{duration(taken.median)}, {_fastest(row)}"
     return NOTHING
 

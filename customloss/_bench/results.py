@@ -83,10 +83,16 @@ def spread(values: list[float]) -> Spread:
     return Spread(statistics.median(values), tenths[0], tenths[-1], statistics.fmean(values))
 
 
+def paired(theirs: list[float], ours: list[float]) -> list[float]:
+    """The ratio of every round."""
+    return [their / our for their, our in zip(theirs, ours)]
+
+
 def ratio(theirs: list[float], ours: list[float]) -> Spread:
     """How many times as long they took, round by round; ``mean`` is the ratio of the means."""
-    paired = spread([their / our for their, our in zip(theirs, ours)])
-    return paired._replace(mean=statistics.fmean(theirs) / statistics.fmean(ours))
+    return spread(paired(theirs, ours))._replace(
+        mean=statistics.fmean(theirs) / statistics.fmean(ours)
+    )
 
 
 def standing(row: Row, family: str) -> Form | None:
@@ -137,8 +143,8 @@ def closest(row: Row) -> Closest | None:
         return None
     _, form = min(timed, key=lambda pair: pair[0])
     assert form["seconds"] is not None
-    rounds = [their / our for their, our in zip(form["seconds"], ours["seconds"])]
-    return Closest(form["family"], ratio(form["seconds"], ours["seconds"]), rounds)
+    taken = form["seconds"], ours["seconds"]
+    return Closest(form["family"], ratio(*taken), paired(*taken))
 
 
 def families(document: Document) -> list[str]:

@@ -111,6 +111,15 @@ def test_no_speedup_is_shown_when_ours_is_wrong(
         assert "No speed-up is claimed" in text
 
 
+def test_a_value_that_is_nan_without_autograd_alone_is_wrong() -> None:
+    def loss(input: Tensor, target: Tensor) -> Tensor:
+        value = reference.soft_f1(input, target)
+        return value if torch.is_grad_enabled() else value * float("nan")
+
+    inputs = cases.make_inputs(cases.SMOKE[0], _CPU)
+    assert not gate.check(loss, inputs, gate.expected(cases.SMOKE[0], inputs)).passed
+
+
 def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI is planted as the fastest that can be, smp as one that is wrong by a tenth."""
     monkeypatch.setattr(rivals, "_ours", lambda case: _slowly(torch.ops.customloss.soft_f1))
