@@ -93,7 +93,11 @@ def use_own_ninja() -> None:
 
 def compiler() -> list[str]:
     """The C++ compiler that cpp_extension calls."""
-    return shlex.split(os.environ.get("CXX") or "c++")
+    words = os.environ.get("CXX") or "c++"
+    try:
+        return shlex.split(words)
+    except ValueError as error:
+        raise SystemExit(f"customloss: CXX: expected a command, got {words!r} ({error})") from None
 
 
 def check_compiler() -> None:

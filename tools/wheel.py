@@ -13,6 +13,7 @@ torch's libraries stay outside the wheel: it uses those of the torch beside it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -83,14 +84,19 @@ def audit(wheel: Path) -> None:
         run("auditwheel", "show", wheel)
 
 
-def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--audit"]:
-        return audit(Path(arguments[1]).resolve())
-    wheel = build(Path(*arguments[:1] or ["dist"]).resolve())
+def main() -> None:
+    words = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=words)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("dist"))
+    parser.add_argument("--audit", type=Path, metavar="WHEEL")
+    arguments = parser.parse_args()
+    if arguments.audit:
+        return audit(arguments.audit.resolve())
+    wheel = build(arguments.folder.resolve())
     audit(wheel)
     print(f"\n{wheel.stat().st_size / 1e6:.1f} MB, to be installed beside a torch 2.10 or later:")
     print(f"    pip install {wheel}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

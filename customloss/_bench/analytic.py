@@ -147,11 +147,8 @@ def shared_passes(case: Case) -> Passes:
     focal = case.beside == "focal"
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        dims, wrong = group_dims(input), Wrong.of(input, target)
-        tp = torch.where(target, 1 - wrong.s, 0).sum(dims)
-        total = 2 * tp + wrong.s.sum(dims)
-        beside = wrong.s * wrong.s * wrong.log_loss if focal else wrong.log_loss
-        return dice(tp, total) + beside.mean(), coefficients(tp, total)
+        tp, total, beside = Wrong.of(input, target).sums(target, focal)
+        return dice(tp, total) + beside, coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = per_group(kept * slope, input)

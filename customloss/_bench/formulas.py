@@ -106,18 +106,16 @@ def formula_where(input: Tensor, target: Tensor) -> Tensor:
     return dice(tp, p.sum(dims, dtype=dtype) + target.sum(dims))
 
 
-def formula_dot(input: Tensor, target: Tensor) -> Tensor:
-    """A dot product, which saves a pass; one group only."""
-    p = input.to(accumulator(input)).sigmoid().flatten()
-    tp = torch.dot(p, target.flatten().to(p.dtype))
-    return dice(tp, p.sum() + torch.count_nonzero(target))
-
-
 def formula_dot_in_own_dtype(input: Tensor, target: Tensor) -> Tensor:
     """All in the dtype of the input: right to two digits in bfloat16, overflows in float16."""
     p = input.sigmoid().flatten()
     tp = torch.dot(p, target.flatten().to(p.dtype))
     return dice(tp, p.sum() + torch.count_nonzero(target))
+
+
+def formula_dot(input: Tensor, target: Tensor) -> Tensor:
+    """A dot product, which saves a pass; one group only."""
+    return formula_dot_in_own_dtype(input.to(accumulator(input)), target)
 
 
 def formula_lean(input: Tensor, target: Tensor) -> Tensor:
@@ -205,22 +203,27 @@ class Wrong(NamedTuple):
         s = torch.where(y >= 0, share, part)
         return Wrong(s, y.clamp_min(0) + torch.log1p(exponential), part * share)
 
+    def sums(self, target: Tensor, focal: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """tp and Σp + Σt of every group, and the mean of the loss beside.
+
+        Σp + Σt is 2 tp + Σs.
+        """
+        dims = group_dims(target)
+        tp = torch.where(target, 1 - self.s, 0).sum(dims)
+        beside = self.s * self.s * self.log_loss if focal else self.log_loss
+        return tp, 2 * tp + self.s.sum(dims), beside.mean()
+
 
 def shared_form(case: Case) -> Loss:
-    """Dice and the loss beside it from one exponential and one logarithm.
-
-    Σp + Σt is 2 tp + Σs, with s the probability of the wrong answer.
-    """
+    """Dice and the loss beside it from one exponential and one logarithm."""
     require(case.labels is None, MASKS_ONLY)
     require(bool(case.beside), BESIDE_ONLY)
     require(case.mask == torch.bool, BOOL_ONLY)
     focal = case.beside == "focal"
 
     def loss(input: Tensor, target: Tensor) -> Tensor:
-        dims, wrong = group_dims(input), Wrong.of(input, target)
-        tp = torch.where(target, 1 - wrong.s, 0).sum(dims)
-        beside = wrong.s * wrong.s * wrong.log_loss if focal else wrong.log_loss
-        return dice(tp, 2 * tp + wrong.s.sum(dims)) + beside.mean()
+        tp, total, beside = Wrong.of(input, target).sums(target, focal)
+        return dice(tp, total) + beside
 
     return loss
 

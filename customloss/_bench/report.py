@@ -98,7 +98,7 @@ def heading(document: Document) -> str:
     parts = [
         m.get("gpu") or m["cpu"],
         caches,
-        f"{m['threads']} threads",
+        f"{m['threads']} {'thread' if m['threads'] == 1 else 'threads'}",
         f"torch {m['torch']}",
         f"kernels {m['kernels']}",
         load,

@@ -9,6 +9,7 @@ import torch
 
 from customloss._bench import cases, gate, machine, measure
 from customloss._bench.cases import Case, Inputs
+from customloss._bench.measure import Task
 from customloss._bench.results import SCHEMA, Document, Form, Outcome, Row
 from customloss._bench.rivals import FAMILIES, OURS, Loss, Rival, Unavailable, rivals
 
@@ -24,10 +25,11 @@ class Contender(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A case made ready: inputs that take turns, and all forms, judged."""
+    """A case made ready: inputs that take turns, all forms, judged, and probes of the memory."""
 
     inputs: list[Inputs]
     contenders: list[Contender]
+    probes: dict[str, Task]
 
 
 class Settings(NamedTuple):
@@ -59,7 +61,7 @@ def judge(rival: Rival, case: Case, inputs: Inputs, right: gate.Expected) -> Con
         verdict = gate.check(loss, inputs, right)
     except Unavailable as reason:
         return Contender(rival, None, "absent", str(reason))
-    except Exception as error:  # a rival's failure is a result, ours is a bug
+    except (Exception, SystemExit) as error:  # a rival's failure is a result, ours is a bug
         if rival.family == OURS:
             raise
         lines = str(error).strip().splitlines() or [""]
@@ -84,7 +86,8 @@ def prepare(case: Case, device: torch.device, settings: Settings) -> Field:
     contenders = [judge(rival, case, first, right) for rival in entrants]
     del right
     inputs = cases.copies(first, cases.copies_needed(case, machine.cache_bytes(device)))
-    return Field(inputs, contenders)
+    probes = {} if case.latency else measure.probes(device, case.written_bytes, len(inputs))
+    return Field(inputs, contenders, probes)
 
 
 # ---- rows ------------------------------------------------------------------------------------
@@ -99,9 +102,8 @@ def _row(case: Case, which: str, field: Field, settings: Settings, tick: Callabl
         for index, one in enumerate(field.contenders)
         if one.loss is not None
     }
-    probes = {} if case.latency else measure.probes(device, case.written_bytes, len(inputs))
     samples = measure.interleave(
-        tasks | probes, inputs, rounds=settings.rounds, seconds=settings.seconds, tick=tick
+        tasks | field.probes, inputs, rounds=settings.rounds, seconds=settings.seconds, tick=tick
     )
     forms = [
         _form(case, which, one, samples.get(index), inputs[0])
@@ -119,7 +121,7 @@ def _row(case: Case, which: str, field: Field, settings: Settings, tick: Callabl
         "inputs": cases.temperature(case, which, len(inputs), machine.cache_bytes(device)),
         "latency": case.latency,
         "probe_bytes": measure.probe_bytes(case.written_bytes),
-        "probes": {name: _rounded(samples[name]) for name in probes},
+        "probes": {name: _rounded(samples[name]) for name in field.probes},
         "forms": forms,
     }
 

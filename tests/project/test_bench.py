@@ -153,19 +153,20 @@ def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch
     assert results.speedup(row, rivals.OURS) == (1.0, 1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_a_rival_that_fails_is_a_result_and_ours_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
     def fails(case: cases.Case) -> rivals.Loss:
-        raise RuntimeError("no compiler\nand more")
+        raise kind("no compiler\nand more")
 
     monkeypatch.setattr(libraries, "monai", fails)
     row = run.run_case(cases.SMOKE[0], _CPU, _FAST)[0]
     found = results.standing(row, "MONAI")
     assert found is not None
-    assert (found["outcome"], found["why"]) == ("failed", "RuntimeError: no compiler")
+    assert (found["outcome"], found["why"]) == ("failed", f"{kind.__name__}: no compiler")
     monkeypatch.setattr(rivals, "_ours", fails)
-    with pytest.raises(RuntimeError, match="no compiler"):
+    with pytest.raises(kind, match="no compiler"):
         run.run_case(cases.SMOKE[0], _CPU, _FAST)
 
 

@@ -78,6 +78,12 @@ def test_a_compiler_that_is_missing_is_named() -> None:
     assert len(output.strip().splitlines()) == 1
 
 
+def test_a_compiler_that_is_no_command_is_named() -> None:
+    output = failed("setup.py", "build_ext", CXX="'g++")
+    assert output.strip().endswith('CXX: expected a command, got "\'g++" (No closing quotation)')
+    assert "Traceback" not in output
+
+
 def test_a_compiler_that_is_too_old_is_named(tmp_path: Path) -> None:
     old = compiler(tmp_path, "error: unrecognized option -std=c++20", 1)
     output = failed("setup.py", "build_ext", CXX=old)
