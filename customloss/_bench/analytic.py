@@ -10,24 +10,28 @@ b = -2 / (D G). These coefficients are all that is kept beside the inputs.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from customloss._bench.cases import Case
 from customloss._bench.formulas import (
-    BOOL_ONLY,
+    ALONE_ONLY,
+    INNER_CLASSES_ONLY,
     LABELS_ONLY,
+    LATENCY_ONLY,
     MASKS_ONLY,
+    ONE_GROUP_ONLY,
     Loss,
     Planes,
-    Rows,
     Unavailable,
-    Wrong,
     accumulator,
+    as_bytes,
     cheap_exp,
     dice,
     few_classes,
@@ -38,32 +42,73 @@ from customloss._bench.formulas import (
 )
 
 
+def itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Passes(NamedTuple):
     """``forward(input, target)`` gives the loss and what is kept: coefficients, and for many
     classes the logarithm of every pixel's sum. ``backward(slope, input, target, *kept)`` gives the
-    gradient; ``slope`` is that of the loss."""
+    gradient; ``slope`` is that of the loss.
+
+    Both get ``view`` of the input and of the target, and no copy is made for it. It is taken
+    outside of what is compiled, because Inductor makes slower loops of what it views itself.
+    """
 
     forward: Callable[..., tuple[Tensor, ...]]
     backward: Callable[..., Tensor]
+    view: Callable[[Tensor], Tensor] = itself
+    undo: Callable[[Tensor, Tensor], Tensor] = lambda gradient, input: gradient
 
 
 class _Analytic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, passes: Passes) -> Tensor:
-        loss, *kept = passes.forward(input, target)
+        loss, *kept = passes.forward(passes.view(input), passes.view(target))
         ctx.save_for_backward(input, target, *kept)
         ctx.passes = passes
         return loss
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        return ctx.passes.backward(slopes[0], *ctx.saved_tensors), None, None
+        input, target, *kept = ctx.saved_tensors
+        view, undo = ctx.passes.view, ctx.passes.undo
+        gradient = ctx.passes.backward(slopes[0], view(input), view(target), *kept)
+        return undo(gradient, input), None, None
 
 
 def apply(input: Tensor, target: Tensor, passes: Passes) -> Tensor:
     """The loss, whose gradient the backward pass computes."""
-    loss: Tensor = _Analytic.apply(input, target, passes)
+    loss: Tensor = _Analytic.apply(input, as_bytes(target), passes)
     return loss
+
+
+class _AtOnce(torch.autograd.Function):
+    """Loss and gradient from one call, which is then scaled: for inputs so small that calls are
+    what costs."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, both: Callable[..., Any]) -> Tensor:
+        loss, gradient = both(input.detach(), target)
+        ctx.save_for_backward(gradient)
+        return cast(Tensor, loss)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        return ctx.saved_tensors[0] * slopes[0], None, None
+
+
+def at_once_form(case: Case, **options: Any) -> Loss:
+    """Both passes compiled as one function, with ``options`` of torch.compile."""
+    require(case.latency, LATENCY_ONLY)
+    passes, one = passes_of(case), torch.ones(())
+
+    def both(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        loss, *kept = passes.forward(input, target)
+        return loss, passes.backward(one.to(input.device), input, target, *kept)
+
+    program = compiled(both, **options)
+    return lambda input, target: cast(Tensor, _AtOnce.apply(input, as_bytes(target), program))
 
 
 def fresh(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +134,9 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def analytic_form(case: Case, **options: Any) -> Loss:
     """Both passes compiled, with ``options`` of torch.compile."""
     passes = passes_of(case)
-    both = Passes(compiled(passes.forward, **options), compiled(passes.backward, **options))
+    both = passes._replace(
+        forward=compiled(passes.forward, **options), backward=compiled(passes.backward, **options)
+    )
     return lambda input, target: apply(input, target, both)
 
 
@@ -112,22 +159,25 @@ def coefficients(tp: Tensor, total: Tensor) -> Tensor:
 # ---- masks -----------------------------------------------------------------------------------
 
 
+def sigmoid(input: Tensor) -> Tensor:
+    return 1 / (1 + cheap_exp(-input.to(accumulator(input))))
+
+
 def mask_passes(case: Case) -> Passes:
-    """Of bool masks; of float masks without a loss beside."""
     require(case.labels is None, MASKS_ONLY)
     if case.beside:
         return shared_passes(case)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        dims, dtype = group_dims(input), accumulator(input)
-        p, t = input.to(dtype).sigmoid(), target.to(dtype)
+        dims, p = group_dims(input), sigmoid(input)
+        t = target.to(p.dtype)
         tp, total = (p * t).sum(dims), (p + t).sum(dims)
         return dice(tp, total), coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = per_group(kept * slope, input)
-        p = input.to(accumulator(input)).sigmoid()
-        return (p * (1 - p) * (a + b * target)).to(input.dtype)
+        p = sigmoid(input)
+        return (p * (1 - p) * (a + b * target.to(p.dtype))).to(input.dtype)
 
     return Passes(forward, backward)
 
@@ -141,39 +191,123 @@ def per_group(kept: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
     return a.reshape(shape), b.reshape(shape)
 
 
+class Wrong(NamedTuple):
+    """Of each element: ``s``, the probability of the wrong answer, and -log(1 - s) in two parts.
+
+    With ``y`` the logit of the wrong answer, s is its sigmoid, and -log(1 - s) is the positive part
+    of y plus log(``factor``). One exponential serves all, and the slope of s.
+    """
+
+    t: Tensor
+    s: Tensor
+    positive: Tensor
+    factor: Tensor
+    slope: Tensor
+
+    @staticmethod
+    def of(input: Tensor, target: Tensor) -> Wrong:
+        x = input.to(accumulator(input))
+        t = target.to(x.dtype)
+        y = x * (1 - 2 * t)
+        exponential = cheap_exp(-y.abs())
+        share = 1 / (1 + exponential)
+        part = exponential * share
+        s = torch.where(y >= 0, share, part)
+        return Wrong(t, s, y.clamp_min(0), 1 + exponential, part * share)
+
+    def log_loss(self) -> Tensor:
+        return self.positive + self.factor.log()
+
+
 def shared_passes(case: Case) -> Passes:
-    """Masks with a log-loss or a focal loss beside."""
-    require(case.mask == torch.bool, BOOL_ONLY)
+    """Masks of one group with a log-loss or a focal loss beside, and one exponential for both."""
+    require(case.shape[1] == 1, ONE_GROUP_ONLY)
     focal = case.beside == "focal"
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        tp, total, beside = Wrong.of(input, target).sums(target, focal)
-        return dice(tp, total) + beside, coefficients(tp, total)
+        tp, wrong, beside = focal_sums(input, target) if focal else log_loss_sums(input, target)
+        tp, total = tp.reshape(1), (2 * tp + wrong).reshape(1)
+        return dice(tp, total) + beside / input.numel(), coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = per_group(kept * slope, input)
         wrong = Wrong.of(input, target)
-        s, each = wrong.s, slope / input.numel()
-        # d/dy of the log-loss is s, and of s² · log-loss it is s² (2 (1 - s) log-loss + s)
-        beside = s * s * (2 * (1 - s) * wrong.log_loss + s) if focal else s
-        beside = beside * each
-        dice_part = wrong.slope * torch.where(target, a + b, a)
-        return (dice_part + torch.where(target, -beside, beside)).to(input.dtype)
+        s = beside = wrong.s
+        if focal:  # the slope of s² · log-loss; that of the log-loss alone is s
+            beside = s * s * (2 * (1 - s) * wrong.log_loss() + s)
+        beside = (1 - 2 * wrong.t) * beside * (slope / input.numel())
+        return (wrong.slope * (a + b * wrong.t) + beside).to(input.dtype)
 
     return Passes(forward, backward)
+
+
+def focal_sums(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tp, Σs and the sum of the focal loss; Σp + Σt is 2 tp + Σs."""
+    wrong = Wrong.of(input, target)
+    losses = wrong.s * wrong.s * wrong.log_loss()
+    return ((1 - wrong.s) * wrong.t).sum(), wrong.s.sum(), losses.sum()
+
+
+def log_loss_sums(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tp, Σs and the sum of the log-loss, with one logarithm for eight elements.
+
+    It is that of a product of factors between 1 and 2.
+    """
+    pieces = math.gcd(input.numel(), 8)
+    xs, ts = (tensor.reshape(pieces, -1).unbind(0) for tensor in (input, target))
+    wrongs = [Wrong.of(x, t) for x, t in zip(xs, ts)]
+    tp = _total([(1 - each.s) * each.t for each in wrongs])
+    total = _total([each.s for each in wrongs])
+    positive = _total([each.positive for each in wrongs])
+    product = functools.reduce(torch.mul, [each.factor for each in wrongs])
+    return tp.sum(), total.sum(), (positive + product.log()).sum()
+
+
+def _total(pieces: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, pieces)
+
+
+class Rows(NamedTuple):
+    """How memory whose innermost dim is the classes is viewed: ``[-1, rows, width]``.
+
+    A row holds several pixels, so that vectors are full with few classes too, and a block of
+    ``rows`` rows fits into a fast cache while it is added up column by column.
+    """
+
+    rows: int
+    width: int
+
+    @staticmethod
+    def of(case: Case) -> Rows:
+        inner = case.channels_last or (len(case.shape) == 2 and case.labels is None)
+        require(inner and case.shape[1] > 1, INNER_CLASSES_ONLY)
+        classes = case.shape[1]
+        pixels = case.elements // classes
+        together = math.gcd(pixels, max(1, 1024 // classes))
+        width = together * classes
+        return Rows(math.gcd(pixels // together, max(1, 16384 // width)), width)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """No copy is made, because the classes are innermost."""
+        return tensor.movedim(1, -1).reshape(-1, self.rows, self.width)
+
+    def undo(self, rows: Tensor, like: Tensor) -> Tensor:
+        return rows.reshape(like.movedim(1, -1).shape).movedim(-1, 1)
+
+    def fold(self, sums: Tensor, classes: int) -> Tensor:
+        """Sums of columns to sums of classes."""
+        return sums.sum(0).reshape(-1, classes).sum(0)
 
 
 def rows_passes(case: Case) -> Passes:
     """Masks whose classes are innermost in memory, added up in blocks of rows."""
     require(case.labels is None, MASKS_ONLY)
     rows, classes = Rows.of(case), case.shape[1]
-    require(not case.beside, "no loss beside")
-
-    def probability(input: Tensor) -> Tensor:
-        return 1 / (1 + cheap_exp(-rows.view(input).to(accumulator(input))))
+    require(not case.beside, ALONE_ONLY)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        p, t = probability(input), rows.view(target)
+        p = sigmoid(input)
+        t = target.to(p.dtype)
         tp = rows.fold((p * t).sum(1), classes)
         total = rows.fold((p + t).sum(1), classes)
         kept = coefficients(tp, total)
@@ -181,11 +315,10 @@ def rows_passes(case: Case) -> Passes:
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = (kept * slope).unbind(0)
-        p, t = probability(input), rows.view(target)
-        gradient = (p * (1 - p) * (a + b * t)).to(input.dtype)
-        return rows.undo(gradient, input)
+        p = sigmoid(input)
+        return (p * (1 - p) * (a + b * target.to(p.dtype))).to(input.dtype)
 
-    return Passes(forward, backward)
+    return Passes(forward, backward, rows.view, rows.undo)
 
 
 # ---- a softmax and class numbers -------------------------------------------------------------

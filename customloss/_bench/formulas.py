@@ -20,7 +20,7 @@ from customloss._bench.cases import Case
 Loss = Callable[[Tensor, Tensor], Tensor]
 Form = Callable[[Case], Loss]
 
-FEW_CLASSES = 8  # up to here a loop over the classes is unrolled
+FEW_CLASSES = 24  # up to here a loop over the classes is unrolled
 
 
 class Unavailable(Exception):
@@ -32,12 +32,13 @@ LABELS_ONLY = "class numbers only"
 ONE_GROUP_ONLY = "one group only"
 BOOL_ONLY = "bool targets only"
 HALF_ONLY = "half dtypes only"
+ALONE_ONLY = "without a loss beside only"
 BESIDE_ONLY = "with a loss beside only"
 FEW_CLASSES_ONLY = "few classes in planes only"
 INNER_CLASSES_ONLY = "several classes, innermost, only"
 LATENCY_ONLY = "for latencies only"
 REASONS = frozenset({
-    MASKS_ONLY, LABELS_ONLY, ONE_GROUP_ONLY, BOOL_ONLY, HALF_ONLY, BESIDE_ONLY,
+    MASKS_ONLY, LABELS_ONLY, ONE_GROUP_ONLY, BOOL_ONLY, HALF_ONLY, BESIDE_ONLY, ALONE_ONLY,
     FEW_CLASSES_ONLY, INNER_CLASSES_ONLY, LATENCY_ONLY,
 })  # fmt: skip
 
@@ -87,6 +88,15 @@ def narrow(labels: Tensor) -> Tensor:
     return labels.to(torch.int32)
 
 
+def as_bytes(target: Tensor) -> Tensor:
+    """A bool mask as bytes, in the same memory.
+
+    Inductor does not vectorise a loop that reads bools beside floats as well as one that reads
+    bytes, and a view that it takes itself is worse than both.
+    """
+    return target.view(torch.uint8) if target.dtype == torch.bool else target
+
+
 # ---- masks -----------------------------------------------------------------------------------
 
 
@@ -106,69 +116,11 @@ def formula_where(input: Tensor, target: Tensor) -> Tensor:
     return dice(tp, p.sum(dims, dtype=dtype) + target.sum(dims))
 
 
-def formula_dot_in_own_dtype(input: Tensor, target: Tensor) -> Tensor:
-    """All in the dtype of the input: right to two digits in bfloat16, overflows in float16."""
-    p = input.sigmoid().flatten()
-    tp = torch.dot(p, target.flatten().to(p.dtype))
-    return dice(tp, p.sum() + torch.count_nonzero(target))
-
-
 def formula_dot(input: Tensor, target: Tensor) -> Tensor:
     """A dot product, which saves a pass; one group only."""
-    return formula_dot_in_own_dtype(input.to(accumulator(input)), target)
-
-
-def formula_lean(input: Tensor, target: Tensor) -> Tensor:
-    """The fewest operations, which is what counts for a few logits."""
-    p, t = input.sigmoid(), target.to(input.dtype)
-    return 1 - p.dot(t).mul(2).div((p + t).sum())
-
-
-class Rows(NamedTuple):
-    """How memory whose innermost dim is the classes is viewed: ``[-1, rows, width]``.
-
-    A row holds several pixels, so that vectors are full with few classes too, and a block of
-    ``rows`` rows fits into a fast cache while it is added up column by column.
-    """
-
-    rows: int
-    width: int
-
-    @staticmethod
-    def of(case: Case) -> Rows:
-        inner = case.channels_last or (len(case.shape) == 2 and case.labels is None)
-        require(inner and case.shape[1] > 1, INNER_CLASSES_ONLY)
-        classes = case.shape[1]
-        pixels = case.elements // classes
-        together = math.gcd(pixels, max(1, 64 // classes))
-        width = together * classes
-        return Rows(math.gcd(pixels // together, max(1, 32768 // width)), width)
-
-    def view(self, tensor: Tensor) -> Tensor:
-        """No copy is made, because the classes are innermost."""
-        return tensor.movedim(1, -1).reshape(-1, self.rows, self.width)
-
-    def undo(self, rows: Tensor, like: Tensor) -> Tensor:
-        return rows.reshape(like.movedim(1, -1).shape).movedim(-1, 1)
-
-    def fold(self, sums: Tensor, classes: int) -> Tensor:
-        """Sums of columns to sums of classes."""
-        return sums.sum(0).reshape(-1, classes).sum(0)
-
-
-def rows_form(case: Case) -> Loss:
-    """Sums of blocks of rows; for classes that are innermost in memory."""
-    require(case.labels is None, MASKS_ONLY)
-    rows, classes = Rows.of(case), case.shape[1]
-
-    def loss(input: Tensor, target: Tensor) -> Tensor:
-        dtype = accumulator(input)
-        p, t = rows.view(input).sigmoid(), rows.view(target)
-        tp = rows.fold((p * t).sum(1, dtype=dtype), classes)
-        total = p.sum(1, dtype=dtype) + t.sum(1, dtype=dtype)
-        return dice(tp, rows.fold(total, classes))
-
-    return with_beside(loss, case)
+    p = input.to(accumulator(input)).sigmoid().flatten()
+    tp = torch.dot(p, target.flatten().to(p.dtype))
+    return dice(tp, p.sum() + torch.count_nonzero(target))
 
 
 def binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
@@ -182,60 +134,11 @@ def binary_focal(input: Tensor, target: Tensor) -> Tensor:
     return (missed * (input.sigmoid() - t) ** 2).mean()
 
 
-class Wrong(NamedTuple):
-    """Of each element of a bool mask: ``s``, the probability of the wrong answer, and -log(1 - s).
-
-    With ``y`` the logit of the wrong answer, s is its sigmoid. One exponential serves both, and the
-    slope of s, which is ``exponential * share²``.
-    """
-
-    s: Tensor
-    log_loss: Tensor
-    slope: Tensor
-
-    @staticmethod
-    def of(input: Tensor, target: Tensor) -> Wrong:
-        x = input.to(accumulator(input))
-        y = torch.where(target, -x, x)
-        exponential = torch.exp(-x.abs())
-        share = 1 / (1 + exponential)
-        part = exponential * share
-        s = torch.where(y >= 0, share, part)
-        return Wrong(s, y.clamp_min(0) + torch.log1p(exponential), part * share)
-
-    def sums(self, target: Tensor, focal: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """tp and Σp + Σt of every group, and the mean of the loss beside.
-
-        Σp + Σt is 2 tp + Σs.
-        """
-        dims = group_dims(target)
-        tp = torch.where(target, 1 - self.s, 0).sum(dims)
-        beside = self.s * self.s * self.log_loss if focal else self.log_loss
-        return tp, 2 * tp + self.s.sum(dims), beside.mean()
-
-
-def shared_form(case: Case) -> Loss:
-    """Dice and the loss beside it from one exponential and one logarithm."""
-    require(case.labels is None, MASKS_ONLY)
-    require(bool(case.beside), BESIDE_ONLY)
-    require(case.mask == torch.bool, BOOL_ONLY)
-    focal = case.beside == "focal"
-
-    def loss(input: Tensor, target: Tensor) -> Tensor:
-        tp, total, beside = Wrong.of(input, target).sums(target, focal)
-        return dice(tp, total) + beside
-
-    return loss
-
-
-def _of_masks(
-    formula: Loss, *, one_group: bool = False, bools: bool = False, halves: bool = False
-) -> Form:
+def _of_masks(formula: Loss, *, one_group: bool = False, bools: bool = False) -> Form:
     def build(case: Case) -> Loss:
         require(case.labels is None, MASKS_ONLY)
         several = len(case.shape) > 1 and case.shape[1] > 1
         require(not (one_group and several), ONE_GROUP_ONLY)
-        require(not halves or case.dtype.itemsize == 2, HALF_ONLY)
         require(not bools or case.mask == torch.bool, BOOL_ONLY)
         return with_beside(formula, case)
 
@@ -245,16 +148,6 @@ def _of_masks(
 sums_form = _of_masks(formula_sums)
 where_form = _of_masks(formula_where, bools=True)
 dot_form = _of_masks(formula_dot, one_group=True)
-
-
-def lean_form(case: Case) -> Loss:
-    """For a vector of few float32 logits."""
-    require(case.latency, LATENCY_ONLY)
-    require(len(case.shape) == 1, ONE_GROUP_ONLY)
-    return formula_lean
-
-
-dot_in_own_dtype_form = _of_masks(formula_dot_in_own_dtype, one_group=True, halves=True)
 
 
 # ---- a softmax and class numbers -------------------------------------------------------------

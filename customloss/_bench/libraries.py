@@ -25,6 +25,7 @@ from customloss._bench.formulas import (
     LABELS_ONLY,
     Loss,
     Unavailable,
+    one_hot,
     require,
     with_beside,
 )
@@ -212,14 +213,18 @@ def nnunet(case: Case) -> Loss:
 # ---- smp -------------------------------------------------------------------------------------
 
 
-def _smp_dice(case: Case) -> Loss:
+def _smp_dice(case: Case, mode: str, from_logits: bool) -> Loss:
     require(len(case.shape) > 1, CLASS_DIM_ONLY)
     require(not case.samplewise, SAMPLEWISE_NEVER)
     module = import_alone("segmentation_models_pytorch.losses.dice")
-    mode = "multilabel" if case.labels is None else "multiclass"
-    loss: Loss = module.DiceLoss(mode, from_logits=True, smooth=0.0, eps=0.0)
+    loss: Loss = module.DiceLoss(mode, from_logits=from_logits, smooth=0.0, eps=0.0)
+    return loss
+
+
+def _smp_of_logits(case: Case) -> Loss:
     if case.labels is None:
-        return loss
+        return _smp_dice(case, "multilabel", True)
+    loss = _smp_dice(case, "multiclass", True)
     return lambda input, target: loss(input, target.long())
 
 
@@ -230,14 +235,27 @@ def smp(case: Case) -> Loss:
     which lose digits as they grow (``abs().sum()`` does not), so that the gate refuses it for large
     inputs. ``smp_in_float64`` is the form that is right.
     """
-    return with_beside(_smp_dice(case), case)
+    return with_beside(_smp_of_logits(case), case)
 
 
 def smp_in_float64(case: Case) -> Loss:
     """Dice of ``input.double()``; a loss beside it keeps the dtype of the input."""
     require(case.dtype == torch.float32, FLOAT32_ONLY)
-    loss = _smp_dice(case)
+    loss = _smp_of_logits(case)
     return with_beside(lambda input, target: loss(input.double(), target), case)
+
+
+def smp_of_probabilities(case: Case) -> Loss:
+    """Dice of a sigmoid, or of a softmax in float64 and a one-hot target, which torch computes."""
+    loss = _smp_dice(case, "multilabel", False)
+
+    def of_masks(input: Tensor, target: Tensor) -> Tensor:
+        return loss(input.sigmoid(), target)
+
+    def of_labels(input: Tensor, target: Tensor) -> Tensor:
+        return loss(input.double().softmax(1), one_hot(target, input))
+
+    return with_beside(of_masks if case.labels is None else of_labels, case)
 
 
 # ---- kornia ----------------------------------------------------------------------------------

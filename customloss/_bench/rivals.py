@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import customloss
-from customloss._bench import analytic, formulas, libraries
+from customloss._bench import analytic, by_hand, formulas, libraries
 from customloss._bench.cases import Case
 from customloss._bench.formulas import Form, Loss, Unavailable, formula_sums
 from customloss._bench.libraries import missing, versions
@@ -54,7 +54,13 @@ def _ours(case: Case) -> Loss:
 
 
 def _compiled(form: Form, **options: Any) -> Form:
-    return lambda case: analytic.compiled(form(case), **options)
+    """A form compiled whole, which gets bool masks as bytes."""
+
+    def build(case: Case) -> Loss:
+        program = analytic.compiled(form(case), **options)
+        return lambda input, target: program(input, formulas.as_bytes(target))
+
+    return build
 
 
 def _latency(form: Form) -> Form:
@@ -71,20 +77,20 @@ _FORMULAS: dict[str, Form] = {
     "sums": formulas.sums_form,
     "where": formulas.where_form,
     "dot": formulas.dot_form,
-    "dot in own dtype": formulas.dot_in_own_dtype_form,
-    "lean": formulas.lean_form,
-    "rows": formulas.rows_form,
-    "shared": formulas.shared_form,
     "compared": formulas.compared_form,
     "compared, one softmax": formulas.compared_logs_form,
     "gathered": formulas.gathered_form,
     "gathered, one softmax": formulas.gathered_logs_form,
     "unrolled": formulas.unrolled_form,
+    "one product": by_hand.one_product_form,
+    "masks by hand": by_hand.masks_form,
+    "rows by hand": by_hand.rows_form,
+    "planes by hand": by_hand.planes_form,
+    "picked by hand": by_hand.picked_form,
+    "few by hand": by_hand.few_form,
 }
 _TEXTBOOK = ("sums", "compared")
-_WORTH_COMPILING = (
-    *_TEXTBOOK, "rows", "shared", "compared, one softmax", "gathered", "unrolled",
-)  # fmt: skip
+_WORTH_COMPILING = (*_TEXTBOOK, "compared, one softmax", "gathered", "unrolled")
 
 
 def _library_forms(compile: bool) -> list[Rival]:
@@ -97,6 +103,7 @@ def _library_forms(compile: bool) -> list[Rival]:
     forms = [(family, "own", form) for family, form in own.items()]
     forms += [(family, "float()", libraries.in_float32(form)) for family, form in own.items()]
     forms.append(("smp", "double()", libraries.smp_in_float64))
+    forms.append(("smp", "of probabilities", libraries.smp_of_probabilities))
     found = [Rival(*form) for form in forms]
     if compile:
         # MONAI cannot be compiled whole
@@ -122,9 +129,9 @@ def _compiled_forms(device: torch.device, all_forms: bool) -> list[Rival]:
         graphs = _latency(partial(analytic.analytic_form, mode="reduce-overhead"))
         found.append(Rival(COMPILED, "analytic, CUDA graphs", graphs))
     else:
-        # less Python around the kernels
-        lean = _latency(partial(analytic.analytic_form, options={"cpp_wrapper": True}))
-        found.append(Rival(COMPILED, "analytic, C++ wrapper", lean))
+        found.append(Rival(COMPILED, "at once", analytic.at_once_form))
+        lean = partial(analytic.at_once_form, options={"cpp_wrapper": True})
+        found.append(Rival(COMPILED, "at once, C++ wrapper", lean))
     return found
 
 

@@ -126,6 +126,7 @@ def test_a_faster_rival_and_a_wrong_one_are_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(libraries, "monai", _told)
     monkeypatch.setattr(libraries, "smp", lambda case: _wrong_value)
     monkeypatch.setattr(libraries, "smp_in_float64", lambda case: _wrong_value)
+    monkeypatch.setattr(libraries, "smp_of_probabilities", lambda case: _wrong_value)
     case = cases.SMOKE[0]
     monkeypatch.setitem(cases.SUITES, "smoke", (cases.replace(case, passes=("forward",)),))
     settings = run.Settings(
