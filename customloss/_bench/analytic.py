@@ -267,6 +267,9 @@ def _total(pieces: list[Tensor]) -> Tensor:
     return functools.reduce(torch.add, pieces)
 
 
+ROW = 1024  # elements of several pixels that are added up as one row, at most
+
+
 class Rows(NamedTuple):
     """How memory whose innermost dim is the classes is viewed: ``[-1, rows, width]``.
 
@@ -283,7 +286,7 @@ class Rows(NamedTuple):
         require(inner and case.shape[1] > 1, INNER_CLASSES_ONLY)
         classes = case.shape[1]
         pixels = case.elements // classes
-        together = math.gcd(pixels, max(1, 1024 // classes))
+        together = math.gcd(pixels, max(1, ROW // classes))
         width = together * classes
         return Rows(math.gcd(pixels // together, max(1, 16384 // width)), width)
 

@@ -10,7 +10,6 @@ Sums over blocks are taken in float64. ``a`` and ``b`` are those of ``analytic``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +39,6 @@ from customloss._bench.formulas import (
 )
 
 BLOCK = 1 << 18  # elements, at most: a buffer of them is 1 MiB, of a cache of 2 MiB for each core
-ROW = 1024  # elements of several pixels that are added up as one row, at most
 
 _aten: Any = torch.ops.aten
 
@@ -188,9 +186,8 @@ def rows_form(case: Case) -> Loss:
     """Blocks of rows of several pixels. Columns are added up by a product with ones."""
     require(case.labels is None, MASKS_ONLY)
     require(not case.beside, ALONE_ONLY)
-    Rows.of(case)  # for its conditions
+    width = Rows.of(case).width
     classes = case.shape[1]
-    width = classes * math.gcd(case.elements // classes, max(1, ROW // classes))
     rows = max(1, BLOCK // width)
 
     def by_rows(tensor: Tensor) -> Tensor:

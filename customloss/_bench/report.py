@@ -370,6 +370,8 @@ HEADLINE = (
     ("image float32", "forward", "soft-F1 forward, 16 masks of 1024², float32"),
     ("image bfloat16", BOTH, "soft-F1 step, 16 masks of 1024², bfloat16"),
     ("channels_last float32", "forward", "soft-F1 forward, 4 classes, channels_last"),
+    ("4 labels float32", "forward", "softmax Dice forward, 2 × 128³ voxels, 4 classes"),
+    ("4 labels Dice+CE", BOTH, "Dice + cross-entropy step, 2 × 128³ voxels, 4 classes"),
     ("21 labels samplewise", BOTH, "softmax Dice step per image, 8 × 256² pixels, 21 classes"),
     ("105 labels Dice+CE", BOTH, "Dice + cross-entropy step, 64³ voxels, 105 classes"),
     ("64 logits", BOTH, "step of 64 logits"),
