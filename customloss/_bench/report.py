@@ -404,4 +404,8 @@ def headline(document: Document, others: dict[str, Document]) -> str:
             "and compare with the fastest other form there was."
         )
     table = _markdown_table((header, lines), left=1)
-    return "\n\n".join((intro, table, heading(document), verdict(document, named=False)))
+    verdicts = [verdict(document, named=False)]
+    verdicts += [
+        f"With {memory} for all: {verdict(other, named=False)}" for memory, other in others.items()
+    ]
+    return "\n\n".join((intro, table, heading(document), *verdicts))
