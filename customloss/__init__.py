@@ -9,7 +9,7 @@ from customloss.batches.accumulation import accumulate
 from customloss.batches.deep_supervision import DeepSupervision, deep_supervision_loss
 from customloss.batches.streaming import StreamingLoss
 from customloss.compat.custom_f1 import CustomF1Loss, custom_f1_loss
-from customloss.info import BuildInfo, build_info
+from customloss.info import BuildInfo, build_info, empty_cache
 from customloss.info import __version__ as __version__
 from customloss.losses.base import Loss
 from customloss.losses.composed import (
@@ -142,6 +142,7 @@ __all__ = [
     "dice_focal_loss",
     "dice_loss",
     "distributed",
+    "empty_cache",
     "exp_log_dice_loss",
     "f_optimal_weight",
     "focal_loss",

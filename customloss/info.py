@@ -43,6 +43,7 @@ class BuildInfo:
     cuda: Library
     instruction_set: str | None  # what the CPU kernels run on; None without them
     huge_pages: str | None  # whether fresh CPU gradients get 2 MiB pages; None without the kernels
+    gradient_cache: str | None  # what is kept of freed CPU gradients; None without the kernels
     threads: int
     cuda_archs: str | None  # what _C_cuda was compiled for
     triton: str  # its version, or why it is not in use
@@ -65,6 +66,7 @@ class BuildInfo:
             ("instruction set", self.instruction_set or "none"),
             ("threads", str(self.threads)),
             ("huge pages", self.huge_pages or "none"),
+            ("gradient cache", self.gradient_cache or "none"),
             ("CUDA archs", self.cuda_archs or "none"),
             ("triton", self.triton),
             ("backend", self.backend),
@@ -90,6 +92,7 @@ def build_info() -> BuildInfo:
         cuda=_library("_C_cuda"),
         instruction_set=_instruction_set() if libraries.loaded("_C") else None,
         huge_pages=_huge_pages() if libraries.loaded("_C") else None,
+        gradient_cache=_gradient_cache() if libraries.loaded("_C") else None,
         threads=torch.get_num_threads(),
         cuda_archs=record.get("cuda_archs") if libraries.loaded("_C_cuda") else None,
         triton=_triton(),
@@ -109,6 +112,32 @@ def _instruction_set() -> str:
 def _huge_pages() -> str:
     wanted: bool = torch.ops.customloss.cpu_huge_pages()
     return "wanted" if wanted else "turned off by CUSTOMLOSS_HUGE_PAGES=0"
+
+
+def _gradient_cache() -> str:
+    limit, kept = torch.ops.customloss.cpu_gradient_cache()
+    return (
+        f"{kept / 2**20:.0f} MiB kept, {limit / 2**20:.0f} MiB at most" if limit else "turned off"
+    )
+
+
+def empty_cache() -> int:
+    """Gives the memory back that is kept of freed CPU gradients; returns how many bytes it was.
+
+    A large gradient on the CPU lies in memory that is kept when the gradient is freed, for the next
+    one of about its size: to get memory from the operating system takes longer than to fill it.
+    At most ``CUSTOMLOSS_GRADIENT_CACHE`` bytes are kept, by default a sixteenth of the machine's
+    memory; 0 keeps none. :func:`build_info` shows both numbers. Nothing is kept before torch 2.11,
+    and on other systems than Linux.
+
+    Example::
+
+        customloss.empty_cache()  # after a training, in a process that goes on
+    """
+    if not libraries.loaded("_C"):
+        return 0
+    freed: int = torch.ops.customloss.cpu_empty_gradient_cache()
+    return freed
 
 
 def _library(name: str) -> Library:

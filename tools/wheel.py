@@ -23,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = (2, 10)
+# Functions of the next torch that are called where they are there, through weak symbols.
+OPTIONAL = {"torch_from_blob"}
 
 
 def run(*command: str | Path) -> None:
@@ -59,7 +61,8 @@ def audit_torch(wheel: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(wheel) as archive:
         archive.extractall(scratch)
         found = inspect_package(str(Path(scratch, "customloss")))
-    libraries = [*found.extensions, *found.bundled_libs]
+        libraries = [*found.extensions, *found.bundled_libs]
+        weak = {Path(each.path).name: weak_symbols(each.path) for each in libraries}
     if not libraries:
         raise SystemExit(f"{wheel.name} holds no library")
     for library in libraries:
@@ -67,12 +70,27 @@ def audit_torch(wheel: Path) -> str:
         if not torch.uses_torch or not torch.stable or torch.unknown_shim_symbols:
             wrong = [*torch.unstable_symbols, *torch.unknown_shim_symbols]
             raise SystemExit(f"{name} is not of the stable ABI of torch: {wrong}")
-        if tuple(map(int, torch.min_torch_version.split(".")[:2])) > TORCH:
+        newest = tuple(map(int, torch.min_torch_version.split(".")[:2]))
+        optional = newest == (TORCH[0], TORCH[1] + 1) and set(torch.version_defining_symbols) <= (
+            OPTIONAL & weak[name]
+        )
+        if newest > TORCH and not optional:
             raise SystemExit(f"{name} needs torch {torch.min_torch_version}")
+    least = ".".join(map(str, TORCH))
     return "torch-abi-audit: " + ", ".join(
-        f"{Path(each.path).name} runs from torch {each.torch.min_torch_version} on"
-        for each in libraries
+        f"{Path(each.path).name} runs from torch {least} on" for each in libraries
     )
+
+
+def weak_symbols(library: str) -> set[str]:
+    """What an ELF library asks for and can do without; on other systems than Linux, nothing."""
+    if sys.platform != "linux":
+        return set()
+    from elftools.elf.elffile import ELFFile  # auditwheel needs it too
+
+    with Path(library).open("rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".dynsym").iter_symbols()
+        return {each.name for each in symbols if each["st_info"]["bind"] == "STB_WEAK"}
 
 
 def audit(wheel: Path) -> None:

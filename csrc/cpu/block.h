@@ -8,6 +8,7 @@
 
 #include "../dtype.h"
 #include "../element.h"
+#include "ahead.h"
 #include "tile.h"
 
 namespace customloss::cpu {

@@ -63,7 +63,15 @@ template <class T, class From>
 void stage_as(const void* from, int64_t stride, int64_t size, T* to) {
   const From* source = static_cast<const From*>(from);
   if (stride == 1) {
-    for (int64_t i = 0; i < size; ++i) to[i] = load<T>(source[i]);
+    in_stretches(
+        size,
+        [=](int64_t first, int64_t last) {
+          fetch_ahead(source + first, (last - first) * static_cast<int64_t>(sizeof(From)),
+                      kBytesAhead / 2);
+        },
+        [=](int64_t first, int64_t last) {
+          for (int64_t i = first; i < last; ++i) to[i] = load<T>(source[i]);
+        });
   } else {
     for (int64_t i = 0; i < size; ++i) to[i] = load<T>(source[i * stride]);
   }
@@ -134,6 +142,16 @@ struct Known {
       return block.hard;
     } else {
       return block.soft;
+    }
+  }
+  // Fetches what lies ahead of the elements first .. last-1.
+  inline void ahead(int64_t first, int64_t last) const {
+    const int64_t count = last - first;
+    fetch_ahead(input + first, count * static_cast<int64_t>(sizeof(T)));
+    fetch_ahead(target + first, count * static_cast<int64_t>(sizeof(Target)),
+                kBytesAhead / static_cast<int64_t>(sizeof(T) / sizeof(Target)));
+    if constexpr (kWeighted) {
+      fetch_ahead(weight + first, count * static_cast<int64_t>(sizeof(T)));
     }
   }
   inline T weight_at(int64_t i) const {
@@ -214,7 +232,10 @@ template <class T>
 void sum(const Block<T>& block, double* sums) {
   with_known(block, [sums](const auto known) {
     int64_t i = 0;
-    for (; i + kRun<T> <= known.size; i += kRun<T>) sum_run<T>(known, i, kRun<T>, sums);
+    for (; i + kRun<T> <= known.size; i += kRun<T>) {
+      known.ahead(i, i + kRun<T>);
+      sum_run<T>(known, i, kRun<T>, sums);
+    }
     if (i < known.size) sum_run<T>(known, i, known.size - i, sums);
   });
 }
@@ -272,6 +293,16 @@ void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t
 }
 
 template <Wrt kWrt, bool kWeighted, class T, class K>
+inline void gradient_run(const K known, const Coefficient<T> own, int64_t first, int64_t last,
+                         T* __restrict out) {
+#pragma omp simd
+  for (int64_t i = first; i < last; ++i) {
+    out[i] = gradient<kWrt, kWeighted>(known.probability_at(i), known.target_at(i),
+                                       known.weight_at(i), own);
+  }
+}
+
+template <Wrt kWrt, bool kWeighted, class T, class K>
 inline void gradient_known(const K known, const Coefficients<T>& g, T* __restrict out) {
   if (g.per_element) {
     const Coefficients<T> each = g;
@@ -283,11 +314,11 @@ inline void gradient_known(const K known, const Coefficients<T>& g, T* __restric
     }
   } else {
     const Coefficient<T> own{g.a[0], g.b[0], g.c[0], g.d[0]};
-#pragma omp simd
-    for (int64_t i = 0; i < known.size; ++i) {
-      out[i] = gradient<kWrt, kWeighted>(known.probability_at(i), known.target_at(i),
-                                         known.weight_at(i), own);
-    }
+    in_stretches(
+        known.size, [&](int64_t first, int64_t last) { known.ahead(first, last); },
+        [&](int64_t first, int64_t last) {
+          gradient_run<kWrt, kWeighted>(known, own, first, last, out);
+        });
   }
 }
 

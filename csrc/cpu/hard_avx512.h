@@ -73,10 +73,13 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
   for (; i + 16 * kVectors <= block.size; i += 16 * kVectors) {
     __m512 x[kVectors];
     __mmask16 m[kVectors];
+    fetch_ahead(block.hard + i, 16 * kVectors, kBytesAhead / 4);
     if (block.bf16 != nullptr) {
+      fetch_ahead(block.bf16 + i, 32 * kVectors, kBytesAhead / 2);
       CUSTOMLOSS_EACH(x[u] = widen_bf16(_mm256_loadu_si256(
                           reinterpret_cast<const __m256i*>(block.bf16 + i + 16 * u))))
     } else {
+      fetch_ahead(block.input + i, 64 * kVectors);
       CUSTOMLOSS_EACH(x[u] = _mm512_loadu_ps(block.input + i + 16 * u))
     }
     CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u))
@@ -126,6 +129,8 @@ void sum_columns_hard_avx512(const Block<float>& block, float* sums, int64_t pit
   for (; i + 16 * kVectors <= block.size; i += 16 * kVectors) {
     __m512 x[kVectors];
     __mmask16 m[kVectors];
+    fetch_ahead(block.input + i, 64 * kVectors);
+    fetch_ahead(block.hard + i, 16 * kVectors, kBytesAhead / 4);
     CUSTOMLOSS_EACH(x[u] = _mm512_loadu_ps(block.input + i + 16 * u))
     CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u))
     add_columns(x, m, 0xffff, sums + i, pitch);

@@ -5,6 +5,7 @@
 #include "block.h"
 #include "block_impl.h"
 #include "softmax_avx512.h"
+#include "softmax_gradient_avx512.h"
 #include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
@@ -18,6 +19,7 @@ constexpr PixelKernels<float> pixel_kernels_avx512() {
   all.stage = stage_pixels_avx512;
   all.unstage = unstage_pixels_avx512;
   all.headline_sums = headline_softmax_sums;
+  all.headline_gradient = headline_softmax_gradient;
   all.most_classes = kMostClasses;
   return all;
 }

@@ -117,11 +117,12 @@ class PixelStager {
     const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
                 (!options.labels && options.leaves_out());
-    const unsigned headline_extras = kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
-    headline_ = !backward && kernels_.headline_sums != nullptr && options.labels && !by_class_ &&
-                operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
-                operands.offset == 0.0 && (options.extra & ~headline_extras) == 0 &&
-                layout.cls.size <= kernels_.most_classes;
+    const unsigned headline_extras =
+        backward ? unsigned{kLogLoss} : kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
+    headline_ = (!backward || *wrt == Wrt::kInput) && kernels_.headline_sums != nullptr &&
+                options.labels && !by_class_ && operands.activation == Activation::kSoftmax &&
+                operands.scale == 1.0 && operands.offset == 0.0 &&
+                (options.extra & ~headline_extras) == 0 && layout.cls.size <= kernels_.most_classes;
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
     const bool logs = (options.extra & ~unsigned{kSupport}) == kLogLoss &&
@@ -180,6 +181,11 @@ class PixelStager {
   void add_sums(const Tile<T>& tile, double* to, int64_t to_pitch) const {
     headline_ ? kernels_.headline_sums(tile, weighted_, to, to_pitch)
               : kernels_.sums(tile, to, to_pitch);
+  }
+
+  void gradient(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch) const {
+    headline_ ? kernels_.headline_gradient(tile, weighted_, by, out, out_pitch)
+              : kernels_.gradient(tile, wrt, by, out, out_pitch);
   }
 
   // Where the gradient of a tile is computed: in place if the output has the pixels of a class side
@@ -369,8 +375,7 @@ void gradient_of(const Operands& operands, PixelOptions options, const PixelGrad
     for_tiles(layout, cut, unit, [&](const Cursor& cursor, int64_t pixels) {
       int64_t pitch;
       T* const out = stager.out(cursor, pixels, &pitch);
-      pixel_kernels_of<T>().gradient(stager.stage(cursor, pixels), grads.wrt, by.data(), out,
-                                     pitch);
+      stager.gradient(stager.stage(cursor, pixels), grads.wrt, by.data(), out, pitch);
       stager.write(out, cursor, pixels);
     });
   });

@@ -54,6 +54,11 @@ class SoftmaxSums {
       CUSTOMLOSS_EACH(weight[u] = _mm512_maskz_loadu_ps(live[u], weights + 16 * u);
                       live[u] = _mm512_mask_cmp_ps_mask(live[u], weight[u], zero, _CMP_NEQ_UQ))
     }
+    if (tile_.lies != tile_.x) {
+      for (int64_t c = 0; c < tile_.classes; ++c) {
+        fetch_ahead(tile_.lies + c * tile_.lies_pitch + at, 4 * kPixels, kBytesAhead / 2);
+      }
+    }
     CUSTOMLOSS_EACH(most[u] = load(0, at + 16 * u, valid[u]))
     for (int64_t c = 1; c < tile_.classes; ++c) {
       CUSTOMLOSS_EACH(most[u] = _mm512_max_ps(load(c, at + 16 * u, valid[u]), most[u]))

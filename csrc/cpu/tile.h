@@ -7,6 +7,7 @@
 
 #include "../dtype.h"
 #include "../pixel.h"
+#include "ahead.h"
 
 namespace customloss::cpu {
 
@@ -44,8 +45,8 @@ struct Tile {
   bool ignores_nan;  // whether a soft target that is NaN does not count
   T* rows;           // [kPixelRows, pitch]
   T *spare, *other;  // scratch, of the shape of x
-  // Where the logits are read: in x, or in the tensor itself for headline_sums() and where nothing
-  // is removed.
+  // Where the logits are read: in x, or in the tensor itself for headline_sums(),
+  // headline_gradient() and where nothing is removed.
   const T* lies;
   int64_t lies_pitch;
 };
@@ -71,6 +72,9 @@ struct PixelKernels {
   // the log-loss and, unless `weighted` by kLive, the decisions.  It needs no settle().  Null where
   // the instruction set has no such loops; they take at most most_classes classes.
   void (*headline_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
+  // The gradient by the logits of such a softmax, whose only extra sum is the log-loss.
+  void (*headline_gradient)(const Tile<T>& tile, bool weighted, const T* by, T* out,
+                            int64_t out_pitch);
   int64_t most_classes;
   // out[c * out_pitch + i] = the gradient by `wrt`; by: the gradient by the sums, [rows, classes]
   void (*gradient)(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch);

@@ -398,7 +398,8 @@ void pixel_gradient(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t o
 
 template <class T>
 constexpr PixelKernels<T> pixel_kernels() {
-  return {stage_pixels<T>,  unstage_pixels<T>, stage_labels, settle<T>, pixel_sums<T>, nullptr, 0,
+  return {stage_pixels<T>,  unstage_pixels<T>, stage_labels, settle<T>,
+          pixel_sums<T>,    nullptr,           nullptr,      0,
           pixel_gradient<T>};
 }
 

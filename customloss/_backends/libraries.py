@@ -80,12 +80,14 @@ def _load(name: str) -> None:
 def load() -> None:
     """Loads ``_C``, and ``_C_cuda`` where torch has CUDA.
 
-    Raises a ValueError if CUSTOMLOSS_HUGE_PAGES is neither 0 nor 1, which ``_C`` reads once.
+    Raises a ValueError if CUSTOMLOSS_HUGE_PAGES or CUSTOMLOSS_GRADIENT_CACHE, which ``_C`` reads
+    once, holds another word than those it may.
     """
     _load("_C")
     if status["_C"] is None:
         try:
             torch.ops.customloss.cpu_huge_pages()
+            torch.ops.customloss.cpu_gradient_cache()
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
     if torch.version.cuda is None:

@@ -134,12 +134,28 @@ def sample(job: Task, inputs: Inputs) -> float:
     return _sample_cuda(job, inputs) if on_gpu else _sample_cpu(job, inputs)
 
 
+FIRST_ROUNDS = 5  # all tasks run in these
+FAR_BEHIND = 2.0
+
+
+def far_behind(samples: Mapping[Any, list[float]], family: Mapping[Any, str]) -> set[Any]:
+    """Those that took twice as long as the fastest of their family, in every round of each."""
+    found = set()
+    for name, own in samples.items():
+        relatives = [samples[each] for each in samples if family.get(each) == family.get(name)]
+        fastest = [min(of_round) for of_round in zip(*relatives)]
+        if name in family and all(a > FAR_BEHIND * b for a, b in zip(own, fastest)):
+            found.add(name)
+    return found
+
+
 def interleave(
     tasks: Mapping[Any, Task],
     inputs: list[Inputs],
     *,
     rounds: int,
     seconds: float,
+    family: Mapping[Any, str] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[Any, list[float]]:
     """A sample of every task in every round, in an order that is drawn anew for each round.
@@ -148,7 +164,11 @@ def interleave(
     follows another more often than by chance, and none finds what the one before it has read. Noise
     hits all tasks alike, and ratios are taken within a round. Stops after ``rounds``, or after
     ``seconds`` once there were five rounds.
+
+    With the ``family`` of tasks, those that are far behind it after five rounds sit out from then
+    on, so that there is time for more rounds of the others.
     """
+    racing = list(tasks)
     samples: dict[Any, list[float]] = {name: [] for name in tasks}
     turns = itertools.cycle(inputs)
     for job in tasks.values():
@@ -156,10 +176,13 @@ def interleave(
     drawn = random.Random(0)
     deadline = time.monotonic() + seconds
     for index in range(rounds):
-        for name in drawn.sample(list(tasks), len(tasks)):
+        for name in drawn.sample(racing, len(racing)):
             samples[name].append(sample(tasks[name], next(turns)))
         tick()
-        if index >= 4 and time.monotonic() > deadline:
+        if index + 1 == FIRST_ROUNDS:
+            out = far_behind(samples, family or {})
+            racing = [name for name in racing if name not in out]
+        if index + 1 >= FIRST_ROUNDS and time.monotonic() > deadline:
             break
     return samples
 

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
+KEEP_PAGES = "dirty_decay_ms:-1,muzzy_decay_ms:-1"  # jemalloc returns free pages after 10 s else
 _MARK = "CUSTOMLOSS_BENCH_MEMORY"  # set for the process that was started for it
 _NO_JEMALLOC = (
     "no libjemalloc was found; install it (Debian: apt install libjemalloc2), "
@@ -55,6 +56,8 @@ def environment(wanted: Memory) -> dict[str, str]:
         loaded = others
     if loaded:
         found["LD_PRELOAD"] = " ".join(loaded)
+    if wanted is Memory.jemalloc:
+        found.setdefault("MALLOC_CONF", KEEP_PAGES)
     return found
 
 

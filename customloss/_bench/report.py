@@ -98,7 +98,7 @@ def heading(document: Document) -> str:
     parts = [
         m.get("gpu") or m["cpu"],
         caches,
-        f"{m['threads']} {'thread' if m['threads'] == 1 else 'threads'}",
+        _count(m["threads"], "thread"),
         f"torch {m['torch']}",
         f"kernels {m['kernels']}",
         load,
@@ -157,7 +157,24 @@ def absences(document: Document) -> list[str]:
     asked = {form["family"] for row in document["rows"] for form in row["forms"]}
     left_out = [family for family in FAMILIES if family not in asked]
     lines = [f"{family} is absent: {why}" for family, why in found.items()]
-    return lines + [f"{family} is absent: left out by the command" for family in left_out]
+    lines += [f"{family} is absent: left out by the command" for family in left_out]
+    return lines + [line for family in raced[1:] if (line := _gaps(document, family))]
+
+
+def _gaps(document: Document, family: str) -> str:
+    """The rows in which a family has no form at all, by their reasons; empty if there are none."""
+    reasons: dict[str, int] = {}
+    for row in document["rows"]:
+        form = results.standing(row, family)
+        if form is not None and form["outcome"] == "absent":
+            why = form["why"] or "no reason given"
+            reasons[why] = reasons.get(why, 0) + 1
+    listed = "; ".join(f"{why} ({_count(rows, 'row')})" for why, rows in reasons.items())
+    return f"Where {family} has a –: {listed}" if listed else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def refusals(document: Document) -> list[str]:
@@ -256,7 +273,9 @@ def _fastest(row: Row) -> str:
     closest = results.closest(row)
     if closest is None:
         return WITHHELD if results.times(row, OURS) is None else NOTHING
-    return f"{_times(closest.ratio)} {closest.family}"
+    form = results.standing(row, closest.family)
+    assert form is not None
+    return f"{_times(closest.ratio)} {closest.family}, {form['form']}"
 
 
 def _memory_table(document: Document, wide: bool = True) -> Cells:

@@ -96,9 +96,9 @@ def ratio(theirs: list[float], ours: list[float]) -> Spread:
 
 
 def standing(row: Row, family: str) -> Form | None:
-    """The form that represents a family in a row: the fastest of those that were right.
+    """The form that represents a family in a row: the fastest of those that ran in every round.
 
-    Without a right one it is a wrong one, then one that failed, then one that is absent.
+    Without one that was right it is a wrong one, then one that failed, then one that is absent.
     """
     order = ("raced", "wrong", "failed", "absent")
     forms = [form for form in row["forms"] if form["family"] == family]
@@ -106,6 +106,7 @@ def standing(row: Row, family: str) -> Form | None:
         forms,
         key=lambda form: (
             order.index(form["outcome"]),
+            -len(form["seconds"] or ()),
             spread(form["seconds"]).median if form["seconds"] else 0.0,
         ),
         default=None,

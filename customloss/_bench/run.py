@@ -103,7 +103,12 @@ def _row(case: Case, which: str, field: Field, settings: Settings, tick: Callabl
         if one.loss is not None
     }
     samples = measure.interleave(
-        tasks | field.probes, inputs, rounds=settings.rounds, seconds=settings.seconds, tick=tick
+        tasks | field.probes,
+        inputs,
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        family={index: field.contenders[index].rival.family for index in tasks},
+        tick=tick,
     )
     forms = [
         _form(case, which, one, samples.get(index), inputs[0])
@@ -116,7 +121,7 @@ def _row(case: Case, which: str, field: Field, settings: Settings, tick: Callabl
         "which": which,
         "elements": case.elements,
         "bytes": case.moved_bytes(which),
-        "rounds": min((len(taken) for taken in samples.values()), default=0),
+        "rounds": max((len(taken) for taken in samples.values()), default=0),
         "copies": len(inputs),
         "inputs": cases.temperature(case, which, len(inputs), machine.cache_bytes(device)),
         "latency": case.latency,

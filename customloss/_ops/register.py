@@ -71,6 +71,8 @@ def _define() -> None:
         _LIBRARY.define(each, tags=_TAGS)
     _LIBRARY.define("cpu_isa() -> str")
     _LIBRARY.define("cpu_huge_pages() -> bool")
+    _LIBRARY.define("cpu_gradient_cache() -> (int, int)")
+    _LIBRARY.define("cpu_empty_gradient_cache() -> int")
 
 
 # ---- the differentiable operators ----------------------------------------------------------------

@@ -265,6 +265,23 @@ def test_rounds_are_shuffled_and_no_copy_is_used_twice_in_a_turn() -> None:
     assert len({(name, place) for name, place in seen}) == 20  # and gets every copy
 
 
+def test_who_is_far_behind_its_family_sits_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five rounds; never the fastest of a family, nor a probe, which has none."""
+    monkeypatch.setattr(measure, "sample", lambda job, inputs: job.run(None))
+    seconds = {"a": 1.0, "a slow": 2.1, "b": 8.0, "b slow": 30.0, "b near": 15.0, "probe": 99.0}
+    inputs = cases.copies(cases.make_inputs(cases.SMOKE[0], _CPU), 2)
+    tasks = {
+        name: measure.Task(lambda given: given, lambda _, own=own: own)
+        for name, own in seconds.items()
+    }
+    family = {name: name[0] for name in seconds if name != "probe"}
+    samples = measure.interleave(tasks, inputs, rounds=8, seconds=60.0, family=family)
+    counts = {name: len(taken) for name, taken in samples.items()}
+    assert counts == {"a": 8, "a slow": 5, "b": 8, "b slow": 5, "b near": 8, "probe": 8}
+    once = {"a": [1.0, 1.0], "a mixed": [3.0, 1.9]}
+    assert not measure.far_behind(once, {"a": "a", "a mixed": "a"})
+
+
 # ---- numbers -----------------------------------------------------------------------------------
 
 
@@ -291,6 +308,8 @@ def test_the_fastest_right_form_stands_for_its_family() -> None:
     wrong = {"outcome": "wrong", "why": "value off by 1"}
     row["forms"] += [_form("eager", [3.0, 3.0], form="slow"), _form("eager", None, **wrong)]
     row["forms"] += [_form("eager", [2.0, 9.0, 2.0], form="quick"), _form("smp", None, **wrong)]
+    assert results.standing(row, "eager")["form"] == "quick"
+    row["forms"] += [_form("eager", [1.0], form="sat out")]  # its rounds may have been lucky
     assert results.standing(row, "eager")["form"] == "quick"
     assert results.standing(row, "smp")["outcome"] == "wrong"
     assert results.standing(row, "kornia") is None
@@ -435,6 +454,19 @@ def test_a_rival_that_is_missing_is_named_below_the_tables() -> None:
     lines = report.absences(document)
     assert "kornia is absent: not installed" in lines
     assert "MONAI is absent: left out by the command" in lines
+
+
+def test_a_gap_in_the_tables_has_its_reasons_below() -> None:
+    rows = [
+        _row({"customloss": [1.0], "kornia": [2.0]}),
+        *(_row({"customloss": [1.0]}) for _ in range(3)),
+    ]
+    for row, why in zip(rows[1:], ("class numbers only", "class numbers only", "too wide")):
+        row["forms"] = [*row["forms"], _form("kornia", None, why=why)]
+    document: Any = {"rows": rows}
+    assert "Where kornia has a –: class numbers only (2 rows); too wide (1 row)" in report.absences(
+        document
+    )
 
 
 def test_results_are_kept_in_a_folder_named_after_the_processor() -> None:
