@@ -4,6 +4,7 @@
 
 #include "block.h"
 #include "block_impl.h"
+#include "mask_avx512.h"
 #include "softmax_avx512.h"
 #include "softmax_gradient_avx512.h"
 #include "tile_class.h"
@@ -21,6 +22,8 @@ constexpr PixelKernels<float> pixel_kernels_avx512() {
   all.headline_sums = headline_softmax_sums;
   all.headline_gradient = headline_softmax_gradient;
   all.most_classes = kMostClasses;
+  all.mask_sums = mask_sums;
+  all.mask_gradient = mask_gradient;
   return all;
 }
 

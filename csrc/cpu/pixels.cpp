@@ -123,12 +123,13 @@ class PixelStager {
                 options.labels && !by_class_ && operands.activation == Activation::kSoftmax &&
                 operands.scale == 1.0 && operands.offset == 0.0 &&
                 (options.extra & ~headline_extras) == 0 && layout.cls.size <= kernels_.most_classes;
+    masks_ = (!backward || *wrt == Wrt::kInput) && is_mask(operands, options, cut);
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
     const bool logs = (options.extra & ~unsigned{kSupport}) == kLogLoss &&
                       (backward || options.smoothing.log_off == 0.0);
     const bool few = (options.extra == 0 || logs) && (!backward || *wrt == Wrt::kInput);
-    dense_ = !options.labels || !(headline_ || few);
+    dense_ = options.labels ? !(headline_ || few) : !masks_;
     // logits are read where they lie if none is removed or written over
     readable_ = headline_ || (operands.activation != Activation::kSoftmax && !weighted &&
                               !options.labels && !options.leaves_out());
@@ -171,7 +172,7 @@ class PixelStager {
       cursor.advance(run);
       done += run;
     }
-    if (!headline_) kernels_.settle(tile_, weighted_);
+    if (!headline_ && !masks_) kernels_.settle(tile_, weighted_);
     return tile_;
   }
 
@@ -179,11 +180,13 @@ class PixelStager {
   const std::optional<int64_t>& unknown() const { return unknown_; }
 
   void add_sums(const Tile<T>& tile, double* to, int64_t to_pitch) const {
+    if (masks_) return kernels_.mask_sums(tile, to, to_pitch);
     headline_ ? kernels_.headline_sums(tile, weighted_, to, to_pitch)
               : kernels_.sums(tile, to, to_pitch);
   }
 
   void gradient(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch) const {
+    if (masks_) return kernels_.mask_gradient(tile, by, out, out_pitch);
     headline_ ? kernels_.headline_gradient(tile, weighted_, by, out, out_pitch)
               : kernels_.gradient(tile, wrt, by, out, out_pitch);
   }
@@ -215,6 +218,22 @@ class PixelStager {
   }
 
  private:
+  // Whether mask_sums() and mask_gradient() can do it.
+  bool is_mask(const Operands& operands, const PixelOptions& options, const Cut& cut) const {
+    const unsigned beside = options.extra & ~unsigned{kSupport};
+    const Smoothing<double>& smoothing = options.smoothing;
+    const double gamma = options.focal.gamma;
+    const bool whole = gamma == 1.0 || gamma == 2.0 || gamma == 3.0 || gamma == 4.0;
+    return kernels_.mask_sums != nullptr && !weighted_ && !options.labels &&
+           !options.leaves_out() && operands.memory[kTargetOperand].dtype == Dtype::kBool &&
+           (operands.layout.reduced_axes == 1 || operands.layout.inner().size % cut.tile == 0) &&
+           operands.layout.inner().stride[kTargetOperand] == 1 &&
+           operands.activation == Activation::kSigmoid && operands.scale == 1.0 &&
+           operands.offset == 0.0 && smoothing.on == 1.0 && smoothing.off == 0.0 &&
+           smoothing.log_on == 1.0 && smoothing.log_off == 0.0 &&
+           (beside == kLogLoss || (beside == kFocal && whole));
+  }
+
   bool lies_ready(const Cursor& cursor, int64_t pixels) {
     const Layout& layout = operands_.layout;
     const Memory& input = operands_.memory[kInputOperand];
@@ -245,6 +264,10 @@ class PixelStager {
       unknown = kernels_.stage_labels(from.dtype, from.at(place.offset[kTargetOperand]),
                                       layout.inner().stride[kTargetOperand], run, layout.cls.size,
                                       options_.ignored, labels_ + at);
+    } else if (masks_) {
+      const Memory& from = operands_.memory[kTargetOperand];
+      tile_.hard = reinterpret_cast<const uint8_t*>(from.at(place.offset[kTargetOperand]));
+      tile_.hard_pitch = layout.cls.stride[kTargetOperand];
     } else {
       fill(kTargetOperand, place, layout.cls.size, run, tile_.soft + at);
     }
@@ -286,7 +309,7 @@ class PixelStager {
   const bool weighted_;
   Tile<T> tile_;
   int64_t pitch_;
-  bool by_class_, dense_, headline_, readable_, in_place_ = false;
+  bool by_class_, dense_, headline_, masks_, readable_, in_place_ = false;
   int32_t* labels_;
   T* out_ = nullptr;
   std::optional<int64_t> unknown_;

@@ -80,7 +80,7 @@ class SoftmaxSums {
                             true_loss[u], _mm512_cmpeq_epi32_mask(y[u], cls), below[u]))
       }
     }
-    CUSTOMLOSS_EACH(inverse[u] = _mm512_div_ps(one, _mm512_add_ps(one, rest[u])))
+    CUSTOMLOSS_EACH(inverse[u] = reciprocal_of(_mm512_add_ps(one, rest[u])))
     CUSTOMLOSS_EACH(q[u] = _mm512_mul_ps(rest[u], inverse[u]))
     if constexpr (kLogs != kNoLogs) {
       alignas(64) float logs[kPixels];

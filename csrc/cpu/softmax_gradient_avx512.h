@@ -79,8 +79,7 @@ class SoftmaxGradient {
           shift[u] = _mm512_mask_mov_ps(shift[u], largest, pick(u_[c], y[u], c));
           if constexpr (kLogs) slope[u] = _mm512_add_ps(slope[u], pick(h_[c], y[u], c)))
     }
-    CUSTOMLOSS_EACH(whole[u] = _mm512_add_ps(one, rest[u]);
-                    inverse[u] = _mm512_div_ps(one, whole[u]))
+    CUSTOMLOSS_EACH(whole[u] = _mm512_add_ps(one, rest[u]); inverse[u] = reciprocal_of(whole[u]))
     for (int64_t c = 0; c < tile_.classes; ++c) {
       CUSTOMLOSS_EACH(dot[u] =
                           _mm512_fmadd_ps(_mm512_load_ps(e_of[c] + 16 * u),
@@ -115,9 +114,6 @@ class SoftmaxGradient {
   inline __m512 load(int64_t c, int64_t at, __mmask16 valid) const {
     const float* from = tile_.lies + c * tile_.lies_pitch + at;
     return valid == 0xffff ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(valid, from);
-  }
-  static inline void store(float* to, __m512 value, __mmask16 valid) {
-    valid == 0xffff ? _mm512_storeu_ps(to, value) : _mm512_mask_storeu_ps(to, valid, value);
   }
 
   const Tile<float>& tile_;

@@ -49,6 +49,9 @@ struct Tile {
   // headline_gradient() and where nothing is removed.
   const T* lies;
   int64_t lies_pitch;
+  const uint8_t*
+      hard;  // the bytes of a bool target in the tensor, for mask_sums(), mask_gradient()
+  int64_t hard_pitch;
 };
 
 template <class T>
@@ -76,6 +79,11 @@ struct PixelKernels {
   void (*headline_gradient)(const Tile<T>& tile, bool weighted, const T* by, T* out,
                             int64_t out_pitch);
   int64_t most_classes;
+  // The sums of a sigmoid with scale 1 and offset 0 of bool targets that all weigh 1, whose extra
+  // sums are the support and one of the log-loss and a focal loss with an exponent of 1, 2, 3 or 4;
+  // and its gradient by the logits. They need no settle(). Null as above.
+  void (*mask_sums)(const Tile<T>& tile, double* to, int64_t to_pitch);
+  void (*mask_gradient)(const Tile<T>& tile, const T* by, T* out, int64_t out_pitch);
   // out[c * out_pitch + i] = the gradient by `wrt`; by: the gradient by the sums, [rows, classes]
   void (*gradient)(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t out_pitch);
 };

@@ -398,9 +398,14 @@ void pixel_gradient(const Tile<T>& tile, Wrt wrt, const T* by, T* out, int64_t o
 
 template <class T>
 constexpr PixelKernels<T> pixel_kernels() {
-  return {stage_pixels<T>,  unstage_pixels<T>, stage_labels, settle<T>,
-          pixel_sums<T>,    nullptr,           nullptr,      0,
-          pixel_gradient<T>};
+  PixelKernels<T> all{};  // without the loops by hand
+  all.stage = stage_pixels<T>;
+  all.unstage = unstage_pixels<T>;
+  all.stage_labels = stage_labels;
+  all.settle = settle<T>;
+  all.sums = pixel_sums<T>;
+  all.gradient = pixel_gradient<T>;
+  return all;
 }
 
 }  // namespace
