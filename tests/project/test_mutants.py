@@ -33,6 +33,7 @@ KILLERS = (
     "values/test_memory.py", "values/test_determinism.py", "backends/test_backend_choice.py",
     "ops/test_sums_values.py", "values/test_log_floor.py", "losses/test_infinite_and_hidden.py",
     "losses/test_weights_on_every_route.py", "values/test_which_count.py",
+    "values/test_masks_with_logs.py",
 )  # fmt: skip
 # Tests in these files that start processes or take long are left out.
 SPARED = ("error_budget", "instruction_set", "peak", "environment", "many_small", "triton")
@@ -225,6 +226,18 @@ MUTANTS = {
     ),
     "samples share their sums": Mutant(
         "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
+    ),
+    "the last logarithms of a mask are lost": Mutant(
+        "csrc/cpu/mask_avx512.h", "if (factors_ > 0) take_logarithms();", ""
+    ),
+    "0 times an infinite focal loss is a NaN": Mutant(
+        "csrc/cpu/mask_avx512.h", "_mm512_maskz_mul_ps(some, ", "_mm512_mul_ps("
+    ),
+    "a softmax by hand forgets the other classes": Mutant(
+        "csrc/cpu/softmax_gradient_avx512.h", "_mm512_sub_ps(own, dot[u])", "own"
+    ),
+    "what is ignored has a gradient by hand": Mutant(
+        "csrc/cpu/softmax_gradient_avx512.h", "found = _mm512_maskz_mov_ps(live[u], found);", ""
     ),
     "the focal power is that of p": Mutant(
         "csrc/pixel.h", "const T m = y.t * o.q + y.u * o.p,", "const T m = o.p,",
