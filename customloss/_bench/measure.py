@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import customloss
 from customloss._bench import gate
 from customloss._bench.cases import Inputs
 from customloss._bench.rivals import Loss
@@ -212,7 +213,9 @@ def saved_bytes(loss: Loss, inputs: Inputs) -> int:
 def _resident_peak() -> Iterator[dict[str, int | None]]:
     """The peak of resident memory in the block, less that at its start. Linux and glibc."""
     peak: dict[str, int | None] = {"bytes": None}
-    _trim()  # else freed memory is used again, and nothing grows
+    # else freed memory is used again, and nothing grows
+    _trim()
+    customloss.empty_cache()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_bytes("VmRSS")

@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -280,6 +281,18 @@ def test_who_is_far_behind_its_family_sits_out(monkeypatch: pytest.MonkeyPatch) 
     assert counts == {"a": 8, "a slow": 5, "b": 8, "b slow": 5, "b near": 8, "probe": 8}
     once = {"a": [1.0, 1.0], "a mixed": [3.0, 1.9]}
     assert not measure.far_behind(once, {"a": "a", "a mixed": "a"})
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from /proc (Linux)"
+)
+def test_the_peak_of_a_step_has_its_gradient_even_if_one_was_kept() -> None:
+    inputs = cases.make_inputs(cases.Case("large", (1 << 22, 1), torch.float32), _CPU)
+    gradient = inputs.input.numel() * inputs.input.element_size()
+    for _ in range(2):
+        peak = measure.peak_bytes(torch.ops.customloss.soft_f1, inputs)
+        assert peak is not None
+        assert peak > 0.9 * gradient
 
 
 # ---- numbers -----------------------------------------------------------------------------------
