@@ -273,9 +273,7 @@ def _fastest(row: Row) -> str:
     closest = results.closest(row)
     if closest is None:
         return WITHHELD if results.times(row, OURS) is None else NOTHING
-    form = results.standing(row, closest.family)
-    assert form is not None
-    return f"{_times(closest.ratio)} {closest.family}, {form['form']}"
+    return f"{_times(closest.ratio)} {closest.family}"
 
 
 def _memory_table(document: Document, wide: bool = True) -> Cells:
@@ -308,7 +306,10 @@ def _other_memory_table(document: Document, others: dict[str, Document]) -> Cell
 def _closest_there(document: Document, which: tuple[str, str]) -> str:
     for row in document["rows"]:
         if (row["case"], row["which"]) == which and (taken := results.times(row, OURS)):
-            return f"{duration(taken.median)}, {_fastest(row)}"
+            closest = results.closest(row)  # a terminal has no room for the name of its form
+            form = closest and results.standing(row, closest.family)
+            named = f", {form['form']}" if form else ""
+            return f"{duration(taken.median)}, {_fastest(row)}{named}"
     return NOTHING
 
 
