@@ -31,14 +31,16 @@ inline Tensor empty_loss(const Scoring& scoring, const arguments::GroupSums& giv
 }
 
 // The gradient by one operand: like that operand, and in what the sums of its elements are
-// computed in for a weight, which the caller may have to add up further.
-inline Tensor empty_gradient(const Reading& reading, Wrt wrt) {
+// computed in for a weight, which the caller may have to add up further.  `like` makes a tensor in
+// the memory that the caller has for gradients.
+inline Tensor empty_gradient(const Reading& reading, Wrt wrt,
+                             Tensor (*like)(const Tensor&) = torch::stable::empty_like) {
   switch (wrt) {
-    case Wrt::kInput: return torch::stable::empty_like(reading.input);
+    case Wrt::kInput: return like(reading.input);
     case Wrt::kTarget:
       STD_TORCH_CHECK(dtype_of(reading.target) >= Dtype::kFloat16,
                       "customloss: an integer target has no gradient");
-      return torch::stable::empty_like(reading.target);
+      return like(reading.target);
     default: {
       STD_TORCH_CHECK(wrt == Wrt::kWeight, "customloss: no such gradient");
       const bool is_double = reading.input.scalar_type() == ScalarType::Double;

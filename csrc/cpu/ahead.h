@@ -9,8 +9,8 @@ namespace customloss::cpu {
 // How far ahead. Less and the memory is not there in time, more and it has left the cache again.
 constexpr int64_t kBytesAhead = 4096;
 
-// The lines that follow `from` by kBytesAhead, as many as hold so many bytes. That may be beyond
-// the end of the memory: fetching what is not there does nothing.
+// The lines that follow `from` by so many bytes (`ahead`), as many as hold `bytes`. That may be
+// beyond the end of the memory: fetching what is not there does nothing.
 inline __attribute__((always_inline)) void fetch_ahead(const void* from, int64_t bytes,
                                                        int64_t ahead = kBytesAhead) {
   constexpr int64_t kLine = 64;

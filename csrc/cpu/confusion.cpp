@@ -357,9 +357,12 @@ std::tuple<Tensor, Tensor> confusion_score(arguments::Data&& data,
 Tensor confusion_backward(const arguments::Incoming& incoming, arguments::Data&& data,
                           const arguments::Wrt& by, const arguments::Elements& elements) {
   const Reading reading{std::move(data), elements};
-  Tensor out =
-      by.wrt == Wrt::kInput ? gradient_like(reading.input) : empty_gradient(reading, by.wrt);
+  Tensor out = empty_gradient(reading, by.wrt, gradient_like);
   const Operands operands = operands_of(reading, &out);
+  if (by.wrt == Wrt::kWeight) {  // it is like no operand, and so in torch's memory
+    prefer_huge_pages(operands.memory[kOutOperand].data,
+                      out.numel() * static_cast<int64_t>(out.element_size()));
+  }
   const Layout& layout = operands.layout;
   const OuterGrad outer = outer_grad(incoming, reading, layout);
   const double* coefficients = static_cast<const double*>(incoming.coefficients.const_data_ptr());
@@ -389,13 +392,6 @@ std::tuple<int64_t, int64_t> cpu_gradient_cache() {
   return {gradient_cache_limit(), gradient_cache_bytes()};
 }
 
-// An operator has a result: the bytes that were given back.
-int64_t cpu_empty_gradient_cache() {
-  const int64_t bytes = gradient_cache_bytes();
-  empty_gradient_cache();
-  return bytes;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(customloss, CPU, m) {
@@ -408,7 +404,7 @@ STABLE_TORCH_LIBRARY_IMPL(customloss, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", Boxed<&cpu_isa>::call);
   m.impl("cpu_huge_pages", Boxed<&cpu_huge_pages>::call);
   m.impl("cpu_gradient_cache", Boxed<&cpu_gradient_cache>::call);
-  m.impl("cpu_empty_gradient_cache", Boxed<&cpu_empty_gradient_cache>::call);
+  m.impl("cpu_empty_gradient_cache", Boxed<&empty_gradient_cache>::call);
 }
 
 }  // namespace customloss::cpu

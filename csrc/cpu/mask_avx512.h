@@ -17,12 +17,12 @@ namespace customloss::cpu {
 namespace {
 
 // What a step knows of kVectors registers of elements: the logits' size c = |x|, e = e^-c, the
-// larger and the smaller of p and q, and where the target is 1, where x < 0, where the larger of p
+// larger and the smaller of p and q, and where the target is 1, and where the larger of p
 // and q is the wrong one.
 template <int kVectors>
 struct MaskStep {
   __m512 x[kVectors], c[kVectors], e[kVectors], large[kVectors], small[kVectors];
-  __mmask16 target[kVectors], below[kVectors], wrong[kVectors];
+  __mmask16 target[kVectors], wrong[kVectors];
 
   inline __attribute__((always_inline)) void load(const Tile<float>& tile, int64_t cls, int64_t at,
                                                   __mmask16 valid) {
@@ -40,8 +40,8 @@ struct MaskStep {
     CUSTOMLOSS_EACH(c[u] = _mm512_abs_ps(x[u]))
     negative_exp(c, e);
     CUSTOMLOSS_EACH(large[u] = reciprocal_of(_mm512_add_ps(_mm512_set1_ps(1.0f), e[u]));
-                    small[u] = _mm512_mul_ps(e[u], large[u]); below[u] = negative(x[u]);
-                    wrong[u] = static_cast<__mmask16>(~(target[u] ^ below[u])))
+                    small[u] = _mm512_mul_ps(e[u], large[u]);
+                    wrong[u] = static_cast<__mmask16>(~(target[u] ^ negative(x[u]))))
   }
 
   // What HardSums adds up.

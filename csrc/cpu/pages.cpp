@@ -146,9 +146,11 @@ class FreeBlocks {
     return bytes_;
   }
 
-  void release_all() {
+  int64_t release_all() {
     const std::lock_guard lock(mutex_);
+    const int64_t released = bytes_;
     while (count_ > 0) remove(count_ - 1).release();
+    return released;
   }
 
  private:
@@ -200,7 +202,7 @@ bool is_dense(const Tensor& tensor) {
 
 int64_t gradient_cache_bytes() { return free_blocks().bytes(); }
 
-void empty_gradient_cache() { free_blocks().release_all(); }
+int64_t empty_gradient_cache() { return free_blocks().release_all(); }
 
 Tensor gradient_like(const Tensor& like) {
   const int64_t bytes = like.numel() * static_cast<int64_t>(like.element_size());
@@ -230,7 +232,7 @@ Tensor gradient_like(const Tensor& like) {
 
 int64_t gradient_cache_bytes() { return 0; }
 
-void empty_gradient_cache() {}
+int64_t empty_gradient_cache() { return 0; }
 
 Tensor gradient_like(const Tensor& like) { return torch::stable::empty_like(like); }
 

@@ -20,9 +20,9 @@ namespace customloss::cpu {
 bool huge_pages_wanted();
 int64_t gradient_cache_limit();
 
-// The bytes of the blocks that are kept at the moment, and giving them back to the system.
+// The bytes of the blocks that are kept at the moment; the other one also gives them back.
 int64_t gradient_cache_bytes();
-void empty_gradient_cache();
+int64_t empty_gradient_cache();
 
 // An uninitialised tensor like `like`, as torch::stable::empty_like makes it, in a kept block if
 // one fits.

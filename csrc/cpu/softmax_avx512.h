@@ -13,13 +13,10 @@
 // needs a further sum, over the others.
 #pragma once
 
-#include "registers_avx512.h"
-#include "tile.h"
+#include "softmax_step_avx512.h"
 
 namespace customloss::cpu {
 namespace {
-
-constexpr int64_t kMostClasses = 128;  // the sums of all classes lie on the stack
 
 // Which log-losses are summed: none, those of the true class, or those of every class.
 enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
@@ -42,39 +39,20 @@ class SoftmaxSums {
     const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
     alignas(64) float e_of[kMostClasses][kPixels];
     __mmask16 first_of[kMostClasses][kVectors];
-    __m512i y[kVectors];
-    __mmask16 live[kVectors], claimed[kVectors];
-    __m512 most[kVectors], rest[kVectors], true_loss[kVectors], inverse[kVectors], q[kVectors];
-    __m512 weight[kVectors];
-    CUSTOMLOSS_EACH(
-        y[u] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), valid[u], tile_.labels + at + 16 * u))
-    CUSTOMLOSS_EACH(live[u] = _mm512_cmpge_epi32_mask(y[u], _mm512_setzero_si512()))
-    if constexpr (kWeighted) {
-      const float* const weights = tile_.rows + kLive * tile_.pitch + at;
-      CUSTOMLOSS_EACH(weight[u] = _mm512_maskz_loadu_ps(live[u], weights + 16 * u);
-                      live[u] = _mm512_mask_cmp_ps_mask(live[u], weight[u], zero, _CMP_NEQ_UQ))
-    }
-    if (tile_.lies != tile_.x) {
-      for (int64_t c = 0; c < tile_.classes; ++c) {
-        fetch_ahead(tile_.lies + c * tile_.lies_pitch + at, 4 * kPixels, kBytesAhead / 2);
-      }
-    }
-    CUSTOMLOSS_EACH(most[u] = load(0, at + 16 * u, valid[u]))
-    for (int64_t c = 1; c < tile_.classes; ++c) {
-      CUSTOMLOSS_EACH(most[u] = _mm512_max_ps(load(c, at + 16 * u, valid[u]), most[u]))
-    }
-    CUSTOMLOSS_EACH(rest[u] = true_loss[u] = zero; claimed[u] = 0)
+    __m512 true_loss[kVectors], inverse[kVectors], q[kVectors];
+    SoftmaxStep<kVectors, kWeighted> step;
+    step.load(tile_, at, valid);
+    const auto& y = step.y;
+    const auto& live = step.live;
+    const auto& weight = step.weight;
+    const auto& most = step.most;
+    const auto& rest = step.rest;
+    CUSTOMLOSS_EACH(true_loss[u] = zero)
     for (int64_t c = 0; c < tile_.classes; ++c) {
       const __m512i cls = _mm512_set1_epi32(static_cast<int32_t>(c));
-      __m512 below[kVectors], e[kVectors];
-      CUSTOMLOSS_EACH(below[u] = _mm512_sub_ps(most[u], load(c, at + 16 * u, valid[u])))
-      negative_exp(below, e);
-      CUSTOMLOSS_EACH(_mm512_store_ps(e_of[c] + 16 * u, e[u]))
-      CUSTOMLOSS_EACH(
-          const __mmask16 largest = _mm512_cmp_ps_mask(below[u], zero, _CMP_EQ_OQ);
-          const __mmask16 first = static_cast<__mmask16>(largest & ~claimed[u]);
-          claimed[u] = static_cast<__mmask16>(claimed[u] | largest); first_of[c][u] = first;
-          rest[u] = _mm512_mask_add_ps(rest[u], static_cast<__mmask16>(~first), rest[u], e[u]))
+      __m512 below[kVectors];
+      step.exponentials(tile_, c, at, valid, e_of[c], below);
+      CUSTOMLOSS_EACH(first_of[c][u] = step.first[u])
       if constexpr (kLogs == kTrueLogs) {
         CUSTOMLOSS_EACH(true_loss[u] = _mm512_mask_mov_ps(
                             true_loss[u], _mm512_cmpeq_epi32_mask(y[u], cls), below[u]))
@@ -131,9 +109,10 @@ class SoftmaxSums {
       }
       if constexpr (kLogs == kEveryLogs) {
         __m512 log[kVectors];
-        CUSTOMLOSS_EACH(log[u] = _mm512_add_ps(
-                            true_loss[u], _mm512_sub_ps(most[u], load(c, at + 16 * u, valid[u])));
-                        if constexpr (kWeighted) log[u] = _mm512_mul_ps(weight[u], log[u]))
+        CUSTOMLOSS_EACH(
+            log[u] = _mm512_add_ps(
+                true_loss[u], _mm512_sub_ps(most[u], logits_of(tile_, c, at + 16 * u, valid[u])));
+            if constexpr (kWeighted) log[u] = _mm512_mul_ps(weight[u], log[u]))
         add_to<kVectors>(c, kLogLane, k, other, log);
       }
       if constexpr (kDecisions) {
@@ -214,11 +193,6 @@ class SoftmaxSums {
     *rest += smoothed ? (1.0 - on) * own + (1.0 - off) * other : other;
   }
 
-  inline __m512 load(int64_t c, int64_t at, __mmask16 valid) const {
-    const float* from = tile_.lies + c * tile_.lies_pitch + at;
-    return valid == 0xffff ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(valid, from);
-  }
-
   const Tile<float>& tile_;
   int64_t live_count_;
   alignas(64) float lanes_[kMostClasses][16 * kLanes];
@@ -228,15 +202,7 @@ class SoftmaxSums {
 template <Logs kLogs, bool kDecisions, bool kWeighted>
 void softmax_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
   SoftmaxSums<kLogs, kDecisions, kWeighted> sums(tile);
-  int64_t i = 0;
-  for (; i + 32 <= tile.pixels; i += 32) {
-    const __mmask16 all[2] = {0xffff, 0xffff};
-    sums.template add<2>(i, all);
-  }
-  for (; i < tile.pixels; i += 16) {
-    const __mmask16 some[1] = {first(tile.pixels - i)};
-    sums.template add<1>(i, some);
-  }
+  for_registers(tile.pixels, [&](int64_t at, const auto& valid) { sums.add(at, valid); });
   sums.flush(to, to_pitch);
 }
 

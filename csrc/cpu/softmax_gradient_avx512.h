@@ -8,7 +8,7 @@
 //   dot = sum of p_c (u_c - shift)     slope = sum of h_c     shift = u of a largest class
 #pragma once
 
-#include "softmax_avx512.h"
+#include "softmax_step_avx512.h"
 
 namespace customloss::cpu {
 namespace {
@@ -42,42 +42,20 @@ class SoftmaxGradient {
     constexpr int kPixels = 16 * kVectors;
     const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
     alignas(64) float e_of[kMostClasses][kPixels];
-    __m512i y[kVectors];
-    __mmask16 live[kVectors];
-    __m512 most[kVectors], whole[kVectors], inverse[kVectors], shift[kVectors], slope[kVectors];
-    __m512 dot[kVectors], rest[kVectors], weight[kVectors];
-    CUSTOMLOSS_EACH(
-        y[u] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), valid[u], tile_.labels + at + 16 * u))
-    CUSTOMLOSS_EACH(live[u] = _mm512_cmpge_epi32_mask(y[u], _mm512_setzero_si512()))
-    if constexpr (kWeighted) {
-      const float* const weights = tile_.rows + kLive * tile_.pitch + at;
-      CUSTOMLOSS_EACH(weight[u] = _mm512_maskz_loadu_ps(live[u], weights + 16 * u);
-                      live[u] = _mm512_mask_cmp_ps_mask(live[u], weight[u], zero, _CMP_NEQ_UQ))
-    }
-    if (tile_.lies != tile_.x) {
-      for (int64_t c = 0; c < tile_.classes; ++c) {
-        fetch_ahead(tile_.lies + c * tile_.lies_pitch + at, 4 * kPixels, kBytesAhead / 2);
-      }
-    }
-    CUSTOMLOSS_EACH(most[u] = load(0, at + 16 * u, valid[u]))
-    for (int64_t c = 1; c < tile_.classes; ++c) {
-      CUSTOMLOSS_EACH(most[u] = _mm512_max_ps(load(c, at + 16 * u, valid[u]), most[u]))
-    }
-    CUSTOMLOSS_EACH(rest[u] = whole[u] = dot[u] = shift[u] = slope[u] = zero)
-    __mmask16 claimed[kVectors];
-    CUSTOMLOSS_EACH(claimed[u] = 0)
+    __m512 whole[kVectors], inverse[kVectors], shift[kVectors], slope[kVectors], dot[kVectors];
+    SoftmaxStep<kVectors, kWeighted> step;
+    step.load(tile_, at, valid);
+    const auto& y = step.y;
+    const auto& live = step.live;
+    const auto& weight = step.weight;
+    const auto& rest = step.rest;
+    CUSTOMLOSS_EACH(dot[u] = shift[u] = slope[u] = zero)
     for (int64_t c = 0; c < tile_.classes; ++c) {
-      __m512 below[kVectors], e[kVectors];
-      CUSTOMLOSS_EACH(below[u] = _mm512_sub_ps(most[u], load(c, at + 16 * u, valid[u])))
-      negative_exp(below, e);
-      CUSTOMLOSS_EACH(
-          _mm512_store_ps(e_of[c] + 16 * u, e[u]);
-          const __mmask16 largest = _mm512_cmp_ps_mask(below[u], zero, _CMP_EQ_OQ);
-          const __mmask16 first = static_cast<__mmask16>(largest & ~claimed[u]);
-          claimed[u] = static_cast<__mmask16>(claimed[u] | largest);
-          rest[u] = _mm512_mask_add_ps(rest[u], static_cast<__mmask16>(~first), rest[u], e[u]);
-          shift[u] = _mm512_mask_mov_ps(shift[u], largest, pick(u_[c], y[u], c));
-          if constexpr (kLogs) slope[u] = _mm512_add_ps(slope[u], pick(h_[c], y[u], c)))
+      __m512 below[kVectors];
+      step.exponentials(tile_, c, at, valid, e_of[c], below);
+      CUSTOMLOSS_EACH(shift[u] =
+                          _mm512_mask_mov_ps(shift[u], step.largest[u], pick(u_[c], y[u], c));
+                      if constexpr (kLogs) slope[u] = _mm512_add_ps(slope[u], pick(h_[c], y[u], c)))
     }
     CUSTOMLOSS_EACH(whole[u] = _mm512_add_ps(one, rest[u]); inverse[u] = reciprocal_of(whole[u]))
     for (int64_t c = 0; c < tile_.classes; ++c) {
@@ -111,10 +89,6 @@ class SoftmaxGradient {
         _mm512_cmpeq_epi32_mask(y, _mm512_set1_epi32(static_cast<int32_t>(c)));
     return _mm512_mask_mov_ps(_mm512_set1_ps(of[0]), is_true, _mm512_set1_ps(of[1]));
   }
-  inline __m512 load(int64_t c, int64_t at, __mmask16 valid) const {
-    const float* from = tile_.lies + c * tile_.lies_pitch + at;
-    return valid == 0xffff ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(valid, from);
-  }
 
   const Tile<float>& tile_;
   float* const out_;
@@ -126,15 +100,7 @@ template <bool kLogs, bool kWeighted>
 void softmax_gradient_by_hand(const Tile<float>& tile, const float* by, float* out,
                               int64_t out_pitch) {
   const SoftmaxGradient<kLogs, kWeighted> gradient(tile, by, out, out_pitch);
-  int64_t i = 0;
-  for (; i + 32 <= tile.pixels; i += 32) {
-    const __mmask16 all[2] = {0xffff, 0xffff};
-    gradient.template write<2>(i, all);
-  }
-  for (; i < tile.pixels; i += 16) {
-    const __mmask16 some[1] = {first(tile.pixels - i)};
-    gradient.template write<1>(i, some);
-  }
+  for_registers(tile.pixels, [&](int64_t at, const auto& valid) { gradient.write(at, valid); });
 }
 
 void headline_softmax_gradient(const Tile<float>& tile, bool weighted, const float* by, float* out,
