@@ -22,6 +22,8 @@ sys.path[:1] = map(str, paths.IMPORTED)
 import patience  # noqa: E402
 import selection  # noqa: E402
 
+from customloss.losses import named_scores  # noqa: E402
+
 # The examples are the same on every run, so that running the test again reproduces a failure.
 hypothesis.settings.register_profile(
     "customloss", deadline=None, derandomize=True, max_examples=40, print_blob=True
@@ -37,13 +39,16 @@ with warnings.catch_warnings():
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Each test begins with one seed, and leaves threads and determinism as they were."""
+    """Each test begins with one seed, and leaves threads, determinism and names as they were."""
     torch.manual_seed(0)
+    registered = dict(named_scores.registered)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+    named_scores.registered.clear()
+    named_scores.registered.update(registered)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

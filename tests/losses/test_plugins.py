@@ -30,11 +30,6 @@ def f2(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
     return 5 * tp / (5 * tp + fp + 4 * fn)
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_scores, "registered", {})
-
-
 # ---- ConfusionLoss -------------------------------------------------------------------------------
 
 
@@ -153,6 +148,12 @@ def test_a_graph_break_names_the_line() -> None:
 
 
 # ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_a_name_is_registered_for_one_test(turn: str) -> None:
+    """Two functions of one name, or a snippet of the docs, would else spoil a later test."""
+    customloss.register_score("of_one_test", lambda tp, fp, fn, tn: tp)
 
 
 def test_registered_scores() -> None:
