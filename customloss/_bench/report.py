@@ -420,12 +420,13 @@ def headline(document: Document, others: dict[str, Document]) -> str:
     )
     if others:
         intro += (
-            " The last columns are of other runs, in which all got their memory in the same way, "
-            "and compare with the fastest other form there was."
+            " The last columns are of other runs: with 2 MiB pages for everybody, where the others "
+            "still get fresh ones for each gradient, and with jemalloc, which keeps freed memory "
+            "for everybody. They compare with the fastest other form there was."
         )
     table = _markdown_table((header, lines), left=1)
     verdicts = [verdict(document, named=False)]
     verdicts += [
-        f"With {memory} for all: {verdict(other, named=False)}" for memory, other in others.items()
+        f"With {memory} for everybody: {verdict(other, named=False)}" for memory, other in others.items()
     ]
     return "\n\n".join((intro, table, heading(document), *verdicts))

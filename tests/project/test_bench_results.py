@@ -139,7 +139,7 @@ def test_other_memory_is_shown_beside_and_must_be_of_the_same_kind(tmp_path: Pat
     text = report.markdown(document, beside)
     assert "| case | pass | default | huge-pages |" in text
     assert f"huge-pages: {report.origin(beside['huge-pages'])}. Against the fastest" in text
-    assert "With huge-pages for all: Against the fastest" in report.headline(document, beside)
+    assert "With huge-pages for everybody: Against the fastest" in report.headline(document, beside)
     results.save(document | {"made": made}, tmp_path / "bench-more.json")  # type: ignore[typeddict-item]
     with pytest.raises(results.NotAResult, match=r"bench-more\.json is one more with huge-pages"):
         results.in_other_memory(path)
