@@ -427,6 +427,7 @@ def headline(document: Document, others: dict[str, Document]) -> str:
     table = _markdown_table((header, lines), left=1)
     verdicts = [verdict(document, named=False)]
     verdicts += [
-        f"With {memory} for everybody: {verdict(other, named=False)}" for memory, other in others.items()
+        f"With {memory} for everybody: {verdict(other, named=False)}"
+        for memory, other in others.items()
     ]
     return "\n\n".join((intro, table, heading(document), *verdicts))
