@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 SETUPTOOLS = (77, 0)  # the first that knows `license = "MIT"` in pyproject.toml
+ARCHS = ("8.0", "9.0", "10.0", "12.0")  # compute capabilities that get machine code
 TORCH = (2, 10)  # the first whose stable ABI has all that csrc/ calls
 
 # gcc 10 takes -std=c++20, but has only a part of it
@@ -79,6 +80,16 @@ def import_torch() -> ModuleType:
             f"{torch.__version__}: pip install 'torch>={needed}'"
         )
     return torch
+
+
+def default_architectures(known: list[str]) -> str:
+    """``ARCHS`` as far as nvcc knows them, as TORCH_CUDA_ARCH_LIST.
+
+    ``known`` is what ``nvcc --list-gpu-arch`` prints. PTX of the oldest serves GPUs in between, PTX
+    of the newest those to come.
+    """
+    kept = [arch for arch in ARCHS if f"compute_{arch.replace('.', '')}" in known]
+    return ";".join(f"{arch}+PTX" if arch in (kept[0], kept[-1]) else arch for arch in kept)
 
 
 def use_own_ninja() -> None:

@@ -6,7 +6,7 @@ CUSTOMLOSS_CUDA       auto (default): build _C_cuda if torch has CUDA and a tool
                       version is found, whether or not this machine has a GPU; 1: build it, or
                       fail with the reason; 0: do not build it. FORCE_CUDA=1 means
                       CUSTOMLOSS_CUDA=1
-TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX"; default: ARCHS below, cut to what nvcc knows
+TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX"; default: ARCHS of build_support.py
 CUDA_HOME             the toolkit; default: the one that the nvcc on PATH belongs to
 MAX_JOBS              how many compilers run at once, where there is ninja
 CXX                   the C++ compiler; default: c++
@@ -48,7 +48,6 @@ if {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
     build_support.check_compiler()
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
-ARCHS = ("8.0", "9.0", "10.0", "12.0")
 FORCE_CUDA = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
 WARNINGS_ARE_ERRORS = os.environ.get("CUSTOMLOSS_WERROR", "0") not in ("", "0")
 
@@ -98,8 +97,8 @@ def find_toolkit() -> Toolkit:
     if not static:
         raise RuntimeError(f"the CUDA toolkit in {home} has no libcudart_static.a")
     known = said_by(nvcc, "--list-gpu-arch").split()
-    kept = [arch for arch in ARCHS if f"compute_{arch.replace('.', '')}" in known]
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(kept) + "+PTX"
+    default = build_support.default_architectures(known)
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or default
     return Toolkit(home, version[1], archs, static[0].parent)
 
 

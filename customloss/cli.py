@@ -103,6 +103,8 @@ def demo(
         _need(module)
     names = ("training", "bench") if bench else ("training",)
     _writable("--out", *(out / f"{name}.{kind}" for name in names for kind in ("json", "png")))
+    if bench:
+        _no_fallback(_device(Device.auto))
     console = _console()
     console.rule("Training: does it help?")
     with _threads(1):  # the last bits of a product of matrices depend on the number of threads
@@ -200,6 +202,7 @@ def bench(
     if not run.chosen(suite, settings):
         names = ", ".join(each.name for each in cases.SUITES[suite])
         raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
+    _no_fallback(_device(device))
     with _threads(threads):
         _bench(console, suite, _device(device), settings, json)
 
@@ -270,6 +273,19 @@ def _device(wanted: Device) -> torch.device:
     if wanted is Device.auto:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted.value)
+
+
+def _no_fallback(device: torch.device) -> None:
+    """Refuses to time a slow substitute under our name, unless it was chosen."""
+    import customloss
+    from customloss._bench import machine
+
+    kernels = machine.kernels(device)
+    if kernels.startswith("fallback") and customloss.current_backend() == "auto":
+        raise SystemExit(
+            f"customloss: the compiled kernels are not loaded, so there is nothing to time: "
+            f"{kernels}. CUSTOMLOSS_BACKEND=triton or reference times those"
+        )
 
 
 def _bench(

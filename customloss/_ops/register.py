@@ -24,13 +24,14 @@ Under ``torch.func`` transforms and forward-mode AD the reference is differentia
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from customloss._backends import choice, libraries, plain
+from customloss._backends import architectures, choice, libraries, plain
 from customloss._ops import autograd, is_dtensor, vmap
 from customloss._ops.autograd import Compound
 from customloss._ops.modes import transformed, wants_grad
@@ -215,20 +216,46 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 
 def _implement_primitives() -> None:
-    """The plain backend serves every device; Triton's serves GPUs if ``_C_cuda`` is not loaded."""
+    """The plain backend serves every device; Triton's serves GPUs if ``_C_cuda`` does not."""
     for name, function in choice.primitives_of(plain)._asdict().items():
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    if libraries.loaded("_C_cuda") or not (
-        torch.version.cuda or torch.version.hip or torch.version.xpu
-    ):
-        return
+    if libraries.loaded("_C_cuda"):
+        # When the first tensor gets there: an import may not initialise CUDA.
+        torch.cuda._lazy_call(_leave_cuda_without_code)
+    elif torch.version.cuda or torch.version.hip or torch.version.xpu:
+        triton = _triton()
+        if triton is not None:
+            _implement_on_gpus(triton)
+
+
+def _triton() -> choice.Primitives | None:
+    """Triton's primitives, or None where Triton is not installed."""
     try:
-        triton = choice.BACKENDS["triton"].load()
+        return choice.BACKENDS["triton"].load()
     except RuntimeError:
-        return
+        return None
+
+
+def _implement_on_gpus(primitives: choice.Primitives) -> None:
     for key in ("CUDA", "XPU"):
-        for name, function in triton._asdict().items():
+        for name, function in primitives._asdict().items():
             _LIBRARY.impl(name, function, key)
+
+
+def _leave_cuda_without_code() -> None:
+    """Takes Triton's kernels, or else the reference, if ``_C_cuda`` has no code for a GPU."""
+    reason = architectures.without_code(libraries.build_record().get("cuda_archs"))
+    if reason is None:
+        return
+    libraries.status["_C_cuda"] = reason
+    triton = _triton()
+    warnings.warn(
+        f"customloss computes CUDA losses with {'Triton' if triton else 'its slow reference'}, and "
+        f"not with _C_cuda: {reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    _implement_on_gpus(triton or choice.primitives_of(plain))
 
 
 def _implement_differentiable() -> None:

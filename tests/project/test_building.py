@@ -14,6 +14,8 @@ import cpp_build
 import pytest
 from paths import ROOT
 
+from customloss._backends.architectures import has_code
+
 pytestmark = pytest.mark.xdist_group("packaging")
 OLD = {"torch": '__version__ = "2.9.1"', "setuptools": '__version__ = "68.2.2"'}
 ABSENT = 'raise ModuleNotFoundError("No module named \'torch\'", name="torch")'
@@ -203,3 +205,21 @@ def test_the_long_description_links_to_nothing_beside_it() -> None:
     links = re.findall(r"\]\(([^)]*)\)", done.stdout)
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
     assert "docs/losses.md" in done.stdout
+
+
+def test_gpus_between_the_architectures_of_the_default_are_served() -> None:
+    """An 11.0 would otherwise find neither machine code nor PTX that it can run."""
+    code = (
+        "import build_support\n"
+        "nvcc = [f'compute_{n}' for n in (75, 80, 86, 90, 100, 110, 120)]\n"
+        "print(build_support.default_architectures(nvcc))\n"
+        "print(build_support.default_architectures(nvcc[:4]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    newest, older = done.stdout.splitlines()
+    assert newest == "8.0+PTX;9.0;10.0;12.0+PTX"
+    assert older == "8.0+PTX;9.0+PTX"
+    for capability in ((8, 0), (8, 9), (9, 0), (10, 3), (11, 0), (12, 0), (13, 0)):
+        assert has_code(newest, capability)

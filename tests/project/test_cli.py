@@ -17,6 +17,7 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 from customloss import cli
+from customloss._backends import libraries
 from customloss._bench import report, rivals, run
 
 _RUNNER = CliRunner()
@@ -161,3 +162,15 @@ def test_cuda_without_a_gpu_is_refused() -> None:
     result = _RUNNER.invoke(cli.app, ["bench", "--smoke", "--device", "cuda"])
     assert result.exit_code == 1
     assert "no CUDA device" in result.output
+
+
+@pytest.mark.parametrize("command", [["bench", "--smoke"], ["demo", "--steps", "1"]])
+def test_no_fallback_is_timed_under_our_name(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(libraries.status, "_C", "not built: no compiler")
+    result = _RUNNER.invoke(cli.app, command)
+    assert result.exit_code == 1
+    assert "the compiled kernels are not loaded" in result.output
+    assert "not built: no compiler" in result.output

@@ -9,4 +9,4 @@ TESTS = ROOT / "tests"
 EMULATION = TESTS / "support" / "cuda_emulation"
 ROOMS = ("losses", "values", "ops", "batches", "backends", "project")
 # The rooms are included because a process that a test starts imports the test's file by name.
-IMPORTED = (TESTS / "support", EMULATION, *(TESTS / room for room in ROOMS))
+IMPORTED = (TESTS / "support", EMULATION, *(TESTS / room for room in ROOMS), ROOT / "bench")

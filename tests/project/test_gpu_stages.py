@@ -1,0 +1,165 @@
+"""bench/gpu.sh tried without a GPU: stages are limited in time, and what they found is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu_rates
+import gpu_stages
+import pytest
+import torch
+from gpu_stages import Plan, Stage
+
+ROOT = Path(__file__).parents[2]
+
+
+def _stage(name: str, code: str, seconds: int = 60, needs: str = "") -> Stage:
+    return Stage(name, seconds, lambda plan: [[sys.executable, "-c", code]], needs)
+
+
+def _summary(folder: Path) -> list[str]:
+    return (folder / "summary.txt").read_text().splitlines()
+
+
+# ---- one stage after the other -------------------------------------------------------------------
+
+
+def test_all_stages_are_reached_and_failures_counted(tmp_path: Path) -> None:
+    stages = [
+        _stage("build", "print('built')"),
+        _stage("tests", "raise SystemExit(3)"),
+        _stage("rates", "print('fast')"),
+        _stage("profiler", "", needs="no such program"),
+        Stage("streams", 60, lambda plan: [["/no/such/program"]]),
+    ]
+    assert gpu_stages.run(stages, tmp_path, 480, stand_in=True) == 2
+    first, *lines = _summary(tmp_path)
+    assert first.startswith("a stand-in")
+    assert [line.partition(" in ")[0] for line in lines] == [
+        "build: passed",
+        "tests: FAILED with status 3",
+        "rates: passed",
+        "profiler: left out, there is no no such program",
+        "streams: FAILED: /no/such/program: No such file or directory",
+    ]
+    log = (tmp_path / "log.txt").read_text()
+    assert log.index("built") < log.index("tests: FAILED") < log.index("fast")
+
+
+def test_without_a_build_nothing_else_is_run(tmp_path: Path) -> None:
+    stages = [_stage("build", "raise SystemExit(1)"), _stage("tests", "print('wrong')")]
+    assert gpu_stages.run(stages, tmp_path, 480, stand_in=False) == 1
+    assert "wrong" not in (tmp_path / "log.txt").read_text()
+
+
+def test_a_stage_is_cut_off_with_all_that_it_started(tmp_path: Path) -> None:
+    beside = tmp_path / "alive"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(beside)!r}).touch()"
+    code = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]);"
+        "print('begun', flush=True); time.sleep(60)"
+    )
+    stages = [_stage("tests", code, seconds=2), _stage("rates", "print('later')")]
+    assert gpu_stages.run(stages, tmp_path, 480, stand_in=False) == 1
+    assert _summary(tmp_path)[0] == "tests: CUT OFF after 2 s"
+    assert "begun" in (tmp_path / "log.txt").read_text()
+    assert "later" in (tmp_path / "log.txt").read_text()
+    time.sleep(3)
+    assert not beside.exists()
+
+
+def test_late_stages_are_left_out(tmp_path: Path) -> None:
+    left = gpu_stages.LEAST_SECONDS + 1
+    stages = [_stage("build", "import time; time.sleep(2)"), _stage("tests", "print('late')")]
+    assert gpu_stages.run(stages, tmp_path, left, stand_in=False) == 0
+    assert _summary(tmp_path)[1] == f"tests: left out, the {left} s are over"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_what_was_found_is_there_when_the_run_is_killed(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'bench'); import gpu_stages; from pathlib import Path;"
+        "S = gpu_stages.Stage; python = sys.executable;"
+        "endless = 'print(\"half\", flush=True); import time; time.sleep(600)';"
+        "gpu_stages.STAGES = (S('build', 60, lambda plan: [[python, '-c', 'print(1)']]),"
+        " S('tests', 600, lambda plan: [[python, '-c', endless]]));"
+        "sys.exit(gpu_stages.main())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    log = tmp_path / "log.txt"
+    while "half\n" not in (log.read_text() if log.is_file() else ""):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, how)
+    process.wait()
+    assert _summary(tmp_path)[0].startswith("build: passed")
+    if how != signal.SIGKILL:
+        assert process.returncode
+
+
+# ---- what they run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stand_in", [True, False])
+def test_the_first_stages_fit_into_eight_minutes(tmp_path: Path, stand_in: bool) -> None:
+    first = gpu_stages.STAGES[:3]
+    assert [stage.name for stage in first] == ["build", "tests", "rates"]
+    assert [stage.seconds for stage in first] == [90, 150, 120]
+    for stage in gpu_stages.STAGES:
+        for command in stage.commands(Plan(tmp_path, stand_in, stage.seconds)):
+            for word in command:
+                if word.endswith(".py"):
+                    assert (ROOT / word).is_file(), word
+
+
+def test_the_tests_that_a_gpu_runs_exist(tmp_path: Path) -> None:
+    """Words after -k that fit no test would select none."""
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "cuda", "tests/backends"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    runs = [
+        command
+        for stage in gpu_stages.STAGES
+        for command in stage.commands(Plan(tmp_path, False, 60))
+        if "pytest" in command
+    ]
+    assert len(runs) == 6
+    for command in runs:
+        words = command[command.index("-k") + 1].split(" and ")
+        for file in (word for word in command if word.startswith("tests/")):
+            assert any(
+                test.startswith(file) and all(w in test for w in words) for test in collected
+            )
+
+
+def test_rates_of_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes over the seconds of the same samples, beside those of a copy."""
+    smoke = [case for case in gpu_rates.cases.SMOKE if not case.latency]
+    monkeypatch.setattr(gpu_rates, "chosen", lambda: smoke)
+    monkeypatch.setattr(gpu_rates.machine, "cache_bytes", lambda device: 1 << 16)
+    rows = list(gpu_rates.rows_in_time(torch.device("cpu"), 60.0, 1 << 16))
+    assert len(rows) == sum(len(case.passes) for case in smoke)
+    for row in rows:
+        seconds = row["microseconds"] / 1e6
+        assert row["gigabytes_a_second"] == pytest.approx(row["bytes"] / seconds / 1e9)
+        assert row["share"] == row["gigabytes_a_second"] / row["copy_gigabytes_a_second"]
+    json.dumps(rows)
+
+
+def test_no_fallback_is_timed() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, "bench/gpu_rates.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode
+    assert "not our compiled kernels" in done.stderr
