@@ -20,6 +20,8 @@ enum class Dtype : int {
   kFloat64,
 };
 
+inline bool is_half(Dtype dtype) { return dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16; }
+
 inline int dtype_size(Dtype dtype) {
   switch (dtype) {
     case Dtype::kBool:

@@ -34,7 +34,9 @@ struct Block {
   T scale, offset;
   // bool targets, no weight, sigmoid with scale 1 and offset 0: a case with loops of its own
   bool headline;
-  const uint16_t* bf16 = nullptr;  // instead of `input`, for a sum() that reads bfloat16
+  // instead of `input`, for a sum() that reads half precision: float16 or bfloat16
+  const uint16_t* halves = nullptr;
+  bool float16 = false;
 };
 
 // Coefficients of a block: one for all elements, or one per element (`per_element`).
@@ -67,8 +69,8 @@ struct BlockKernels {
   void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
   void (*carry_columns)(const Fold& fold, T* sums, int64_t pitch);
   void (*flush_columns)(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch);
-  // Whether sum() reads a headline block's bfloat16 by itself (Block::bf16).
-  bool sums_bf16;
+  // Whether sum() reads the half precision of a headline block by itself (Block::halves).
+  bool sums_halves;
   // out[i] = the gradient by `wrt`
   void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);
 };

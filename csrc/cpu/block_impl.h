@@ -59,6 +59,35 @@ inline To store(T value) {
   }
 }
 
+// to[i] = from[i] for i = first..last-1
+template <class T, class From>
+inline void stage_run(const From* from, int64_t first, int64_t last, T* to) {
+  for (int64_t i = first; i < last; ++i) to[i] = load<T>(from[i]);
+}
+template <class T, class To>
+inline void unstage_run(const T* from, int64_t size, To* to) {
+  for (int64_t i = 0; i < size; ++i) to[i] = store<To>(from[i]);
+}
+#if defined(CUSTOMLOSS_AVX2)
+// The processor's own conversions; the compiler makes none of the loops above.
+inline void stage_run(const Half* from, int64_t first, int64_t last, float* to) {
+  int64_t i = first;
+  for (; i + 8 <= last; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+  }
+  for (; i < last; ++i) to[i] = load<float>(from[i]);
+}
+inline void unstage_run(const float* from, int64_t size, Half* to) {
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  for (; i < size; ++i) to[i] = store<Half>(from[i]);
+}
+#endif
+
 template <class T, class From>
 void stage_as(const void* from, int64_t stride, int64_t size, T* to) {
   const From* source = static_cast<const From*>(from);
@@ -69,9 +98,7 @@ void stage_as(const void* from, int64_t stride, int64_t size, T* to) {
           fetch_ahead(source + first, (last - first) * static_cast<int64_t>(sizeof(From)),
                       kBytesAhead / 2);
         },
-        [=](int64_t first, int64_t last) {
-          for (int64_t i = first; i < last; ++i) to[i] = load<T>(source[i]);
-        });
+        [=](int64_t first, int64_t last) { stage_run(source, first, last, to); });
   } else {
     for (int64_t i = 0; i < size; ++i) to[i] = load<T>(source[i * stride]);
   }
@@ -100,7 +127,7 @@ template <class T, class To>
 void unstage_as(const T* from, int64_t size, void* to, int64_t stride) {
   To* destination = static_cast<To*>(to);
   if (stride == 1) {
-    for (int64_t i = 0; i < size; ++i) destination[i] = store<To>(from[i]);
+    unstage_run(from, size, destination);
   } else {
     for (int64_t i = 0; i < size; ++i) destination[i * stride] = store<To>(from[i]);
   }
@@ -202,11 +229,7 @@ inline void with_known(const Block<T>& block, const Body& body) {
 
 // Elements of a float32 sum: at most 64 per lane even on the narrowest set.  Equal terms round in
 // the same direction, so the error grows with the number of additions.
-#if defined(__AVX2__)
-constexpr int64_t kSingleRun = 512;
-#else
 constexpr int64_t kSingleRun = 256;
-#endif
 template <class T>
 constexpr int64_t kRun = sizeof(T) == 4 ? kSingleRun : kBlock;
 

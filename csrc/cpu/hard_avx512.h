@@ -9,8 +9,38 @@
 namespace customloss::cpu {
 namespace {
 
+// The logits of a block, 16 at a time: float32, or half precision that nobody has staged.
+struct Floats {
+  const float* from;
+  static constexpr int64_t kSize = 4;
+
+  explicit Floats(const Block<float>& block) : from(block.input) {}
+  inline __m512 load(int64_t i) const { return _mm512_loadu_ps(from + i); }
+  inline __m512 load(int64_t i, __mmask16 valid) const {
+    return _mm512_maskz_loadu_ps(valid, from + i);
+  }
+};
+
+template <bool kFloat16>
+struct Halves {
+  const uint16_t* from;
+  static constexpr int64_t kSize = 2;
+
+  explicit Halves(const Block<float>& block) : from(block.halves) {}
+  static inline __m512 widen(__m256i halves) {
+    return kFloat16 ? widen_f16(halves) : widen_bf16(halves);
+  }
+  inline __m512 load(int64_t i) const {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+  }
+  inline __m512 load(int64_t i, __mmask16 valid) const {
+    return widen(_mm256_maskz_loadu_epi16(valid, from + i));
+  }
+};
+
 // 64 elements at a step; the rest one masked register at a time.
-void sum_hard_avx512(const Block<float>& block, double* sums) {
+template <class Logits>
+void sum_hard_avx512(const Logits logits, const Block<float>& block, double* sums) {
   constexpr int kVectors = 4;
   HardSums total(block.size);
   int64_t i = 0;
@@ -18,14 +48,8 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
     __m512 x[kVectors];
     __mmask16 m[kVectors];
     fetch_ahead(block.hard + i, 16 * kVectors, kBytesAhead / 4);
-    if (block.bf16 != nullptr) {
-      fetch_ahead(block.bf16 + i, 32 * kVectors, kBytesAhead / 2);
-      CUSTOMLOSS_EACH(x[u] = widen_bf16(_mm256_loadu_si256(
-                          reinterpret_cast<const __m256i*>(block.bf16 + i + 16 * u))))
-    } else {
-      fetch_ahead(block.input + i, 64 * kVectors);
-      CUSTOMLOSS_EACH(x[u] = _mm512_loadu_ps(block.input + i + 16 * u))
-    }
+    fetch_ahead(logits.from + i, 16 * kVectors * Logits::kSize, kBytesAhead / 4 * Logits::kSize);
+    CUSTOMLOSS_EACH(x[u] = logits.load(i + 16 * u))
     CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + 16 * u))
     __m512 d[kVectors];
     signed_misses(x, d);
@@ -33,15 +57,19 @@ void sum_hard_avx512(const Block<float>& block, double* sums) {
   }
   for (; i < block.size; i += 16) {
     const __mmask16 valid = first(block.size - i);
-    const __m512 x[1] = {block.bf16 != nullptr
-                             ? widen_bf16(_mm256_maskz_loadu_epi16(valid, block.bf16 + i))
-                             : _mm512_maskz_loadu_ps(valid, block.input + i)};
+    const __m512 x[1] = {logits.load(i, valid)};
     const __mmask16 m[1] = {nonzero_bytes(block.hard + i, valid)};
     __m512 d[1];
     signed_misses(x, d);
     total.add(x, d, m, valid);
   }
   total.flush(sums);
+}
+
+void sum_hard_avx512(const Block<float>& block, double* sums) {
+  if (block.halves == nullptr) return sum_hard_avx512(Floats(block), block, sums);
+  block.float16 ? sum_hard_avx512(Halves<true>(block), block, sums)
+                : sum_hard_avx512(Halves<false>(block), block, sums);
 }
 
 // Every column has the sums of d for targets 1 and 0, and one integer with three counts of 10 bits

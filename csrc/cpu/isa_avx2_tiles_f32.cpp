@@ -9,7 +9,9 @@
 #include "tile_impl.h"
 
 namespace customloss::cpu {
+static_assert(kTileRun<float> == kRun<float>);  // not the short one of the baseline
+
 const PixelKernels<float> kTilesF32Avx2 = pixel_kernels<float>();
-}
+}  // namespace customloss::cpu
 #include "target_end.h"
 #endif

@@ -5,12 +5,14 @@
 #include "block.h"
 #include "block_impl.h"
 #include "hard_avx512.h"
+#include "soft_avx512.h"
 
 namespace customloss::cpu {
 namespace {
 
 void sum_avx512(const Block<float>& block, double* sums) {
-  block.headline ? sum_hard_avx512(block, sums) : sum(block, sums);
+  if (block.headline) return sum_hard_avx512(block, sums);
+  is_plain_soft(block) ? sum_soft_avx512(block, sums) : sum(block, sums);
 }
 
 void sum_columns_avx512(const Block<float>& block, float* sums, int64_t pitch) {
@@ -33,7 +35,7 @@ constexpr BlockKernels<float> kernels_avx512() {
   all.sum_columns = sum_columns_avx512;
   all.carry_columns = carry_columns_avx512;
   all.flush_columns = flush_columns_avx512;
-  all.sums_bf16 = true;
+  all.sums_halves = true;
   return all;
 }
 

@@ -15,6 +15,8 @@
 namespace customloss::cpu {
 namespace {
 
+static_assert(kTileRun<float> == kRun<float>);  // not the short one of the baseline
+
 constexpr PixelKernels<float> pixel_kernels_avx512() {
   PixelKernels<float> all = pixel_kernels<float>();
   all.stage = stage_pixels_avx512;

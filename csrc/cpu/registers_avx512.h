@@ -79,6 +79,7 @@ inline void store(float* to, __m512 value, __mmask16 valid) {
   valid == 0xffff ? _mm512_storeu_ps(to, value) : _mm512_mask_storeu_ps(to, valid, value);
 }
 
+inline __m512 widen_f16(__m256i halves) { return _mm512_cvtph_ps(halves); }
 inline __m512 widen_bf16(__m256i halves) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }

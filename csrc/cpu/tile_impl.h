@@ -140,7 +140,7 @@ inline int row_among(unsigned extra, int every_row) {
 
 // Pixels of a float32 sum.  On the narrowest instruction set some of these loops stay scalar, so
 // that one lane has all of the additions: hence 64.
-#if defined(__AVX2__)
+#if defined(CUSTOMLOSS_AVX2)
 template <class T>
 constexpr int64_t kTileRun = kRun<T>;
 #else

@@ -102,8 +102,8 @@ class Stager {
         headline_(hard_ && !has_weight_ && operands.activation == Activation::kSigmoid &&
                   static_cast<T>(operands.scale) == T(1) &&
                   static_cast<T>(operands.offset) == T(0)),
-        bf16_(kernels_.sums_bf16 && headline_ &&
-              operands.memory[kInputOperand].dtype == Dtype::kBFloat16) {}
+        halves_(kernels_.sums_halves && headline_ &&
+                is_half(operands.memory[kInputOperand].dtype)) {}
 
   // Whether every block is a headline one (Block::headline).
   bool headline() const { return headline_; }
@@ -121,13 +121,14 @@ class Stager {
     return block;
   }
 
-  // The same for sum(), some of which read bfloat16 without staging.
+  // The same for sum(), some of which read half precision without staging.
   Block<T> sum_block(const Patch& patch) {
     const Memory& input = operands_.memory[kInputOperand];
-    if (!bf16_ || !patch.dense(kInputOperand)) return block(patch);
+    if (!halves_ || !patch.dense(kInputOperand)) return block(patch);
     Block<T> block = empty_block(patch.rows * patch.columns);
     block.hard = direct(patch, kTargetOperand, hard_target_);
-    block.bf16 = reinterpret_cast<const uint16_t*>(input.at(patch.place.offset[kInputOperand]));
+    block.halves = reinterpret_cast<const uint16_t*>(input.at(patch.place.offset[kInputOperand]));
+    block.float16 = input.dtype == Dtype::kFloat16;
     return block;
   }
 
@@ -244,7 +245,7 @@ class Stager {
 
   const Operands& operands_;
   const BlockKernels<T>& kernels_;
-  const bool has_weight_, hard_, headline_, bf16_;
+  const bool has_weight_, hard_, headline_, halves_;
   alignas(64) T input_[kBlock];
   alignas(64) T target_[kBlock];
   alignas(64) uint8_t hard_target_[kBlock];

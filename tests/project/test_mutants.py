@@ -233,6 +233,20 @@ MUTANTS = {
     "0 times an infinite focal loss is a NaN": Mutant(
         "csrc/cpu/mask_avx512.h", "_mm512_maskz_mul_ps(some, ", "_mm512_mul_ps("
     ),
+    "float16 is read as bfloat16": Mutant(
+        "csrc/cpu/hard_avx512.h", "kFloat16 ? widen_f16(halves) : widen_bf16(halves)",
+        "widen_bf16(halves)",
+    ),
+    "a float target by hand misses with p": Mutant(
+        "csrc/cpu/soft_avx512.h", "(t[u], q[u], fn, valid)", "(t[u], p[u], fn, valid)"
+    ),
+    "a tail by hand counts what is not there": Mutant(
+        "csrc/cpu/soft_avx512.h", "_mm512_mask3_fmadd_ps(rest[u], p[u], fp, valid)",
+        "_mm512_fmadd_ps(rest[u], p[u], fp)",
+    ),
+    "float16 is rounded towards 0": Mutant(
+        "csrc/cpu/block_impl.h", "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO"
+    ),
     "a softmax by hand forgets the other classes": Mutant(
         "csrc/cpu/softmax_gradient_avx512.h", "_mm512_sub_ps(own, dot[u])", "own"
     ),

@@ -160,6 +160,21 @@ def test_extreme_logits_have_finite_gradients(
 # ---- sums ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
+def test_a_half_gradient_is_that_of_float32_rounded_to_nearest(
+    dtype: torch.dtype, hard: bool
+) -> None:
+    """Ties to even, infinities, numbers that are subnormal in float16, and a tail."""
+    x = torch.cat([3 * torch.randn(900), torch.tensor([-12.0, 9.0, 0.0])]).to(dtype)
+    target = torch.rand(x.shape) > 0.7 if hard else torch.rand(x.shape)
+    for slope in (1.0, 64.0, 1e8):
+        half, single = x.clone().requires_grad_(), x.float().requires_grad_()
+        (slope * soft_f1(half, target)).backward()
+        (slope * soft_f1(single, target)).backward()
+        assert torch.equal(half.grad, single.grad.to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("shape", [(1 << 18,), (1 << 17, 3), (2, 2, 400, 401)])
 def test_sums_beyond_the_largest_half(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
