@@ -139,6 +139,12 @@ def _kill(process: subprocess.Popen[Any]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def tell(text: str, *files: TextIO) -> None:
+    """Prints a line, and writes it to files, at once."""
+    for file in (sys.stdout, *files):
+        print(text, file=file, flush=True)
+
+
 def run_command(command: Command, seconds: float, log: TextIO) -> int | None:
     """The exit status, or None if the time was over; what it prints is shown and logged at once."""
     print(f"$ {' '.join(command)}", file=log, flush=True)
@@ -157,8 +163,7 @@ def run_command(command: Command, seconds: float, log: TextIO) -> int | None:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                print(line, end="", flush=True)
-                print(line, end="", file=log, flush=True)
+                tell(line.rstrip("\n"), log)
             status = process.wait()
         finally:
             timer.cancel()
@@ -191,29 +196,22 @@ def run(stages: Sequence[Stage], results: Path, seconds: int, stand_in: bool) ->
     began = time.monotonic()
     failed = 0
     with (results / "log.txt").open("a") as log, (results / "summary.txt").open("a") as summary:
-
-        def say(text: str) -> None:
-            for file in (log, summary):
-                print(text, file=file, flush=True)
-            print(text, flush=True)
-
         if stand_in:
-            say("a stand-in: this ran on a CPU, and its figures are no GPU's")
+            tell("a stand-in: this ran on a CPU, and its figures are no GPU's", log, summary)
         for stage in stages:
             left = int(seconds - (time.monotonic() - began))
             if stage.needs and shutil.which(stage.needs) is None:
-                say(f"{stage.name}: left out, there is no {stage.needs}")
+                tell(f"{stage.name}: left out, there is no {stage.needs}", log, summary)
             elif left < LEAST_SECONDS:
-                say(f"{stage.name}: left out, the {seconds} s are over")
+                tell(f"{stage.name}: left out, the {seconds} s are over", log, summary)
             else:
                 plan = Plan(results, stand_in, min(stage.seconds, left))
-                print(f"\n==== {stage.name}, at most {plan.seconds} s", file=log, flush=True)
-                print(f"\n==== {stage.name}, at most {plan.seconds} s", flush=True)
+                tell(f"\n==== {stage.name}, at most {plan.seconds} s", log)
                 outcome = run_stage(stage, plan, log)
-                say(f"{stage.name}: {outcome}")
+                tell(f"{stage.name}: {outcome}", log, summary)
                 failed += not outcome.startswith("passed")
                 if failed and stage.name == "build":
-                    say("there is no build, so nothing else was run")
+                    tell("there is no build, so nothing else was run", log, summary)
                     break
     return failed
 

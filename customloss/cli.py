@@ -202,9 +202,10 @@ def bench(
     if not run.chosen(suite, settings):
         names = ", ".join(each.name for each in cases.SUITES[suite])
         raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
-    _no_fallback(_device(device))
+    on = _device(device)
+    _no_fallback(on)
     with _threads(threads):
-        _bench(console, suite, _device(device), settings, json)
+        _bench(console, suite, on, settings, json)
 
 
 def _show(console: Console, path: Path) -> None:
