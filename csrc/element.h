@@ -69,18 +69,16 @@ CUSTOMLOSS_HD double exp_minus(double a) {
   const double rounded = clamped * -1.4426950408889634 + kRound;
   const double n = rounded - kRound;
   const double r = (-n * 0x1.62e42fefa38p-1 - clamped) - n * 0x1.ef35793c7673p-45;
-  double poly = 1.0 / 6227020800.0;  // Taylor to r^13: error below 5e-18 for |r| <= ln(2)/2
-  poly = poly * r + 1.0 / 479001600.0;
-  poly = poly * r + 1.0 / 39916800.0;
-  poly = poly * r + 1.0 / 3628800.0;
-  poly = poly * r + 1.0 / 362880.0;
-  poly = poly * r + 1.0 / 40320.0;
-  poly = poly * r + 1.0 / 5040.0;
-  poly = poly * r + 1.0 / 720.0;
-  poly = poly * r + 1.0 / 120.0;
-  poly = poly * r + 1.0 / 24.0;
-  poly = poly * r + 1.0 / 6.0;
-  poly = poly * r + 0.5;
+  double poly = 0x1.ad7f63049951cp-26;  // e^r = 1 + r + r^2 q(r), minimax, error below 1.1e-17
+  poly = poly * r + 0x1.28ad7cfb28ca6p-22;
+  poly = poly * r + 0x1.71df256a68e1dp-19;
+  poly = poly * r + 0x1.a0199a01e6458p-16;
+  poly = poly * r + 0x1.a01a012a45996p-13;
+  poly = poly * r + 0x1.6c16c1842db96p-10;
+  poly = poly * r + 0x1.1111111127c2fp-7;
+  poly = poly * r + 0x1.555555555086dp-5;
+  poly = poly * r + 0x1.55555555554fap-3;
+  poly = poly * r + 0x1.000000000000ap-1;
   poly = poly * r + 1.0;
   poly = poly * r + 1.0;
   const uint64_t exponent = (bit_cast<uint64_t>(rounded) << 52) + 0x3ff0000000000000ull;

@@ -62,7 +62,9 @@ CUSTOMLOSS_HD double log_of(double y) {
 #else
   const uint64_t bits = bit_cast<uint64_t>(y);
   const uint64_t shifted = (bits - 0x3fe5555555555555ull) & 0xfff0000000000000ull;
-  const double n = static_cast<double>(static_cast<int64_t>(shifted) >> 52);
+  // n + 1024 in the last bits of 2^52: AVX2 has no conversion from 64-bit integers
+  const uint64_t biased = (shifted + 0x4000000000000000ull) >> 52;
+  const double n = bit_cast<double>(biased | 0x4330000000000000ull) - (0x1p52 + 1024.0);
   const double f = bit_cast<double>(bits - shifted) - 1.0;
   return n * kLog2<double> + (n * kLog2Rest<double> + log_tail(f) + f);
 #endif

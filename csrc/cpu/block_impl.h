@@ -145,7 +145,9 @@ void unstage(Dtype dtype, const T* from, int64_t size, void* to, int64_t stride)
 
 // ---- block loops ------------------------------------------------------------------------
 
-// A block whose target type, weighting and activation are known at compile time.
+// A block whose target type, weighting and activation are known at compile time.  Its functions are
+// inlined by force: what is left as a call keeps a loop from being vectorised, and so does an
+// aggregate whose address is taken in the loop itself.
 template <class T, bool kHard, bool kWeighted, bool kScaled, Activation kActivation>
 struct Known {
   using Target = std::conditional_t<kHard, uint8_t, T>;
@@ -172,7 +174,7 @@ struct Known {
     }
   }
   // Fetches what lies ahead of the elements first .. last-1.
-  inline void ahead(int64_t first, int64_t last) const {
+  CUSTOMLOSS_HD void ahead(int64_t first, int64_t last) const {
     const int64_t count = last - first;
     fetch_ahead(input + first, count * static_cast<int64_t>(sizeof(T)));
     fetch_ahead(target + first, count * static_cast<int64_t>(sizeof(Target)),
@@ -181,11 +183,11 @@ struct Known {
       fetch_ahead(weight + first, count * static_cast<int64_t>(sizeof(T)));
     }
   }
-  inline T weight_at(int64_t i) const {
+  CUSTOMLOSS_HD T weight_at(int64_t i) const {
     if constexpr (kWeighted) return weight[i];
     return T(1);
   }
-  inline auto target_at(int64_t i) const {
+  CUSTOMLOSS_HD auto target_at(int64_t i) const {
     if constexpr (kHard) {
       using Bits = typename Flag<T>::Bits;
       const uint8_t one = target[i] < 1 ? target[i] : 1;  // a bool may hold other bytes than 0, 1
@@ -194,13 +196,18 @@ struct Known {
       return target[i];
     }
   }
-  inline Probability<T> probability_at(int64_t i) const {
+  CUSTOMLOSS_HD Probability<T> probability_at(int64_t i) const {
     if constexpr (kScaled) return probability<kActivation>(input[i], scale, offset);
     return probability<kActivation>(input[i], T(1), T(0));
   }
-  inline Share<T> share_at(int64_t i) const {
+  CUSTOMLOSS_HD Share<T> share_at(int64_t i) const {
     const Probability<T> prob = probability_at(i);
     return share<kWeighted>(prob.p, prob.q, target_at(i), weight_at(i));
+  }
+  template <Wrt kWrt>
+  CUSTOMLOSS_HD T gradient_at(int64_t i, T a, T b, T c, T d) const {
+    return gradient<kWrt, kWeighted>(probability_at(i), target_at(i), weight_at(i),
+                                     Coefficient<T>{a, b, c, d});
   }
 };
 
@@ -263,21 +270,23 @@ void sum(const Block<T>& block, double* sums) {
   });
 }
 
+template <class T, class K>
+inline void sum_columns_known(const K known, int64_t size, T* __restrict tp, T* __restrict fp,
+                              T* __restrict fn, T* __restrict tn) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const Share<T> s = known.share_at(i);
+    tp[i] += s.tp;
+    fp[i] += s.fp;
+    fn[i] += s.fn;
+    tn[i] += s.tn;
+  }
+}
+
 template <class T>
 void sum_columns(const Block<T>& block, T* sums, int64_t pitch) {
-  T* __restrict tp = sums;
-  T* __restrict fp = sums + pitch;
-  T* __restrict fn = sums + 2 * pitch;
-  T* __restrict tn = sums + 3 * pitch;
   with_known(block, [=](const auto known) {
-#pragma omp simd
-    for (int64_t i = 0; i < known.size; ++i) {
-      const Share<T> s = known.share_at(i);
-      tp[i] += s.tp;
-      fp[i] += s.fp;
-      fn[i] += s.fn;
-      tn[i] += s.tn;
-    }
+    sum_columns_known(known, known.size, sums, sums + pitch, sums + 2 * pitch, sums + 3 * pitch);
   });
 }
 
@@ -315,44 +324,40 @@ void flush_columns(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t
   }
 }
 
-template <Wrt kWrt, bool kWeighted, class T, class K>
-inline void gradient_run(const K known, const Coefficient<T> own, int64_t first, int64_t last,
+template <Wrt kWrt, class T, class K>
+inline void gradient_run(const K known, const Coefficient<T> g, int64_t first, int64_t last,
                          T* __restrict out) {
 #pragma omp simd
   for (int64_t i = first; i < last; ++i) {
-    out[i] = gradient<kWrt, kWeighted>(known.probability_at(i), known.target_at(i),
-                                       known.weight_at(i), own);
+    out[i] = known.template gradient_at<kWrt>(i, g.a, g.b, g.c, g.d);
   }
 }
 
-template <Wrt kWrt, bool kWeighted, class T, class K>
-inline void gradient_known(const K known, const Coefficients<T>& g, T* __restrict out) {
-  if (g.per_element) {
-    const Coefficients<T> each = g;
+template <Wrt kWrt, class T, class K>
+inline void gradient_each(const K known, const Coefficients<T> g, int64_t size,
+                          T* __restrict out) {
 #pragma omp simd
-    for (int64_t i = 0; i < known.size; ++i) {
-      const Coefficient<T> own{each.a[i], each.b[i], each.c[i], each.d[i]};
-      out[i] = gradient<kWrt, kWeighted>(known.probability_at(i), known.target_at(i),
-                                         known.weight_at(i), own);
-    }
-  } else {
-    const Coefficient<T> own{g.a[0], g.b[0], g.c[0], g.d[0]};
-    in_stretches(
-        known.size, [&](int64_t first, int64_t last) { known.ahead(first, last); },
-        [&](int64_t first, int64_t last) {
-          gradient_run<kWrt, kWeighted>(known, own, first, last, out);
-        });
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = known.template gradient_at<kWrt>(i, g.a[i], g.b[i], g.c[i], g.d[i]);
   }
+}
+
+template <Wrt kWrt, class T, class K>
+inline void gradient_known(const K known, const Coefficients<T>& g, T* __restrict out) {
+  if (g.per_element) return gradient_each<kWrt>(known, g, known.size, out);
+  const Coefficient<T> one{g.a[0], g.b[0], g.c[0], g.d[0]};
+  in_stretches(
+      known.size, [&](int64_t first, int64_t last) { known.ahead(first, last); },
+      [&](int64_t first, int64_t last) { gradient_run<kWrt>(known, one, first, last, out); });
 }
 
 template <class T>
 void gradient_block(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out) {
-  with_known(block, [&]<bool kHard, bool kWeighted, bool kScaled, Activation kA>(
-                        const Known<T, kHard, kWeighted, kScaled, kA> known) {
+  with_known(block, [&](const auto known) {
     switch (wrt) {
-      case Wrt::kInput: return gradient_known<Wrt::kInput, kWeighted>(known, g, out);
-      case Wrt::kTarget: return gradient_known<Wrt::kTarget, kWeighted>(known, g, out);
-      case Wrt::kWeight: return gradient_known<Wrt::kWeight, kWeighted>(known, g, out);
+      case Wrt::kInput: return gradient_known<Wrt::kInput>(known, g, out);
+      case Wrt::kTarget: return gradient_known<Wrt::kTarget>(known, g, out);
+      case Wrt::kWeight: return gradient_known<Wrt::kWeight>(known, g, out);
     }
   });
 }

@@ -4,9 +4,12 @@
 
 #include "block.h"
 #include "block_impl.h"
+#include "registers_avx2.h"
+
+#include "blocks_by_hand.h"
 
 namespace customloss::cpu {
-const BlockSet kBlocksAvx2 = {kernels<float>(), kernels<double>()};
-}
+const BlockSet kBlocksAvx2 = {kernels_by_hand(), kernels<double>()};
+}  // namespace customloss::cpu
 #include "target_end.h"
 #endif

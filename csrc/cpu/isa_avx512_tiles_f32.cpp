@@ -4,12 +4,12 @@
 
 #include "block.h"
 #include "block_impl.h"
-#include "mask_avx512.h"
-#include "softmax_avx512.h"
-#include "softmax_gradient_avx512.h"
 #include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
+#include "registers_avx512.h"
+
+#include "tiles_by_hand.h"
 #include "transpose_avx512.h"
 
 namespace customloss::cpu {
@@ -18,14 +18,9 @@ namespace {
 static_assert(kTileRun<float> == kRun<float>);  // not the short one of the baseline
 
 constexpr PixelKernels<float> pixel_kernels_avx512() {
-  PixelKernels<float> all = pixel_kernels<float>();
+  PixelKernels<float> all = pixel_kernels_by_hand();
   all.stage = stage_pixels_avx512;
   all.unstage = unstage_pixels_avx512;
-  all.headline_sums = headline_softmax_sums;
-  all.headline_gradient = headline_softmax_gradient;
-  all.most_classes = kMostClasses;
-  all.mask_sums = mask_sums;
-  all.mask_gradient = mask_gradient;
   return all;
 }
 

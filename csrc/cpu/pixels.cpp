@@ -117,12 +117,7 @@ class PixelStager {
     const bool backward = wrt != nullptr, weighted = weighted_;
     by_class_ = (weighted && layout.cls.stride[kWeightOperand] != 0) ||
                 (!options.labels && options.leaves_out());
-    const unsigned headline_extras =
-        backward ? unsigned{kLogLoss} : kLogLoss | kSupport | (weighted ? 0u : unsigned{kHard});
-    headline_ = (!backward || *wrt == Wrt::kInput) && kernels_.headline_sums != nullptr &&
-                options.labels && !by_class_ && operands.activation == Activation::kSoftmax &&
-                operands.scale == 1.0 && operands.offset == 0.0 &&
-                (options.extra & ~headline_extras) == 0 && layout.cls.size <= kernels_.most_classes;
+    headline_ = (!backward || *wrt == Wrt::kInput) && is_headline(operands, options, backward);
     masks_ = (!backward || *wrt == Wrt::kInput) && is_mask(operands, options, cut);
     // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
@@ -218,6 +213,21 @@ class PixelStager {
   }
 
  private:
+  // Whether headline_sums() and headline_gradient() can do it.
+  bool is_headline(const Operands& operands, const PixelOptions& options, bool backward) const {
+    unsigned extras = kLogLoss;
+    if (options.smoothing.on == 1.0 && options.smoothing.off == 0.0 &&
+        options.smoothing.log_off == 0.0) {
+      extras |= kFocal;
+    }
+    if (!backward) extras |= kSupport;
+    if (!backward && !weighted_ && !(options.extra & kFocal)) extras |= kHard;
+    return kernels_.headline_sums != nullptr && options.labels && !by_class_ &&
+           operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
+           operands.offset == 0.0 && (options.extra & ~extras) == 0 &&
+           operands.layout.cls.size <= kernels_.most_classes;
+  }
+
   // Whether mask_sums() and mask_gradient() can do it.
   bool is_mask(const Operands& operands, const PixelOptions& options, const Cut& cut) const {
     const unsigned beside = options.extra & ~unsigned{kSupport};

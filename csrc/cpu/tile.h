@@ -72,10 +72,12 @@ struct PixelKernels {
   // to[row * to_pitch + c] += the sums of the tile, with the rows of `extra`
   void (*sums)(const Tile<T>& tile, double* to, int64_t to_pitch);
   // The same for a softmax of class numbers with scale 1 and offset 0, whose only extra sums are
-  // the log-loss and, unless `weighted` by kLive, the decisions.  It needs no settle().  Null where
-  // the instruction set has no such loops; they take at most most_classes classes.
+  // the support, the log-loss and either a focal loss of targets that are not smoothed or, unless
+  // `weighted` by kLive, the decisions.  It needs no settle().  Null where the instruction set has
+  // no such loops; they take at most most_classes classes.
   void (*headline_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
-  // The gradient by the logits of such a softmax, whose only extra sum is the log-loss.
+  // The gradient by the logits of such a softmax, whose only extra sums are the log-loss and a focal
+  // loss.
   void (*headline_gradient)(const Tile<T>& tile, bool weighted, const T* by, T* out,
                             int64_t out_pitch);
   int64_t most_classes;

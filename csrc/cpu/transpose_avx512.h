@@ -19,8 +19,7 @@ inline __m512 load16(const From* from, __mmask16 which) {
     return _mm512_maskz_loadu_ps(which, from);
   } else {
     const __m256i bits = _mm256_maskz_loadu_epi16(which, from);
-    if constexpr (__is_same(From, BFloat16)) return widen_bf16(bits);
-    return _mm512_cvtph_ps(bits);
+    return widen<!__is_same(From, BFloat16)>(bits);
   }
 }
 
@@ -152,7 +151,7 @@ int64_t gather_pixels(const From* from, int64_t pixel_stride, int64_t classes, i
   }
   for (int64_t i = 0; i < whole; i += 16) {
     for (int64_t c = 0; c < classes; c += 16) {
-      const __mmask16 which = first(classes - c);
+      const __mmask16 which = first_lanes(classes - c).bits;
       __m512 r[16];
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k) r[k] = load16(from + (i + k) * pixel_stride + c, which);
@@ -183,7 +182,7 @@ int64_t scatter_pixels(const float* from, int64_t pitch, int64_t classes, int64_
   }
   for (int64_t i = 0; i < whole; i += 16) {
     for (int64_t c = 0; c < classes; c += 16) {
-      const __mmask16 which = first(classes - c);
+      const __mmask16 which = first_lanes(classes - c).bits;
       const int count = static_cast<int>(classes - c < 16 ? classes - c : 16);
       __m512 r[16];
       for (int k = 0; k < 16; ++k) {
@@ -213,7 +212,7 @@ inline void stage_bools(const uint8_t* from, int64_t size, float* to) {
   const __m512 one = _mm512_set1_ps(1.0f);
   int64_t i = 0;
   for (; i + 16 <= size; i += 16) {
-    _mm512_storeu_ps(to + i, _mm512_maskz_mov_ps(nonzero_bytes(from + i), one));
+    _mm512_storeu_ps(to + i, only(nonzero_bytes(from + i), one));
   }
   for (; i < size; ++i) to[i] = from[i] != 0 ? 1.0f : 0.0f;
 }

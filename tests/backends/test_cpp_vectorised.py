@@ -1,4 +1,5 @@
-"""gcc vectorises the loops that all rare combinations of sums share (``kEveryExtra``).
+"""gcc vectorises the plain loops: of single elements, and those that all rare combinations of sums
+share (``kEveryExtra``).
 
 Nothing else tells when it no longer does: the results stay right, and take ten times as long.
 """
@@ -19,7 +20,7 @@ from paths import ROOT
 CPU = ROOT / "csrc" / "cpu"
 LOOPS = (CPU / "tile_impl.h").read_text().splitlines()
 SOURCE = """
-#include "target_avx512.h"
+#include "target_{isa}.h"
 #include "block.h"
 #include "block_impl.h"
 #include "tile_class.h"
@@ -56,20 +57,26 @@ def lines_of(call: str) -> range:
     return range(first + 1, last + 2)
 
 
-@pytest.mark.parametrize("activation", ["kSigmoid", "kNone", "kSoftmax"])
-@pytest.mark.parametrize("type", ["float", "double"])
-def test_loops_of_every_sum(type: str, activation: str, tmp_path: Path) -> None:
-    source, report = tmp_path / "loops.cpp", tmp_path / "report.txt"
-    source.write_text(SOURCE.format(type=type, activation=activation))
+def compiled(source: Path, to: Path, *options: str) -> None:
     command = [
         gcc(), *from_setup("CXX_FLAGS")["CXX_FLAGS"], "-fPIC",
         "-w", "-I", str(CPU), "-isystem", str(Path(torch.__file__).parent / "include"),
-        f"-fopt-info-vec-optimized={report}", "-c", str(source), "-o", str(tmp_path / "loops.o"),
+        *options, "-c", str(source), "-o", str(to),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("activation", ["kSigmoid", "kNone", "kSoftmax"])
+@pytest.mark.parametrize("type", ["float", "double"])
+def test_loops_of_every_sum(type: str, activation: str, isa: str, tmp_path: Path) -> None:
+    source, report = tmp_path / "loops.cpp", tmp_path / "report.txt"
+    source.write_text(SOURCE.format(type=type, activation=activation, isa=isa))
+    compiled(source, tmp_path / "loops.o", f"-fopt-info-vec-optimized={report}")
+    width = 64 if isa == "avx512" else 32
     found = re.findall(
-        r"(\w+\.h):(\d+):\d+: optimized: loop vectorized using 64", report.read_text()
+        rf"(\w+\.h):(\d+):\d+: optimized: loop vectorized using {width}", report.read_text()
     )
     # gcc names a line of the loop, or of a function that it has put into the loop
     inside = [int(line) for file, line in found if file == "tile_impl.h"]
@@ -77,3 +84,25 @@ def test_loops_of_every_sum(type: str, activation: str, tmp_path: Path) -> None:
     loops = ("one.shares_at(", "one.slopes_at(", "one.target_gradient_at(")
     vectorised = below + sum(line in lines_of(loop) for loop in loops for line in inside)
     assert vectorised == 4, "of the loops of the sums and of three gradients"
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_loops_of_elements(isa: str, tmp_path: Path) -> None:
+    """Every sigmoid divides: where it does so one number at a time, in the rest of a loop, there is
+    another division of whole registers before it. A probability needs none, and must not be a call.
+    """
+    objdump = tool("objdump")
+    if objdump is None:
+        pytest.skip("needs objdump")
+    compiled(CPU / f"isa_{isa}_blocks.cpp", tmp_path / "blocks.o")
+    shown = subprocess.run(
+        [objdump, "-d", "-C", "--no-show-raw-insn", str(tmp_path / "blocks.o")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    functions = re.split(r"^[0-9a-f]+ <(.*)>:$", shown, flags=re.MULTILINE)[1:]
+    bodies = list(zip(functions[::2], functions[1::2], strict=True))
+    assert [name for name, _ in bodies if re.search(r"Known<[^>]*>::\w+", name)] == []
+    dividing = [(name, body) for name, body in bodies if "vdiv" in body]
+    assert len(dividing) > 20
+    scalar = [name for name, body in dividing if not re.search(r"vdivp.*%[yz]mm", body)]
+    assert scalar == []

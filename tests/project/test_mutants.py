@@ -202,10 +202,10 @@ MUTANTS = {
         "csrc/cpu/tile_impl.h", "to[i] = scale * found;", "to[i] = found;"
     ),
     "the class after the last is one": Mutant(
-        "csrc/cpu/tile_fill.h", "(own < classes)", "(own <= classes)"
+        "csrc/cpu/tile_fill.h", "(low_of(own) < most)", "(low_of(own) <= most)"
     ),
     "ignore_index is forgotten": Mutant(
-        "csrc/cpu/tile_fill.h", "left_out |= own == values[k]", "left_out |= false"
+        "csrc/cpu/tile_fill.h", "left_out |= (low_of(own) == low[k])", "left_out |= false && (low_of(own) == low[k])"
     ),
     "a class number that is none goes unnoticed": Mutant(
         "csrc/cpu/tile_fill.h", "return unknown != 0;", "return false;"
@@ -228,30 +228,68 @@ MUTANTS = {
         "csrc/cpu/pixels.cpp", "row * samples + unit / cut.units", "row * samples + 0 * unit"
     ),
     "the last logarithms of a mask are lost": Mutant(
-        "csrc/cpu/mask_avx512.h", "if (factors_ > 0) take_logarithms();", ""
+        "csrc/cpu/mask.h", "if (factors_ > 0) take_logarithms();", ""
     ),
     "0 times an infinite focal loss is a NaN": Mutant(
-        "csrc/cpu/mask_avx512.h", "_mm512_maskz_mul_ps(some, ", "_mm512_mul_ps("
+        "csrc/cpu/mask.h", "only(unequal(r, floats(0.0f)),", "only(all_lanes(),"
     ),
     "float16 is read as bfloat16": Mutant(
-        "csrc/cpu/hard_avx512.h", "kFloat16 ? widen_f16(halves) : widen_bf16(halves)",
-        "widen_bf16(halves)",
+        "csrc/cpu/hard.h", "HalfLogits<true>(block)", "HalfLogits<false>(block)"
     ),
     "a float target by hand misses with p": Mutant(
-        "csrc/cpu/soft_avx512.h", "(t[u], q[u], fn, valid)", "(t[u], p[u], fn, valid)"
+        "csrc/cpu/soft.h", "fn = fused(t[u], q[u], fn)", "fn = fused(t[u], p[u], fn)"
     ),
     "a tail by hand counts what is not there": Mutant(
-        "csrc/cpu/soft_avx512.h", "_mm512_mask3_fmadd_ps(rest[u], p[u], fp, valid)",
-        "_mm512_fmadd_ps(rest[u], p[u], fp)",
+        "csrc/cpu/soft.h", "only(valid, one - t[0])", "one - t[0]"
+    ),
+    "a tail of masks by hand counts what is not there": Mutant(
+        "csrc/cpu/hard.h", "d[0] = only(valid, d[0]);\n    of.add", "of.add"
+    ),
+    "a tail of columns by hand counts what is not there": Mutant(
+        "csrc/cpu/hard.h", "d[0] = only(valid, d[0]);\n    add_columns", "add_columns"
+    ),
+    "a tail of masks has a log-loss": Mutant(
+        "csrc/cpu/mask.h", "if constexpr (kVectors == 1) e[0] = only(valid, e[0]);", ""
+    ),
+    "float32 sums are as long as a block": Mutant(
+        "csrc/cpu/registers.h", "kMostAdds = 64;", "kMostAdds = 4096;"
+    ),
+    "a largest logit that is infinite is a decision": Mutant(
+        "csrc/cpu/softmax_step.h",
+        "choose(equal(rest[u], rest[u]), leader[u], ints(-1))", "leader[u]",
+    ),
+    "the last of several largest classes leads": Mutant(
+        "csrc/cpu/softmax_step.h", "choose(below(most[u], own[u]), cls, leader[u])",
+        "choose(below(own[u], most[u]), leader[u], cls)",
+    ),
+    "a focal loss by hand is that of 1 - q": Mutant(
+        "csrc/cpu/softmax_step.h", "choose(equal(y[u], leader[u]), rest[u], floats(1.0f) + rest[u] - true_e[u])",
+        "(floats(1.0f) + rest[u] - true_e[u])",
+    ),
+    "a focal loss by hand has the slope of a cross-entropy": Mutant(
+        "csrc/cpu/softmax_gradient.h", "power[u] / larger(floats(kLeast), q[u])", "zero"
+    ),
+    "every class has the focal slope of the true one": Mutant(
+        "csrc/cpu/softmax_gradient.h", "add_where(equal(y[u], cls), h[u], focal[u])",
+        "h[u] + focal[u]",
+    ),
+    "an int64 class number is its lower half": Mutant(
+        "csrc/cpu/tile_fill.h", "(high_of(own) == 0) & ", ""
+    ),
+    "an ignored int64 is compared by its lower half": Mutant(
+        "csrc/cpu/tile_fill.h", " & (high_of(own) == high[k])", ""
+    ),
+    "the exponent of a logarithm is off by one in double": Mutant(
+        "csrc/logarithm.h", "(0x1p52 + 1024.0)", "(0x1p52 + 1023.0)"
     ),
     "float16 is rounded towards 0": Mutant(
         "csrc/cpu/block_impl.h", "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO"
     ),
     "a softmax by hand forgets the other classes": Mutant(
-        "csrc/cpu/softmax_gradient_avx512.h", "_mm512_sub_ps(own, dot[u])", "own"
+        "csrc/cpu/softmax_gradient.h", "shift[u] - dot[u])", "shift[u])"
     ),
     "what is ignored has a gradient by hand": Mutant(
-        "csrc/cpu/softmax_gradient_avx512.h", "found = _mm512_maskz_mov_ps(live[u], found);", ""
+        "csrc/cpu/softmax_gradient.h", "only(step.live[u], found[u])", "found[u]"
     ),
     "the focal power is that of p": Mutant(
         "csrc/pixel.h", "const T m = y.t * o.q + y.u * o.p,", "const T m = o.p,",

@@ -1,0 +1,41 @@
+// The functions of block.h with the loops by hand where there are any.  Included by isa_*_blocks.cpp
+// after block_impl.h and registers_*.h.
+#pragma once
+
+#include "hard.h"
+#include "soft.h"
+
+namespace customloss::cpu {
+namespace {
+
+void sum_by_hand(const Block<float>& block, double* sums) {
+  if (block.headline) return sum_hard(block, sums);
+  is_plain_soft(block) ? sum_soft(block, sums) : sum(block, sums);
+}
+
+void sum_columns_by_hand(const Block<float>& block, float* sums, int64_t pitch) {
+  block.headline ? sum_columns_hard(block, sums, pitch) : sum_columns(block, sums, pitch);
+}
+
+void carry_columns_by_hand(const Fold& fold, float* sums, int64_t pitch) {
+  fold.headline ? carry_columns_hard(fold, sums, pitch) : carry_columns(fold, sums, pitch);
+}
+
+void flush_columns_by_hand(const Fold& fold, float* sums, int64_t pitch, double* to,
+                           int64_t to_pitch) {
+  fold.headline ? flush_columns_hard(fold, sums, pitch, to, to_pitch)
+                : flush_columns(fold, sums, pitch, to, to_pitch);
+}
+
+constexpr BlockKernels<float> kernels_by_hand() {
+  BlockKernels<float> all = kernels<float>();
+  all.sum = sum_by_hand;
+  all.sum_columns = sum_columns_by_hand;
+  all.carry_columns = carry_columns_by_hand;
+  all.flush_columns = flush_columns_by_hand;
+  all.sums_halves = true;
+  return all;
+}
+
+}  // namespace
+}  // namespace customloss::cpu

@@ -1,0 +1,59 @@
+// The four sums of sigmoids with bool targets, by hand, for the loops of hard.h and mask.h.  Included
+// after registers_*.h.
+//
+// Let m = sigmoid(-|x|) <= 1/2, and d = m where x < 0, -m elsewhere.  Over the elements with target
+// 1, and likewise over those with target 0,
+//   sum of p = #(x >= 0) + sum of d        sum of 1-p = #(x < 0) - sum of d
+// Neither cancels, as each count is at least twice what is subtracted from it.
+// So two masked additions and three popcounts serve all four sums.
+#pragma once
+
+#include <cstdint>
+
+namespace customloss::cpu {
+namespace {
+
+// d: m = e^-|x| / (1 + e^-|x|) where x < 0, -m elsewhere.
+template <int kVectors>
+inline void signed_misses(const Floats (&x)[kVectors], Floats (&d)[kVectors]) {
+  const Floats one = floats(1.0f);
+  Floats c[kVectors], e[kVectors];
+  CUSTOMLOSS_EACH(c[u] = size_of(x[u]))
+  negative_exp(c, e);
+  CUSTOMLOSS_EACH(e[u] = e[u] * reciprocal_of(one + e[u]))
+  CUSTOMLOSS_EACH(d[u] = against(e[u], x[u]))
+}
+
+// The sums of d for targets 1 and 0, and the counts of targets and signs.
+struct HardSums {
+  Floats positives, negatives;
+  int64_t size, target = 0, below = 0, target_below = 0;
+
+  // Spelled out, because an implicit constructor would lack this file's instruction set.
+  explicit HardSums(int64_t n) : positives(floats(0.0f)), negatives(floats(0.0f)), size(n) {}
+
+  // `m` is where the target of x is 1.  Lanes that do not exist have x = 0, d = 0 and target 0.
+  template <int kVectors>
+  inline void add(const Floats (&x)[kVectors], const Floats (&d)[kVectors],
+                  const Mask (&m)[kVectors]) {
+    uint64_t is_target = 0, is_below = 0;
+    CUSTOMLOSS_EACH(positives = add_where(m[u], positives, d[u]))
+    CUSTOMLOSS_EACH(negatives = add_elsewhere(m[u], negatives, d[u]))
+    CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(bits_of(m[u])) << (kLanes * u))
+    CUSTOMLOSS_EACH(is_below |= static_cast<uint64_t>(sign_bits(x[u])) << (kLanes * u))
+    target += __builtin_popcountll(is_target);
+    below += __builtin_popcountll(is_below);
+    target_below += __builtin_popcountll(is_target & is_below);
+  }
+
+  void flush(double* sums) const {
+    const double p = total(positives), q = total(negatives);
+    sums[0] += static_cast<double>(target - target_below) + p;
+    sums[1] += static_cast<double>(size - target - (below - target_below)) + q;
+    sums[2] += static_cast<double>(target_below) - p;
+    sums[3] += static_cast<double>(below - target_below) - q;
+  }
+};
+
+}  // namespace
+}  // namespace customloss::cpu
