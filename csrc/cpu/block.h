@@ -34,7 +34,7 @@ struct Block {
   T scale, offset;
   // bool targets, no weight, sigmoid with scale 1 and offset 0: a case with loops of its own
   bool headline;
-  // instead of `input`, for a sum() that reads half precision: float16 or bfloat16
+  // instead of `input`, where a headline block is not staged: float16 or bfloat16
   const uint16_t* halves = nullptr;
   bool float16 = false;
 };
@@ -69,10 +69,11 @@ struct BlockKernels {
   void (*sum_columns)(const Block<T>& block, T* sums, int64_t pitch);
   void (*carry_columns)(const Fold& fold, T* sums, int64_t pitch);
   void (*flush_columns)(const Fold& fold, T* sums, int64_t pitch, double* to, int64_t to_pitch);
-  // Whether sum() reads the half precision of a headline block by itself (Block::halves).
-  bool sums_halves;
   // out[i] = the gradient by `wrt`
   void (*gradient)(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out);
+  // The same by the logits of Block::halves, in their dtype.  Null where neither this nor sum()
+  // reads them.
+  void (*gradient_halves)(const Block<T>& block, const Coefficients<T>& g, uint16_t* out);
 };
 
 struct BlockSet {

@@ -334,8 +334,7 @@ inline void gradient_run(const K known, const Coefficient<T> g, int64_t first, i
 }
 
 template <Wrt kWrt, class T, class K>
-inline void gradient_each(const K known, const Coefficients<T> g, int64_t size,
-                          T* __restrict out) {
+inline void gradient_each(const K known, const Coefficients<T> g, int64_t size, T* __restrict out) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
     out[i] = known.template gradient_at<kWrt>(i, g.a[i], g.b[i], g.c[i], g.d[i]);
@@ -364,8 +363,8 @@ void gradient_block(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T*
 
 template <class T>
 constexpr BlockKernels<T> kernels() {
-  return {stage<T>,         unstage<T>,       sum<T>, sum_columns<T>,
-          carry_columns<T>, flush_columns<T>, false,  gradient_block<T>};
+  return {stage<T>,         unstage<T>,        sum<T>, sum_columns<T>, carry_columns<T>,
+          flush_columns<T>, gradient_block<T>, nullptr};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The functions of block.h with the loops by hand where there are any.  Included by isa_*_blocks.cpp
-// after block_impl.h and registers_*.h.
+// The functions of block.h with the loops by hand where there are any.  Included by
+// isa_*_blocks.cpp after block_impl.h and registers_*.h.
 #pragma once
 
 #include "hard.h"
@@ -27,13 +27,22 @@ void flush_columns_by_hand(const Fold& fold, float* sums, int64_t pitch, double*
                 : flush_columns(fold, sums, pitch, to, to_pitch);
 }
 
+void gradient_by_hand(const Block<float>& block, Wrt wrt, const Coefficients<float>& g,
+                      float* out) {
+  if (!block.headline || wrt != Wrt::kInput || g.per_element) {
+    return gradient_block(block, wrt, g, out);
+  }
+  gradient_hard(block, g, out);
+}
+
 constexpr BlockKernels<float> kernels_by_hand() {
   BlockKernels<float> all = kernels<float>();
   all.sum = sum_by_hand;
   all.sum_columns = sum_columns_by_hand;
   all.carry_columns = carry_columns_by_hand;
   all.flush_columns = flush_columns_by_hand;
-  all.sums_halves = true;
+  all.gradient = gradient_by_hand;
+  all.gradient_halves = gradient_hard_halves;
   return all;
 }
 

@@ -85,7 +85,7 @@ void for_patches(const Layout& layout, const Bands& bands, const Band& band, con
 // was gathered; `cursor` is the place of its first element.
 template <class T, class Body>
 void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_t last,
-                bool for_sum, Stager<T>* stager, const Body& body) {
+                Stager<T>* stager, const Body& body) {
   if (first >= last) return;
   const bool gathered = layout.reduced_axes > 1 && layout.inner().size < kShortAxis;
   Cursor cursor(layout, origin, first);
@@ -98,7 +98,7 @@ void for_blocks(const Layout& layout, const Place& origin, int64_t first, int64_
     } else {
       const int64_t size = std::min({kBlock, cursor.run(), last - i});
       const Patch patch{cursor.place(), layout.inner(), Axis{}, size, 1};
-      body(for_sum ? stager->sum_block(patch) : stager->block(patch), &patch, cursor);
+      body(stager->block(patch), &patch, cursor);
       cursor.advance(size);
       i += size;
     }
@@ -134,8 +134,8 @@ void planar_sums(const Operands& operands, double* sums) {
     origin.move(layout.cls, group % layout.cls.size);
     Total own[4];
     Stager<T> stager(operands);
-    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), true,
-               &stager, [&](const Block<T>& block, const Patch*, const Cursor&) {
+    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), &stager,
+               [&](const Block<T>& block, const Patch*, const Cursor&) {
                  double terms[4] = {0.0, 0.0, 0.0, 0.0};
                  block_kernels<T>().sum(block, terms);
                  for (int s = 0; s < 4; ++s) own[s].add(terms[s]);
@@ -210,7 +210,8 @@ void interleaved_sums(const Operands& operands, double* sums) {
     for (int s = 0; s < 4; ++s) std::fill(own + s * groups, own + s * groups + band.columns, 0.0);
     Stager<T> stager(operands);
     Columns<T> columns(band.columns, bands.fold, stager.headline(), own, groups);
-    for_patches(layout, bands, band, [&](const Patch& patch) { columns.add(stager.block(patch)); });
+    for_patches(layout, bands, band,
+                [&](const Patch& patch) { columns.add(stager.staged(patch)); });
     columns.flush();
   });
   const int64_t numbers = 4 * groups;
@@ -265,8 +266,14 @@ void planar_gradient(const Operands& operands, const GroupGrads& grads) {
     const Coefficients<T> g{&own.a, &own.b, &own.c, &own.d, false};
     const bool influence = own.has_influence();
     Stager<T> stager(operands);
-    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), false,
-               &stager, [&](const Block<T>& block, const Patch* patch, const Cursor& before) {
+    for_blocks(layout, origin, first, std::min(layout.reduced_size, first + kPlanarUnit), &stager,
+               [&](const Block<T>& block, const Patch* patch, const Cursor& before) {
+                 if (block.halves != nullptr) {
+                   uint16_t* const out = stager.halves_out(*patch);
+                   influence ? block_kernels<T>().gradient_halves(block, g, out)
+                             : static_cast<void>(std::fill_n(out, block.size, uint16_t{0}));
+                   return;
+                 }
                  T* out = patch ? stager.out(*patch) : stager.out();
                  if (influence) {
                    block_kernels<T>().gradient(block, grads.wrt, g, out);
@@ -297,7 +304,7 @@ void interleaved_gradient(const Operands& operands, const GroupGrads& grads) {
     Stager<T> stager(operands);
     for_patches(layout, bands, band, [&](const Patch& patch) {
       T* const out = stager.out(patch);
-      block_kernels<T>().gradient(stager.block(patch), grads.wrt, g, out);
+      block_kernels<T>().gradient(stager.staged(patch), grads.wrt, g, out);
       if (!all_influence) {
         for (int64_t i = 0; i < patch.rows * patch.columns; ++i) {
           out[i] = select(Flag<T>(influence[i]), out[i], T(0));

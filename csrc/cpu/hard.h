@@ -1,6 +1,6 @@
-// The headline loop by hand: the sums of headline blocks (block.h), unweighted sigmoids with bool
-// targets, in float32.  What the compiler makes of the plain loops reaches half of the speed of the
-// memory.  Included after registers_*.h.
+// The headline loops by hand: the sums of headline blocks (block.h), unweighted sigmoids with bool
+// targets, in float32, and the gradient by their logits.  What the compiler makes of the plain
+// loops reaches half of the speed of the memory.  Included after registers_*.h.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +19,8 @@ struct FloatLogits {
   explicit FloatLogits(const Block<float>& block) : from(block.input) {}
   inline Floats at(int64_t i) const { return load(from + i); }
   inline Floats at(int64_t i, Mask valid) const { return load(from + i, valid); }
+  static inline void put(float* to, Floats value) { store(to, value); }
+  static inline void put(float* to, Floats value, Mask valid) { store(to, value, valid); }
 };
 
 template <bool kFloat16>
@@ -29,9 +31,14 @@ struct HalfLogits {
   explicit HalfLogits(const Block<float>& block) : from(block.halves) {}
   inline Floats at(int64_t i) const { return load_halves<kFloat16>(from + i); }
   inline Floats at(int64_t i, Mask valid) const { return load_halves<kFloat16>(from + i, valid); }
+  static inline void put(uint16_t* to, Floats value) { store_halves<kFloat16>(to, value); }
+  static inline void put(uint16_t* to, Floats value, Mask valid) {
+    store_halves<kFloat16>(to, value, valid);
+  }
 };
 
-// The elements first .. last-1: kStep registers at a time, and of the rest one that may be part empty.
+// The elements first .. last-1: kStep registers at a time, and of the rest one that may be part
+// empty.
 template <class Logits>
 inline void sum_hard_run(const Logits logits, const uint8_t* target, int64_t first, int64_t last,
                          double* sums) {
@@ -45,8 +52,8 @@ inline void sum_hard_run(const Logits logits, const uint8_t* target, int64_t fir
     fetch_ahead(logits.from + i, kLanes * kVectors * Logits::kSize,
                 kBytesAhead / 4 * Logits::kSize);
     CUSTOMLOSS_EACH(x[u] = logits.at(i + kLanes * u))
-    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(target + i + kLanes * u))
     signed_misses(x, d);
+    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(target + i + kLanes * u))
     of.add(x, d, m);
   }
   for (; i < last; i += kLanes) {
@@ -75,6 +82,55 @@ void sum_hard(const Block<float>& block, double* sums) {
                 : sum_hard_of(HalfLogits<false>(block), block, sums);
 }
 
+// dL/dx = p q a where the target is 1, and p q b elsewhere.
+template <int kVectors>
+inline void gradients(const Floats (&x)[kVectors], const Mask (&m)[kVectors], Floats a, Floats b,
+                      Floats (&to)[kVectors]) {
+  const Floats one = floats(1.0f);
+  Floats c[kVectors], e[kVectors];
+  CUSTOMLOSS_EACH(c[u] = size_of(x[u]))
+  negative_exp(c, e);
+  CUSTOMLOSS_EACH(c[u] = reciprocal_of(one + e[u]))
+  CUSTOMLOSS_EACH(e[u] = e[u] * c[u] * c[u])
+  CUSTOMLOSS_EACH(to[u] = e[u] * choose(m[u], a, b))
+}
+
+template <class Logits, class Out>
+void gradient_hard_of(const Logits logits, const Block<float>& block, const Coefficients<float>& g,
+                      Out* out) {
+  const Floats a = floats(g.a[0]), b = floats(g.b[0]);
+  int64_t i = 0;
+  for (; i + kLanes * kStep <= block.size; i += kLanes * kStep) {
+    constexpr int kVectors = kStep;
+    Floats x[kVectors], found[kVectors];
+    Mask m[kVectors];
+    fetch_ahead(block.hard + i, kLanes * kVectors, kBytesAhead / 4);
+    fetch_ahead(logits.from + i, kLanes * kVectors * Logits::kSize,
+                kBytesAhead / 4 * Logits::kSize);
+    CUSTOMLOSS_EACH(x[u] = logits.at(i + kLanes * u))
+    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + kLanes * u))
+    gradients(x, m, a, b, found);
+    CUSTOMLOSS_EACH(Logits::put(out + i + kLanes * u, found[u]))
+  }
+  for (; i < block.size; i += kLanes) {
+    const Mask valid = first_lanes(block.size - i);
+    const Floats x[1] = {logits.at(i, valid)};
+    const Mask m[1] = {nonzero_bytes(block.hard + i, valid)};
+    Floats found[1];
+    gradients(x, m, a, b, found);
+    Logits::put(out + i, found[0], valid);
+  }
+}
+
+void gradient_hard(const Block<float>& block, const Coefficients<float>& g, float* out) {
+  gradient_hard_of(FloatLogits(block), block, g, out);
+}
+
+void gradient_hard_halves(const Block<float>& block, const Coefficients<float>& g, uint16_t* out) {
+  block.float16 ? gradient_hard_of(HalfLogits<true>(block), block, g, out)
+                : gradient_hard_of(HalfLogits<false>(block), block, g, out);
+}
+
 // Every column has the sums of d for targets 1 and 0, and one integer with three counts of 10 bits
 // (targets 1, x < 0, both), so at most 1023 additions between flushes.
 constexpr int kCountBits = 10;
@@ -85,13 +141,13 @@ template <int kVectors>
 inline void add_columns(const Floats (&x)[kVectors], const Floats (&d)[kVectors],
                         const Mask (&m)[kVectors], float* sums, int64_t pitch) {
   const Ints one = ints(1), two = ints(1 << kCountBits), three = ints(1 << (2 * kCountBits));
-  CUSTOMLOSS_EACH(
-      float* const own = sums + kLanes * u; const Mask below = negative(x[u]);
-      Ints counts = load_ints(own + 2 * pitch); counts = add_where(m[u], counts, one);
-      counts = add_where(below, counts, two); counts = add_where(m[u] & below, counts, three);
-      store(own, add_where(m[u], load(own), d[u]));
-      store(own + pitch, add_elsewhere(m[u], load(own + pitch), d[u]));
-      store_ints(own + 2 * pitch, counts))
+  CUSTOMLOSS_EACH(float* const own = sums + kLanes * u; const Mask below = negative(x[u]);
+                  Ints counts = load_ints(own + 2 * pitch); counts = add_where(m[u], counts, one);
+                  counts = add_where(below, counts, two);
+                  counts = add_where(m[u] & below, counts, three);
+                  store(own, add_where(m[u], load(own), d[u]));
+                  store(own + pitch, add_elsewhere(m[u], load(own + pitch), d[u]));
+                  store_ints(own + 2 * pitch, counts))
 }
 
 void sum_columns_hard(const Block<float>& block, float* sums, int64_t pitch) {

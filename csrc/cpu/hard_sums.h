@@ -1,5 +1,5 @@
-// The four sums of sigmoids with bool targets, by hand, for the loops of hard.h and mask.h.  Included
-// after registers_*.h.
+// The four sums of sigmoids with bool targets, by hand, for the loops of hard.h and mask.h.
+// Included after registers_*.h.
 //
 // Let m = sigmoid(-|x|) <= 1/2, and d = m where x < 0, -m elsewhere.  Over the elements with target
 // 1, and likewise over those with target 0,

@@ -4,10 +4,10 @@
 
 #include "block.h"
 #include "block_impl.h"
+#include "registers_avx2.h"
 #include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
-#include "registers_avx2.h"
 
 #include "tiles_by_hand.h"
 #include "transpose_avx2.h"

@@ -45,9 +45,7 @@ struct MaskStep {
   }
 
   // What HardSums adds up.
-  inline void flip(Floats (&d)[kVectors]) const {
-    CUSTOMLOSS_EACH(d[u] = against(small[u], x[u]))
-  }
+  inline void flip(Floats (&d)[kVectors]) const { CUSTOMLOSS_EACH(d[u] = against(small[u], x[u])) }
 
   // s, and 1 - s
   inline Floats rightness(int u) const { return choose(wrong[u], small[u], large[u]); }
@@ -63,9 +61,7 @@ struct MaskStep {
   }
 
   // log-loss, given the logarithms
-  inline Floats loss(int u, Floats logarithm) const {
-    return add_where(wrong[u], logarithm, c[u]);
-  }
+  inline Floats loss(int u, Floats logarithm) const { return add_where(wrong[u], logarithm, c[u]); }
 };
 
 // s^gamma for gamma = 1, 2, 3 or 4
@@ -98,8 +94,7 @@ class MaskLosses {
           const Floats c = only(step.wrong[u], step.c[u]);
           sums_[0] = add_where(step.target[u], sums_[0], c);
           sums_[1] = add_elsewhere(step.target[u], sums_[1], c);
-          less_one_[0] =
-              fused_where(step.target[u], step.e[u], one + less_one_[0], less_one_[0]);
+          less_one_[0] = fused_where(step.target[u], step.e[u], one + less_one_[0], less_one_[0]);
           less_one_[1] =
               fused_elsewhere(step.target[u], step.e[u], one + less_one_[1], less_one_[1]))
       factors_ += kVectors;
@@ -194,8 +189,8 @@ struct MaskSlopes {
       step.logarithms(loss);
       CUSTOMLOSS_EACH(const Floats s = step.wrongness(u); const Floats r = step.rightness(u);
                       // 0 times an infinite loss is 0, as its limit
-                      const Floats steep = only(unequal(r, floats(0.0f)),
-                                                powers * r * step.loss(u, loss[u]));
+                      const Floats steep =
+                          only(unequal(r, floats(0.0f)), powers * r * step.loss(u, loss[u]));
                       factor[u] = power(s, gamma) * (steep + s))
     } else {
       CUSTOMLOSS_EACH(factor[u] = step.wrongness(u))

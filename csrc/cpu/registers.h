@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-// A statement for u = 0 .. kVectors - 1.  Each step of a loop by hand is done for all registers before
-// the next one, so that their dependency chains overlap.
+// A statement for u = 0 .. kVectors - 1.  Each step of a loop by hand is done for all registers
+// before the next one, so that their dependency chains overlap.
 #define CUSTOMLOSS_EACH(statement) \
   _Pragma("GCC unroll 8") for (int u = 0; u < kVectors; ++u) { statement; }
 
@@ -21,8 +21,8 @@ constexpr uint32_t kExp2Bits[32] = {
     0x3fd744fd, 0x3fdbfbb8, 0x3fe0ccdf, 0x3fe5b907, 0x3feac0c7, 0x3fefe4ba, 0x3ff5257d, 0x3ffa83b3,
 };
 
-// Entry j is the bits of 2^(j/kEntries) less j * 2^23 / kEntries, so that adding n * 2^23 / kEntries
-// to entry n % kEntries gives 2^(n/kEntries).
+// Entry j is the bits of 2^(j/kEntries) less j * 2^23 / kEntries, so that adding n * 2^23 /
+// kEntries to entry n % kEntries gives 2^(n/kEntries).
 template <uint32_t kEntries>
 struct Exp2Table {
   static constexpr uint32_t kUnit = (uint32_t{1} << 23) / kEntries;

@@ -98,10 +98,31 @@ inline Floats load_halves(const uint16_t* from, Mask valid) {
   return widen<kFloat16>(load_some(from, valid));
 }
 
+// Rounded to nearest even.
+template <bool kFloat16>
+inline __m128i narrow(Floats value) {
+  if constexpr (kFloat16) return _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+  const Ints bits = as_ints(value);
+  const Ints odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), ints(1));
+  const Ints up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, ints(0x7fff)));
+  const Ints nan = as_ints(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  const Ints rounded = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), ints(0x7fc0), nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+}
+template <bool kFloat16>
+inline void store_halves(uint16_t* to, Floats value) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow<kFloat16>(value));
+}
+template <bool kFloat16>
+inline void store_halves(uint16_t* to, Floats value, Mask valid) {
+  const __m128i numbers = narrow<kFloat16>(value);
+  std::memcpy(to, &numbers, sizeof(*to) * static_cast<size_t>(__builtin_popcount(bits_of(valid))));
+}
+
 // ---- lanes ------------------------------------------------------------------------------
 
 inline Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }  // a b + c
-inline Floats less_product(Floats c, Floats a, Floats b) {  // c - a b
+inline Floats less_product(Floats c, Floats a, Floats b) {                              // c - a b
   return _mm256_fnmadd_ps(a, b, c);
 }
 inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b where one is NaN
@@ -158,21 +179,21 @@ template <int kVectors>
 inline void negative_exp(const Floats (&c)[kVectors], Floats (&e)[kVectors]) {
   const Floats round = floats(0x1.8p23f), one = floats(1.0f);
   const Ints powers = _mm256_load_si256(reinterpret_cast<const Ints*>(kExp2<8>.bits));
-  Floats n[kVectors], r[kVectors], normal[kVectors];
+  Floats b[kVectors], n[kVectors], r[kVectors];
   Ints bits[kVectors];
-  // Beyond this bound e^-c is subnormal and becomes exactly 0, as in element.h.  The comparison is
-  // "not >=" so that a NaN stays.
-  CUSTOMLOSS_EACH(normal[u] = _mm256_cmp_ps(c[u], floats(87.33654f), _CMP_NGE_UQ))
-  CUSTOMLOSS_EACH(n[u] = fused(c[u], floats(-0x1.715476p+3f), round))
+  // At 88 the exponent of 2^(n/8) is that of 0, and so is e^-c.  A NaN stays, as the second
+  // operand.
+  CUSTOMLOSS_EACH(b[u] = _mm256_min_ps(floats(88.0f), c[u]))
+  CUSTOMLOSS_EACH(n[u] = fused(b[u], floats(-0x1.715476p+3f), round))
   CUSTOMLOSS_EACH(bits[u] = as_ints(n[u]))
   CUSTOMLOSS_EACH(n[u] = n[u] - round)
-  CUSTOMLOSS_EACH(r[u] = _mm256_fnmsub_ps(n[u], floats(0x1.62e43p-4f), c[u]))
+  CUSTOMLOSS_EACH(r[u] = _mm256_fnmsub_ps(n[u], floats(0x1.62e43p-4f), b[u]))
   CUSTOMLOSS_EACH(e[u] = fused(r[u], floats(0x1.55568cp-3f), floats(0x1.000876p-1f)))
   CUSTOMLOSS_EACH(e[u] = fused(e[u], r[u], one))
   CUSTOMLOSS_EACH(e[u] = fused(e[u], r[u], one))
   CUSTOMLOSS_EACH(bits[u] = _mm256_add_epi32(_mm256_slli_epi32(bits[u], 20),
                                              _mm256_permutevar8x32_epi32(powers, bits[u])))
-  CUSTOMLOSS_EACH(e[u] = _mm256_and_ps(normal[u], e[u] * as_floats(bits[u])))
+  CUSTOMLOSS_EACH(e[u] = e[u] * as_floats(bits[u]))
 }
 
 }  // namespace

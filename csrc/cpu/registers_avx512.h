@@ -80,10 +80,30 @@ inline Floats load_halves(const uint16_t* from, Mask valid) {
   return widen<kFloat16>(_mm256_maskz_loadu_epi16(valid.bits, from));
 }
 
+// Rounded to nearest even.
+template <bool kFloat16>
+inline __m256i narrow(Floats value) {
+  if constexpr (kFloat16) return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+  const Ints bits = _mm512_castps_si512(value);
+  const Ints odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const Ints up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7fc0)));
+}
+template <bool kFloat16>
+inline void store_halves(uint16_t* to, Floats value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow<kFloat16>(value));
+}
+template <bool kFloat16>
+inline void store_halves(uint16_t* to, Floats value, Mask valid) {
+  _mm256_mask_storeu_epi16(to, valid.bits, narrow<kFloat16>(value));
+}
+
 // ---- lanes ------------------------------------------------------------------------------
 
 inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
-inline Floats less_product(Floats c, Floats a, Floats b) {  // c - a b
+inline Floats less_product(Floats c, Floats a, Floats b) {                              // c - a b
   return _mm512_fnmadd_ps(a, b, c);
 }
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }  // b where one is NaN
@@ -158,8 +178,7 @@ inline void negative_exp(const Floats (&c)[kVectors], Floats (&e)[kVectors]) {
   CUSTOMLOSS_EACH(e[u] = fused(e[u], r[u], one))
   CUSTOMLOSS_EACH(bits[u] = _mm512_add_epi32(_mm512_slli_epi32(bits[u], 18),
                                              _mm512_permutex2var_epi32(low, bits[u], high)))
-  CUSTOMLOSS_EACH(e[u] =
-                      _mm512_maskz_mul_ps(normal[u].bits, e[u], _mm512_castsi512_ps(bits[u])))
+  CUSTOMLOSS_EACH(e[u] = _mm512_maskz_mul_ps(normal[u].bits, e[u], _mm512_castsi512_ps(bits[u])))
 }
 
 }  // namespace

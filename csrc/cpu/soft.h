@@ -48,7 +48,8 @@ struct SoftSums {
   }
 };
 
-// The elements first .. last-1: kStep registers at a time, and of the rest one that may be part empty.
+// The elements first .. last-1: kStep registers at a time, and of the rest one that may be part
+// empty.
 inline void sum_soft_run(const Block<float>& block, int64_t first, int64_t last, double* sums) {
   const Floats one = floats(1.0f);
   SoftSums of(floats(0.0f));

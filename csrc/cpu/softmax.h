@@ -71,8 +71,8 @@ class SoftmaxSums {
       Mask k[kVectors], other[kVectors];
       uint64_t is_target = 0;
       CUSTOMLOSS_EACH(p[u] = load(e + kLanes * u) * inverse[u])
-      CUSTOMLOSS_EACH(k[u] = kWeighted ? step.live[u] & equal(step.y[u], cls)
-                                       : equal(step.y[u], cls))
+      CUSTOMLOSS_EACH(k[u] =
+                          kWeighted ? step.live[u] & equal(step.y[u], cls) : equal(step.y[u], cls))
       CUSTOMLOSS_EACH(other[u] = without(step.live[u], k[u]))
       CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(bits_of(k[u])) << (kLanes * u))
       if constexpr (kWeighted) {
@@ -98,16 +98,16 @@ class SoftmaxSums {
       if constexpr (kFocals) add_true<kVectors>(c, kFocalLane, k, step.weight, focal);
       if constexpr (kLogs == kEveryLogs) {
         Floats log[kVectors];
-        CUSTOMLOSS_EACH(log[u] = true_loss[u] + (step.most[u] - logits_of(tile_, c, at + kLanes * u,
-                                                                          valid[u])))
+        CUSTOMLOSS_EACH(log[u] = true_loss[u] +
+                                 (step.most[u] - logits_of(tile_, c, at + kLanes * u, valid[u])))
         if constexpr (kWeighted) CUSTOMLOSS_EACH(log[u] = step.weight[u] * log[u])
         add_to<kVectors>(c, kLogLane, k, other, log);
       }
       if constexpr (kDecisions) {
         uint64_t is_first = 0;
-        CUSTOMLOSS_EACH(is_first |= static_cast<uint64_t>(bits_of(
-                                        step.live[u] & equal(step.leader[u], cls)))
-                                    << (kLanes * u))
+        CUSTOMLOSS_EACH(is_first |=
+                        static_cast<uint64_t>(bits_of(step.live[u] & equal(step.leader[u], cls)))
+                        << (kLanes * u))
         counts_[c].first += __builtin_popcountll(is_first);
         counts_[c].target_first += __builtin_popcountll(is_target & is_first);
       }

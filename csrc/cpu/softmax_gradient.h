@@ -61,8 +61,8 @@ class SoftmaxGradient {
     CUSTOMLOSS_EACH(whole[u] = one + step.rest[u]; inverse[u] = reciprocal_of(whole[u]))
     for (int64_t c = 0; c < tile_.classes; ++c) {
       const Ints cls = ints(static_cast<int32_t>(c));
-      CUSTOMLOSS_EACH(dot[u] = fused(load(e_of[c] + kLanes * u),
-                                     pick(u_[c], y[u], cls) - shift[u], dot[u]))
+      CUSTOMLOSS_EACH(
+          dot[u] = fused(load(e_of[c] + kLanes * u), pick(u_[c], y[u], cls) - shift[u], dot[u]))
     }
     CUSTOMLOSS_EACH(dot[u] = dot[u] * inverse[u])
     Floats focal[kVectors];  // what a focal loss adds to the h of the true class
@@ -113,8 +113,8 @@ class SoftmaxGradient {
     // Products with a p or a gradient of 0 are 0, whatever the other factor is.
     CUSTOMLOSS_EACH(const Floats p = step.true_e[u] * inverse[u];
                     loss[u] = only(unequal(p, zero), p * loss[u]))
-    CUSTOMLOSS_EACH(to[u] = fused(gamma * (power[u] / larger(floats(kLeast), q[u])), loss[u],
-                                  power[u]))
+    CUSTOMLOSS_EACH(to[u] =
+                        fused(gamma * (power[u] / larger(floats(kLeast), q[u])), loss[u], power[u]))
     CUSTOMLOSS_EACH(to[u] = only(unequal(by[u], zero), by[u] * to[u]))
   }
 

@@ -25,7 +25,8 @@ struct SoftmaxStep {
   Floats most[kVectors];  // the largest logit
   Ints leader[kVectors];  // the first class that has it
   Floats rest[kVectors];  // the sum of e without that of the leader
-  // of the true class: e, and how far its logit is below the largest; after note_true() of each class
+  // of the true class: e, and how far its logit is below the largest; after note_true() of each
+  // class
   Floats true_e[kVectors], true_under[kVectors];
 
   // Reads the pixels from `at` on; `valid` are those that exist.
@@ -60,8 +61,7 @@ struct SoftmaxStep {
 
   // Writes e of class c; `under` is how far its logits are below the largest.
   inline __attribute__((always_inline)) void exponentials(const Tile<float>& tile, int64_t c,
-                                                          int64_t at,
-                                                          const Mask (&valid)[kVectors],
+                                                          int64_t at, const Mask (&valid)[kVectors],
                                                           float* to, Floats (&under)[kVectors]) {
     const Ints cls = ints(static_cast<int32_t>(c));
     Floats e[kVectors];

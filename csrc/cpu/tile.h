@@ -76,8 +76,8 @@ struct PixelKernels {
   // `weighted` by kLive, the decisions.  It needs no settle().  Null where the instruction set has
   // no such loops; they take at most most_classes classes.
   void (*headline_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
-  // The gradient by the logits of such a softmax, whose only extra sums are the log-loss and a focal
-  // loss.
+  // The gradient by the logits of such a softmax, whose only extra sums are the log-loss and a
+  // focal loss.
   void (*headline_gradient)(const Tile<T>& tile, bool weighted, const T* by, T* out,
                             int64_t out_pitch);
   int64_t most_classes;

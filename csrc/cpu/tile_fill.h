@@ -145,8 +145,9 @@ template <class From, int kIgnored>
 bool stage_labels_from(const void* from, int64_t stride, int64_t pixels, int64_t classes,
                        const Ignored& ignored, int32_t* to) {
   const From* const labels = static_cast<const From*>(from);
-  return stride == 1 ? stage_labels_as<From, kIgnored>(labels, 1, pixels, classes, ignored, to)
-                     : stage_labels_as<From, kIgnored>(labels, stride, pixels, classes, ignored, to);
+  return stride == 1
+             ? stage_labels_as<From, kIgnored>(labels, 1, pixels, classes, ignored, to)
+             : stage_labels_as<From, kIgnored>(labels, stride, pixels, classes, ignored, to);
 }
 
 inline bool stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t pixels,

@@ -1,5 +1,5 @@
-// The functions of tile.h with the loops by hand where there are any.  Included by isa_*_tiles_f32.cpp
-// after tile_impl.h and registers_*.h.
+// The functions of tile.h with the loops by hand where there are any.  Included by
+// isa_*_tiles_f32.cpp after tile_impl.h and registers_*.h.
 #pragma once
 
 #include "mask.h"

@@ -29,14 +29,6 @@ inline Floats load8(const From* from, Mask which) {
   }
 }
 
-inline __m128i narrow_bf16(Floats value) {
-  const Ints bits = as_ints(value);
-  const Ints odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), ints(1));
-  const Ints up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, ints(0x7fff)));
-  const Ints rounded = choose(unequal(value, value), ints(0x7fc0), _mm256_srli_epi32(up, 16));
-  return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-}
-
 // The first `count` numbers; where `wide`, all eight may be written.
 template <class To>
 inline void store8(To* to, Floats value, int64_t count, bool wide) {
@@ -47,9 +39,7 @@ inline void store8(To* to, Floats value, int64_t count, bool wide) {
     store(numbers, value);
     std::memcpy(to, numbers, sizeof(float) * static_cast<size_t>(count));
   } else {
-    const __m128i numbers = __is_same(To, Half)
-                                ? _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)
-                                : narrow_bf16(value);
+    const __m128i numbers = narrow<__is_same(To, Half)>(value);
     if (wide) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), numbers);
     std::memcpy(to, &numbers, sizeof(To) * static_cast<size_t>(count));
   }

@@ -19,7 +19,7 @@ inline __m512 load16(const From* from, __mmask16 which) {
     return _mm512_maskz_loadu_ps(which, from);
   } else {
     const __m256i bits = _mm256_maskz_loadu_epi16(which, from);
-    return widen<!__is_same(From, BFloat16)>(bits);
+    return widen<__is_same(From, Half)>(bits);
   }
 }
 
@@ -27,16 +27,8 @@ template <class To>
 inline void store16(To* to, __mmask16 which, __m512 value) {
   if constexpr (sizeof(To) == 4) {
     _mm512_mask_storeu_ps(to, which, value);
-  } else if constexpr (__is_same(To, BFloat16)) {
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    const __m512i rounded =
-        _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7fc0));
-    _mm256_mask_storeu_epi16(to, which, _mm512_cvtepi32_epi16(rounded));
   } else {
-    _mm256_mask_storeu_epi16(to, which, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_mask_storeu_epi16(to, which, narrow<__is_same(To, Half)>(value));
   }
 }
 

@@ -102,14 +102,27 @@ class Stager {
         headline_(hard_ && !has_weight_ && operands.activation == Activation::kSigmoid &&
                   static_cast<T>(operands.scale) == T(1) &&
                   static_cast<T>(operands.offset) == T(0)),
-        halves_(kernels_.sums_halves && headline_ &&
+        halves_(kernels_.gradient_halves != nullptr && headline_ &&
                 is_half(operands.memory[kInputOperand].dtype)) {}
 
   // Whether every block is a headline one (Block::headline).
   bool headline() const { return headline_; }
 
-  // The block that holds one patch.  Operands that lie ready are not copied.
+  // The block that holds one patch.  Operands that lie ready are not copied, nor is half precision
+  // that need not be (Block::halves).
   Block<T> block(const Patch& patch) {
+    const Memory& input = operands_.memory[kInputOperand];
+    const bool in_place = operands_.memory[kOutOperand].data == nullptr || patch.dense(kOutOperand);
+    if (!halves_ || !patch.dense(kInputOperand) || !in_place) return staged(patch);
+    Block<T> block = empty_block(patch.rows * patch.columns);
+    block.hard = direct(patch, kTargetOperand, hard_target_);
+    block.halves = reinterpret_cast<const uint16_t*>(input.at(patch.place.offset[kInputOperand]));
+    block.float16 = input.dtype == Dtype::kFloat16;
+    return block;
+  }
+
+  // The same with logits of type T.
+  Block<T> staged(const Patch& patch) {
     Block<T> block = empty_block(patch.rows * patch.columns);
     if (hard_) {
       block.hard = direct(patch, kTargetOperand, hard_target_);
@@ -118,17 +131,6 @@ class Stager {
     }
     if (has_weight_) block.weight = direct(patch, kWeightOperand, weight_);
     block.input = direct(patch, kInputOperand, input_);
-    return block;
-  }
-
-  // The same for sum(), some of which read half precision without staging.
-  Block<T> sum_block(const Patch& patch) {
-    const Memory& input = operands_.memory[kInputOperand];
-    if (!halves_ || !patch.dense(kInputOperand)) return block(patch);
-    Block<T> block = empty_block(patch.rows * patch.columns);
-    block.hard = direct(patch, kTargetOperand, hard_target_);
-    block.halves = reinterpret_cast<const uint16_t*>(input.at(patch.place.offset[kInputOperand]));
-    block.float16 = input.dtype == Dtype::kFloat16;
     return block;
   }
 
@@ -162,6 +164,8 @@ class Stager {
     return lies_ready(patch, kOutOperand) ? ready(patch, kOutOperand) : out_;
   }
   T* out() { return out_; }
+  // The same for Block::halves, always in place.
+  uint16_t* halves_out(const Patch& patch) const { return ready<uint16_t>(patch, kOutOperand); }
 
   void write(const Patch& patch) {
     if (lies_ready(patch, kOutOperand)) return;

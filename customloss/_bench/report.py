@@ -399,6 +399,14 @@ HEADLINE = (
 HEADLINE_RIVALS = (EAGER, COMPILED, "MONAI", "nnU-Net")
 
 
+def _kept_gradients(others: dict[str, Document]) -> str:
+    """Whether customloss kept the memory of gradients in runs where the memory was chosen."""
+    settings = [other["made"].get("environment", {}) for other in others.values()]
+    if all(found.get("CUSTOMLOSS_GRADIENT_CACHE") == "0" for found in settings):
+        return "There customloss keeps no gradients itself."
+    return "There customloss still kept its gradients, so that only jemalloc is the same for all."
+
+
 def headline(document: Document, others: dict[str, Document]) -> str:
     """A few rows of the table, for the top of a README; all of a result with other cases."""
     rivals = [family for family in HEADLINE_RIVALS if family in results.families(document)]
@@ -420,9 +428,9 @@ def headline(document: Document, others: dict[str, Document]) -> str:
     )
     if others:
         intro += (
-            " The last columns are of other runs: with 2 MiB pages for everybody, where the others "
-            "still get fresh ones for each gradient, and with jemalloc, which keeps freed memory "
-            "for everybody. They compare with the fastest other form there was."
+            " The last columns are of other runs: with 2 MiB pages for everybody, and with "
+            f"jemalloc, which keeps freed memory for everybody. {_kept_gradients(others)} They "
+            "compare with the fastest other form there was."
         )
     table = _markdown_table((header, lines), left=1)
     verdicts = [verdict(document, named=False)]

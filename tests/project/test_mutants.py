@@ -205,7 +205,7 @@ MUTANTS = {
         "csrc/cpu/tile_fill.h", "(low_of(own) < most)", "(low_of(own) <= most)"
     ),
     "ignore_index is forgotten": Mutant(
-        "csrc/cpu/tile_fill.h", "left_out |= (low_of(own) == low[k])", "left_out |= false && (low_of(own) == low[k])"
+        "csrc/cpu/tile_fill.h", "left_out |= (low_of(own)", "left_out |= (~low_of(own)"
     ),
     "a class number that is none goes unnoticed": Mutant(
         "csrc/cpu/tile_fill.h", "return unknown != 0;", "return false;"
@@ -234,7 +234,7 @@ MUTANTS = {
         "csrc/cpu/mask.h", "only(unequal(r, floats(0.0f)),", "only(all_lanes(),"
     ),
     "float16 is read as bfloat16": Mutant(
-        "csrc/cpu/hard.h", "HalfLogits<true>(block)", "HalfLogits<false>(block)"
+        "csrc/cpu/hard.h", "sum_hard_of(HalfLogits<true>", "sum_hard_of(HalfLogits<false>"
     ),
     "a float target by hand misses with p": Mutant(
         "csrc/cpu/soft.h", "fn = fused(t[u], q[u], fn)", "fn = fused(t[u], p[u], fn)"
@@ -244,6 +244,16 @@ MUTANTS = {
     ),
     "a tail of masks by hand counts what is not there": Mutant(
         "csrc/cpu/hard.h", "d[0] = only(valid, d[0]);\n    of.add", "of.add"
+    ),
+    "the slope by hand is that of p alone": Mutant(
+        "csrc/cpu/hard.h", "e[u] = e[u] * c[u] * c[u]", "e[u] = e[u] * c[u]"
+    ),
+    "halves of a hidden class are written": Mutant(
+        "csrc/cpu/confusion.cpp",
+        "influence ? block_kernels<T>().gradient_halves(block, g, out)\n"
+        "                             :",
+        "influence || true ? block_kernels<T>().gradient_halves(block, g, out)\n"
+        "                             :",
     ),
     "a tail of columns by hand counts what is not there": Mutant(
         "csrc/cpu/hard.h", "d[0] = only(valid, d[0]);\n    add_columns", "add_columns"
@@ -263,8 +273,7 @@ MUTANTS = {
         "choose(below(own[u], most[u]), leader[u], cls)",
     ),
     "a focal loss by hand is that of 1 - q": Mutant(
-        "csrc/cpu/softmax_step.h", "choose(equal(y[u], leader[u]), rest[u], floats(1.0f) + rest[u] - true_e[u])",
-        "(floats(1.0f) + rest[u] - true_e[u])",
+        "csrc/cpu/softmax_step.h", "equal(y[u], leader[u])", "equal(y[u], ints(-2))"
     ),
     "a focal loss by hand has the slope of a cross-entropy": Mutant(
         "csrc/cpu/softmax_gradient.h", "power[u] / larger(floats(kLeast), q[u])", "zero"
