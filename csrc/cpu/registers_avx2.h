@@ -156,7 +156,7 @@ inline Floats add_elsewhere(Mask which, Floats sum, Floats value) {
 inline Ints add_where(Mask which, Ints sum, Ints value) {
   return _mm256_add_epi32(sum, _mm256_and_si256(which.lanes, value));
 }
-// a b + sum; elsewhere it may be 0 b + sum
+// a b + sum; elsewhere it may be 0 b + sum, so b must be finite there
 inline Floats fused_where(Mask which, Floats a, Floats b, Floats sum) {
   return fused(only(which, a), b, sum);
 }

@@ -140,7 +140,7 @@ inline Floats add_elsewhere(Mask which, Floats sum, Floats value) {
 inline Ints add_where(Mask which, Ints sum, Ints value) {
   return _mm512_mask_add_epi32(sum, which.bits, sum, value);
 }
-// a b + sum; elsewhere it may be 0 b + sum
+// a b + sum; elsewhere it may be 0 b + sum, so b must be finite there
 inline Floats fused_where(Mask which, Floats a, Floats b, Floats sum) {
   return _mm512_mask3_fmadd_ps(a, b, sum, which.bits);
 }

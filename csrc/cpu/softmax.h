@@ -181,8 +181,8 @@ class SoftmaxSums {
                                                       const Floats (&value)[kVectors]) {
     float* const own = lanes_[c] + kLanes * at;
     Floats sum = load(own);
-    CUSTOMLOSS_EACH(sum = kWeighted ? fused_where(true_class[u], weight[u], value[u], sum)
-                                    : add_where(true_class[u], sum, value[u]))
+    CUSTOMLOSS_EACH(const Floats share = kWeighted ? weight[u] * value[u] : value[u];
+                    sum = add_where(true_class[u], sum, share))
     store(own, sum);
   }
 

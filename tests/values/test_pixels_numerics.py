@@ -29,15 +29,19 @@ EVERY = EXTRAS["every"]
 
 
 def gradients(x: Tensor, t: Tensor, w: Tensor | None, options: dict) -> tuple[Tensor, ...]:
-    """The loss, its gradient by the logits, all sums, their gradient, and sums with two extras."""
+    """The loss, its gradient by the logits, all sums, their gradient, and of few sums, which have
+    loops of their own, the same in one row."""
     x = x.detach().requires_grad_()
     loss = soft_f1(x, t, w, **options)
     (by_loss,) = torch.autograd.grad(loss.sum(), x)
     sums = confusion_sums(x, t, w, **options, **EVERY)
     each = torch.arange(1.0, 1 + len(sums))[:, None, None]
     (by_sums,) = torch.autograd.grad((sums * each).sum(), x)
-    few = confusion_sums(x.detach(), t, w, **options, **EXTRAS["log_loss-hard"])
-    return loss.detach(), by_loss, sums.detach(), by_sums, few
+    few = []
+    for extras in ("log_loss-hard", "log_loss", "log_loss-support", "focal", "log_loss-focal"):
+        own = confusion_sums(x, t, w, **options, **EXTRAS[extras])
+        few += [own.detach(), *torch.autograd.grad((own * each[: len(own)]).sum(), x)]
+    return loss.detach(), by_loss, sums.detach(), by_sums, torch.cat([f.flatten() for f in few])
 
 
 # ---- NaN and infinities --------------------------------------------------------------------------
