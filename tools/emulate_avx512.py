@@ -5,8 +5,8 @@ tests then run on this copy; arguments are pytest's::
 
     python tools/emulate_avx512.py -n 2 tests/values tests/losses
 
-The results are those of AVX-512 but for the last bit of a reciprocal; the times tell nothing. It needs
-gcc, whose vectors SIMDe calculates with.
+The results are those of AVX-512 but for the last bit of a reciprocal; the times tell nothing. It
+needs gcc, whose vectors SIMDe calculates with.
 """
 
 from __future__ import annotations

@@ -261,17 +261,6 @@ MUTANTS = {
     "a tail of masks has a log-loss": Mutant(
         "csrc/cpu/mask.h", "if constexpr (kVectors == 1) e[0] = only(valid, e[0]);", ""
     ),
-    "float32 sums are as long as a block": Mutant(
-        "csrc/cpu/registers.h", "kMostAdds = 64;", "kMostAdds = 4096;"
-    ),
-    "a NaN that weighs 0 spoils a log-loss by hand": Mutant(
-        "csrc/cpu/softmax.h", "sum = add_where(true_class[u], sum, share)",
-        "sum = fused(only(true_class[u], floats(1.0f)), share, sum)",
-    ),
-    "a largest logit that is infinite is a decision": Mutant(
-        "csrc/cpu/softmax_step.h",
-        "choose(equal(rest[u], rest[u]), leader[u], ints(-1))", "leader[u]",
-    ),
     "the last of several largest classes leads": Mutant(
         "csrc/cpu/softmax_step.h", "choose(below(most[u], own[u]), cls, leader[u])",
         "choose(below(own[u], most[u]), leader[u], cls)",

@@ -1,5 +1,5 @@
-// Stands in for <immintrin.h> when emulate_avx512.py compiles the loops for AVX-512: SIMDe does most
-// of them with AVX2, and what it lacks is written out here, lane by lane.
+// Stands in for <immintrin.h> when emulate_avx512.py compiles the loops for AVX-512: SIMDe does
+// most of them with AVX2, and what it lacks is written out here, lane by lane.
 #pragma once
 
 #include_next <immintrin.h>
