@@ -177,6 +177,31 @@ def test_masked_classes(classes: int, dtype: torch.dtype) -> None:
     assert sums[0, 0, -1] == sums[1, 0, -1] == 0
 
 
+def test_class_numbers_are_compared_in_all_of_their_bits() -> None:
+    """A number of 64 bits is not the class, nor the ignored value, with the same lower half."""
+    x, t = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    alias = (1 << 32) + 1
+    assert torch.equal(
+        confusion_sums(x, t, **SOFTMAX, ignore_index=alias), confusion_sums(x, t, **SOFTMAX)
+    )
+    spoiled, without = t.clone(), confusion_sums(x[:3], t[:3], **SOFTMAX)
+    spoiled[3] = alias
+    for options in ({"ignore_index": alias}, {"out_of_range": "ignore"}):
+        assert torch.equal(confusion_sums(x, spoiled, **SOFTMAX, **options), without)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=short)
+def test_the_focal_loss_of_pixels_that_are_sure(dtype: torch.dtype) -> None:
+    """Next to p = 1 what is raised to gamma keeps its digits."""
+    t = torch.arange(50) % 3
+    x = 18.0 * one_hot(t, 3).to(dtype)
+    rest = 2 * math.exp(-18.0)
+    q, loss = rest / (1 + rest), math.log1p(rest)
+    expected = one_hot(t, 3).sum(0) * q**2 * loss
+    found = confusion_sums(x, t, **SOFTMAX, focal=True)[4, 0]
+    torch.testing.assert_close(found, expected.double(), rtol=2e-6, atol=0)
+
+
 def test_a_choice_of_infinitely_sure_classes() -> None:
     """If only one class is not ruled out, its p is 1 and neither loss nor gradient is NaN."""
     x = torch.tensor([[-INF, 2.0, -INF], [0.5, -INF, -INF], [-INF, -INF, -3.0]])
