@@ -8,25 +8,14 @@
 #include "tile_class.h"
 #include "tile_fill.h"
 #include "tile_impl.h"
-
-#include "tiles_by_hand.h"
 #include "transpose_avx2.h"
 
-namespace customloss::cpu {
-namespace {
+#include "tiles_by_hand.h"
 
+namespace customloss::cpu {
 static_assert(kTileRun<float> == kRun<float>);  // not the short one of the baseline
 
-constexpr PixelKernels<float> pixel_kernels_avx2() {
-  PixelKernels<float> all = pixel_kernels_by_hand();
-  all.stage = stage_pixels_avx2;
-  all.unstage = unstage_pixels_avx2;
-  return all;
-}
-
-}  // namespace
-
-const PixelKernels<float> kTilesF32Avx2 = pixel_kernels_avx2();
+const PixelKernels<float> kTilesF32Avx2 = pixel_kernels_by_hand();
 }  // namespace customloss::cpu
 #include "target_end.h"
 #endif

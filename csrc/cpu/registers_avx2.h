@@ -34,7 +34,6 @@ inline uint32_t bits_of(Mask a) {
   return static_cast<uint32_t>(_mm256_movemask_ps(as_floats(a.lanes)));
 }
 inline Mask operator&(Mask a, Mask b) { return Mask(_mm256_and_si256(a.lanes, b.lanes)); }
-inline Mask operator|(Mask a, Mask b) { return Mask(_mm256_or_si256(a.lanes, b.lanes)); }
 inline Mask without(Mask a, Mask b) { return Mask(_mm256_andnot_si256(b.lanes, a.lanes)); }
 inline Mask alike(Mask a, Mask b) { return Mask(_mm256_cmpeq_epi32(a.lanes, b.lanes)); }
 inline Mask all_lanes() { return Mask(_mm256_set1_epi32(-1)); }

@@ -28,7 +28,6 @@ struct Mask {
 };
 inline uint32_t bits_of(Mask a) { return a.bits; }
 inline Mask operator&(Mask a, Mask b) { return Mask(a.bits & b.bits); }
-inline Mask operator|(Mask a, Mask b) { return Mask(a.bits | b.bits); }
 inline Mask without(Mask a, Mask b) { return Mask(a.bits & ~b.bits); }
 inline Mask alike(Mask a, Mask b) { return Mask(~(a.bits ^ b.bits)); }
 inline Mask all_lanes() { return Mask(0xffff); }

@@ -1,4 +1,4 @@
-// Copies between memory where classes lie next to each other ([N, C] rows, channels_last) and the
+// The classes of pixels that lie next to each other ([N, C] rows, channels_last), to and from the
 // rows of a tile: 8 pixels x 8 classes are transposed in registers.  Included by
 // isa_avx2_tiles_f32.cpp alone.
 #pragma once
@@ -118,48 +118,6 @@ int64_t scatter_pixels(const float* from, int64_t pitch, int64_t classes, int64_
     });
   }
   return whole;
-}
-
-// Calls body<From>() if load8() and store8() know the dtype.
-template <class Body>
-inline void with_float(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat32: return body.template operator()<float>();
-    case Dtype::kBFloat16: return body.template operator()<BFloat16>();
-    case Dtype::kFloat16: return body.template operator()<Half>();
-    default: return;
-  }
-}
-
-void stage_pixels_avx2(Dtype dtype, const void* from, int64_t class_stride, int64_t pixel_stride,
-                       int64_t classes, int64_t pixels, float* to, int64_t pitch) {
-  int64_t done = 0;
-  if (class_stride == 1 && pixel_stride != 1 && classes > 1) {
-    with_float(dtype, [&]<class From>() {
-      done =
-          gather_pixels(static_cast<const From*>(from), pixel_stride, classes, pixels, to, pitch);
-    });
-  }
-  const char* const left = static_cast<const char*>(from) + done * pixel_stride * dtype_size(dtype);
-  if (done < pixels) {
-    stage_pixels<float>(dtype, left, class_stride, pixel_stride, classes, pixels - done, to + done,
-                        pitch);
-  }
-}
-
-void unstage_pixels_avx2(Dtype dtype, const float* from, int64_t pitch, int64_t classes,
-                         int64_t pixels, void* to, int64_t class_stride, int64_t pixel_stride) {
-  int64_t done = 0;
-  if (class_stride == 1 && pixel_stride != 1 && classes > 1) {
-    with_float(dtype, [&]<class To>() {
-      done = scatter_pixels(from, pitch, classes, pixels, static_cast<To*>(to), pixel_stride);
-    });
-  }
-  char* const left = static_cast<char*>(to) + done * pixel_stride * dtype_size(dtype);
-  if (done < pixels) {
-    unstage_pixels<float>(dtype, from + done, pitch, classes, pixels - done, left, class_stride,
-                          pixel_stride);
-  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Copies between memory where classes lie next to each other ([N, C] rows, channels_last) and the
+// The classes of pixels that lie next to each other ([N, C] rows, channels_last), to and from the
 // rows of a tile, by permutations of whole registers.  Included by isa_avx512_tiles_f32.cpp alone.
 //   up to kFewClasses   16 pixels are C registers; a class takes one permutation of each of them
 //   beyond              16 pixels x 16 classes are transposed in four steps
@@ -186,64 +186,6 @@ int64_t scatter_pixels(const float* from, int64_t pitch, int64_t classes, int64_
     }
   }
   return whole;
-}
-
-// Calls body<From>() if load16() and store16() know the dtype; returns whether they do.
-template <class Body>
-inline bool with_float(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat32: body.template operator()<float>(); return true;
-    case Dtype::kBFloat16: body.template operator()<BFloat16>(); return true;
-    case Dtype::kFloat16: body.template operator()<Half>(); return true;
-    default: return false;
-  }
-}
-
-// A row of bools as 0 and 1.
-inline void stage_bools(const uint8_t* from, int64_t size, float* to) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  int64_t i = 0;
-  for (; i + 16 <= size; i += 16) {
-    _mm512_storeu_ps(to + i, only(nonzero_bytes(from + i), one));
-  }
-  for (; i < size; ++i) to[i] = from[i] != 0 ? 1.0f : 0.0f;
-}
-
-void stage_pixels_avx512(Dtype dtype, const void* from, int64_t class_stride, int64_t pixel_stride,
-                         int64_t classes, int64_t pixels, float* to, int64_t pitch) {
-  int64_t done = 0;
-  if (dtype == Dtype::kBool && pixel_stride == 1) {
-    for (int64_t c = 0; c < classes; ++c) {
-      stage_bools(static_cast<const uint8_t*>(from) + c * class_stride, pixels, to + c * pitch);
-    }
-    return;
-  }
-  if (class_stride == 1 && pixel_stride != 1 && classes > 1) {
-    with_float(dtype, [&]<class From>() {
-      done =
-          gather_pixels(static_cast<const From*>(from), pixel_stride, classes, pixels, to, pitch);
-    });
-  }
-  const char* const left = static_cast<const char*>(from) + done * pixel_stride * dtype_size(dtype);
-  if (done < pixels) {
-    stage_pixels<float>(dtype, left, class_stride, pixel_stride, classes, pixels - done, to + done,
-                        pitch);
-  }
-}
-
-void unstage_pixels_avx512(Dtype dtype, const float* from, int64_t pitch, int64_t classes,
-                           int64_t pixels, void* to, int64_t class_stride, int64_t pixel_stride) {
-  int64_t done = 0;
-  if (class_stride == 1 && pixel_stride != 1 && classes > 1) {
-    with_float(dtype, [&]<class To>() {
-      done = scatter_pixels(from, pitch, classes, pixels, static_cast<To*>(to), pixel_stride);
-    });
-  }
-  char* const left = static_cast<char*>(to) + done * pixel_stride * dtype_size(dtype);
-  if (done < pixels) {
-    unstage_pixels<float>(dtype, from + done, pitch, classes, pixels - done, left, class_stride,
-                          pixel_stride);
-  }
 }
 
 }  // namespace
