@@ -1,7 +1,8 @@
 """Writes the committed results into Markdown, so that no number in it is typed by hand.
 
-A result is what ``customloss bench`` saved as bench/results/FOLDER/FILE.json. All of it is written
-between ``<!-- table: FOLDER/FILE.json -->`` and ``<!-- /table -->``, and a few rows of it between
+A result is what ``customloss bench``, with or without ``--roof``, saved as
+bench/results/FOLDER/FILE.json. All of it is written between ``<!-- table: FOLDER/FILE.json -->``
+and ``<!-- /table -->``. A few rows of one without ``--roof`` are written between
 ``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->``. What ``customloss demo`` saved
 is written between ``<!-- training: FILE.json -->`` and ``<!-- /training -->``. The files are those
 named, or bench/README.md and ``PAGES``::
@@ -17,14 +18,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from customloss._bench import report, results
+from customloss._bench import report, results, roof, roof_table
 from customloss._demo import report as training
 
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- (table|headline|training): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+
+
+def tables(path: Path) -> str:
+    """All of a result, of either kind."""
+    document, others = results.load(path), results.in_other_memory(path)
+    if document["suite"] == roof.SUITE:
+        return roof_table.markdown(document, others)
+    return report.markdown(document, others)
+
+
 KINDS: dict[str, Callable[[Path], str]] = {
-    "table": lambda path: report.markdown(results.load(path), results.in_other_memory(path)),
+    "table": tables,
     "headline": lambda path: report.headline(results.load(path), results.in_other_memory(path)),
     "training": lambda path: training.markdown(json.loads(path.read_text())),
 }

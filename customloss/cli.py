@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,9 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 if TYPE_CHECKING:
-    from customloss._bench import run
+    from rich.console import RenderableType
+
+    from customloss._bench import results, run
 
 app = typer.Typer(
     help="Fused F-measure losses for PyTorch: see them train, see them run, see what is installed.",
@@ -60,16 +62,6 @@ Compile = Annotated[bool, typer.Option(help="Also race what is compiled with tor
 
 def _console() -> Console:
     return Console(highlight=False)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _progress(console: Console) -> bars.Progress:
@@ -105,15 +97,17 @@ def demo(
     _writable("--out", *(out / f"{name}.{kind}" for name in names for kind in ("json", "png")))
     if bench:
         _no_fallback(_device(Device.auto))
+    from customloss._bench import measure
+
     console = _console()
     console.rule("Training: does it help?")
-    with _threads(1):  # the last bits of a product of matrices depend on the number of threads
+    with measure.threads(1):  # the last bits of a product of matrices depend on their number
         _train(console, range(first_seed, first_seed + seeds), steps or None, out)
     if bench:
         from customloss._bench import run
 
         console.rule("Speed: what does it cost?")
-        with _threads(threads):
+        with measure.threads(threads):
             settings = run.SETTINGS["quick"]._replace(rounds=9, seconds=4.0, compile=compile)
             _bench(console, "quick", _device(Device.auto), settings, out / "bench.json")
 
@@ -147,9 +141,19 @@ def bench(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny cases, to test the benchmark itself.")
     ] = False,
-    json: Annotated[Path, typer.Option(help="Where to save; the PNG goes beside it.")] = Path(
-        "out/bench.json"
-    ),
+    roof: Annotated[
+        bool,
+        typer.Option(
+            "--roof", help="The forward pass beside input.sum(), in and beyond the CPU's caches."
+        ),
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to save; without it out/bench.json, with the PNG beside it, or with --roof "
+            "out/roof.json."
+        ),
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Measure nothing: show a saved JSON file.")
     ] = None,
@@ -184,13 +188,20 @@ def bench(
         return
     if smoke and full:
         raise SystemExit("customloss: --smoke contradicts --full; leave one out")
+    if roof:
+        _may_be_roof({"--full": full, "--against": against, "--device cuda": device is Device.cuda})
+    json = json or Path("out/roof.json" if roof else "out/bench.json")
     if json.suffix != ".json":
         raise SystemExit(f"customloss: --json: expected a name that ends in .json, got {json}")
-    _writable("--json", json, json.with_suffix(".png"))
+    _writable("--json", json, *([] if roof else [json.with_suffix(".png")]))
     if memory is not None:
         _enter_memory(memory)
-    from customloss._bench import cases, run
+    from customloss._bench import cases, measure, run
 
+    if roof:
+        with measure.threads(threads):
+            _roof(console, smoke, rounds, case, json)
+        return
     suite = "smoke" if smoke else "full" if full else "quick"
     settings = run.SETTINGS[suite]
     settings = settings._replace(
@@ -204,16 +215,15 @@ def bench(
         raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
     on = _device(device)
     _no_fallback(on)
-    with _threads(threads):
+    with measure.threads(threads):
         _bench(console, suite, on, settings, json)
 
 
 def _show(console: Console, path: Path) -> None:
-    from customloss._bench import report, results
+    from customloss._bench import results
 
     try:
-        document = results.load(path)
-        shown = report.renderable(document, console.width)
+        shown = _rendered(results.load(path), console.width)
     except OSError as error:
         raise SystemExit(f"customloss: --table {path}: {error.strerror}") from None
     except results.NotAResult as reason:
@@ -223,6 +233,15 @@ def _show(console: Console, path: Path) -> None:
             f"customloss: --table {path}: the file is damaged; measure again"
         ) from None
     console.print(shown)
+
+
+def _rendered(document: results.Document, width: int) -> RenderableType:
+    """The tables of a result of either kind."""
+    from customloss._bench import report, roof, roof_table
+
+    if document["suite"] == roof.SUITE:
+        return roof_table.renderable(document, width)
+    return report.renderable(document, width)
 
 
 def _writable(option: str, *paths: Path) -> None:
@@ -289,10 +308,12 @@ def _no_fallback(device: torch.device) -> None:
         )
 
 
-def _bench(
-    console: Console, suite: str, device: torch.device, settings: run.Settings, json: Path
-) -> None:
-    from customloss._bench import report, results, run
+Steps = Callable[[Callable[[str], None], Callable[[], None]], "results.Document"]
+
+
+def _measured(console: Console, total: int, run: Steps, json: Path) -> results.Document:
+    """Runs a benchmark of so many steps beside a bar, saves it and shows it."""
+    from customloss._bench import results
 
     def on_case(name: str) -> None:
         progress.update(bar, description=name)
@@ -300,16 +321,20 @@ def _bench(
             console.print(f"{name} ...")  # a log has no progress bar
 
     with _progress(console) as progress:
-        bar = progress.add_task("benchmark", total=run.steps(suite, settings))
-        document = run.run(
-            suite,
-            device,
-            settings,
-            on_case=on_case,
-            tick=lambda: progress.advance(bar),
-        )
+        bar = progress.add_task("benchmark", total=total)
+        document = run(on_case, lambda: progress.advance(bar))
     results.save(document, json)  # first of all: printing may fail
-    console.print(report.renderable(document, console.width))
+    console.print(_rendered(document, console.width))
+    return document
+
+
+def _bench(
+    console: Console, suite: str, device: torch.device, settings: run.Settings, json: Path
+) -> None:
+    from customloss._bench import run
+
+    rows = partial(run.run, suite, device, settings)
+    document = _measured(console, run.steps(suite, settings), rows, json)
     saved = [json]
     if importlib.util.find_spec("matplotlib"):
         from customloss._bench import figure
@@ -317,6 +342,28 @@ def _bench(
         saved.append(json.with_suffix(".png"))
         figure.draw(document, saved[-1])
     _saved(console, *saved)
+
+
+def _may_be_roof(others: dict[str, object]) -> None:
+    """Refuses what has no meaning beside ``--roof``: no rival races, and a GPU has other caches."""
+    for option, given in others.items():
+        if given:
+            raise SystemExit(f"customloss: --roof contradicts {option}; leave one out")
+
+
+def _roof(console: Console, small: bool, rounds: int, case: str, json: Path) -> None:
+    from customloss._bench import roof, run
+
+    settings = run.SETTINGS["smoke" if small else "roof"]
+    settings = settings._replace(rounds=rounds or settings.rounds, case=case)
+    room = roof.SMALL if small else roof.room()
+    steps = roof.steps(room, settings)
+    if not steps:
+        names = ", ".join(kind.part.name for kind in roof.KINDS)
+        raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
+    _no_fallback(torch.device("cpu"))
+    _measured(console, steps, partial(roof.measured, room, settings), json)
+    _saved(console, json)
 
 
 def _saved(console: Console, *paths: Path) -> None:

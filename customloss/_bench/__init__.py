@@ -4,7 +4,8 @@ Lives here: ``cases`` says what is measured, ``rivals`` against whom; their loss
 ``formulas`` (plain PyTorch), ``analytic`` (compiled passes with a backward by hand) and
 ``libraries`` (MONAI, nnU-Net, smp, kornia). ``gate`` says whether answers are right, ``measure``
 how, ``memory`` and ``machine`` on what; ``run`` puts them together. ``results`` saves the samples
-and computes ratios, roofs and verdicts of them; ``report`` and ``figure`` show these.
+and computes ratios, roofs and verdicts of them; ``report`` and ``figure`` show these. ``roof``
+times the forward pass against a sum in and beyond each cache, and ``roof_table`` shows that.
 May import: ``customloss``, ``reference``, ``_backends``.
 Start with ``run.py``.
 """

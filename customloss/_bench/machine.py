@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import customloss
 from customloss._backends import libraries as compiled
 from customloss._bench import libraries, memory
 
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_PROCESSORS = Path("/sys/devices/system/cpu")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -32,17 +34,31 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def cpu_caches() -> dict[str, int]:
-    """The bytes of each cache of the first core: ``{"L1d": ..., "L2": ..., "L3": ...}``."""
-    found = {}
-    for folder in sorted(_CACHES.glob("index*")):
-        size, level, kind = (
-            (folder / name).read_text().strip() for name in ("size", "level", "type")
+def _caches_of(processor: int) -> Iterator[tuple[str, int, str]]:
+    """Name, bytes and sharing processors of each cache for data that a processor has."""
+    for folder in sorted((_PROCESSORS / f"cpu{processor}" / "cache").glob("index*")):
+        size, level, kind, shared = (
+            (folder / name).read_text().strip()
+            for name in ("size", "level", "type", "shared_cpu_list")
         )
         if kind != "Instruction" and size[:-1].isdigit() and size[-1:] in _UNITS:
             name = f"L{level}{'d' if kind == 'Data' else ''}"
-            found[name] = int(size[:-1]) * _UNITS[size[-1]]
-    return found
+            yield name, int(size[:-1]) * _UNITS[size[-1]], shared
+
+
+def cpu_caches() -> dict[str, int]:
+    """The bytes of each cache of the first core: ``{"L1d": ..., "L2": ..., "L3": ...}``."""
+    return {name: size for name, size, _ in _caches_of(0)}
+
+
+def cache_counts() -> dict[str, int]:
+    """How many caches of each level serve the processors that this process may run on."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    found: dict[str, set[str]] = {name: set() for name in cpu_caches()}
+    for processor in allowed:
+        for name, _, shared in _caches_of(processor):
+            found.setdefault(name, set()).add(shared)
+    return {name: max(1, len(different)) for name, different in found.items()}
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -50,6 +66,22 @@ def cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return max(cpu_caches().values(), default=32 << 20)
+
+
+_UNKNOWN_MEMORY = 4 << 30
+
+
+def free_bytes() -> int:
+    """The memory that is free, in the machine and in the control group; 4 GiB if it is unknown."""
+    found = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, limit - used))
+    return min(found, default=_UNKNOWN_MEMORY)
 
 
 def load_average() -> float | None:
@@ -65,6 +97,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "caches": cpu_caches(),
+        "cache_counts": cache_counts(),
         "cache_bytes": cache_bytes(device),
         "load_average": load_average(),
         "system": f"{platform.system()} {platform.machine()}",

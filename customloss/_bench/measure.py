@@ -86,6 +86,17 @@ def probes(device: torch.device, bytes: int, places: int) -> dict[str, Task]:
 # ---- time ------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many CPU threads in the block; 0: as torch has them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _trim() -> None:
     """Gives freed memory back to the system, where the C library can (glibc).
 

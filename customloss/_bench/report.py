@@ -38,20 +38,21 @@ def amount(size: float | None) -> str:
     return f"{size:.1f} GiB"
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """A number without digits that no measurement is worth."""
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _time(taken: Spread) -> str:
     """Median, and in parentheses the 10th and 90th percentile and the mean."""
     digits, unit = (1e6, "µs") if taken.median < 1e-3 else (1e3, "ms")
-    middle, low, high, mean = (_three_digits(value * digits) for value in taken)
+    middle, low, high, mean = (three_digits(value * digits) for value in taken)
     return f"{middle} {unit} ({low}–{high}; {mean})"
 
 
-def _times(ratio: Spread) -> str:
-    """The same of a ratio, whose last number is the ratio of the means."""
-    middle, low, high, mean = map(_three_digits, ratio)
+def ratio_words(ratio: Spread) -> str:
+    """Median, and in parentheses the 10th and 90th percentile and the ratio of the means."""
+    middle, low, high, mean = map(three_digits, ratio)
     return f"{middle}× ({low}–{high}; {mean})"
 
 
@@ -60,7 +61,7 @@ def _speedup(row: Row, family: str) -> str:
     if form is None or form["outcome"] in ("absent", "failed"):
         return NOTHING
     ratio = results.speedup(row, family)
-    return _times(ratio) if ratio else WITHHELD
+    return ratio_words(ratio) if ratio else WITHHELD
 
 
 def _own_time(row: Row) -> str:
@@ -98,7 +99,7 @@ def heading(document: Document) -> str:
     parts = [
         m.get("gpu") or m["cpu"],
         caches,
-        _count(m["threads"], "thread"),
+        counted(m["threads"], "thread"),
         f"torch {m['torch']}",
         f"kernels {m['kernels']}",
         load,
@@ -169,11 +170,12 @@ def _gaps(document: Document, family: str) -> str:
         if form is not None and form["outcome"] == "absent":
             why = form["why"] or "no reason given"
             reasons[why] = reasons.get(why, 0) + 1
-    listed = "; ".join(f"{why} ({_count(rows, 'row')})" for why, rows in reasons.items())
+    listed = "; ".join(f"{why} ({counted(rows, 'row')})" for why, rows in reasons.items())
     return f"Where {family} has a –: {listed}" if listed else ""
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number and its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -206,7 +208,7 @@ def verdict(document: Document, named: bool = True) -> str:
     judged = [results.judged(closest.rounds) for _, closest in found]
     middle, mean = (statistics.median(ratio[place] for ratio in ratios) for place in (0, 3))
     below = [
-        f"{_title(row)} ({_three_digits(closest.ratio.median)}× against {closest.family})"
+        f"{_title(row)} ({three_digits(closest.ratio.median)}× against {closest.family})"
         for row, closest in found
         if closest.ratio.median < 1
     ]
@@ -216,13 +218,13 @@ def verdict(document: Document, named: bool = True) -> str:
     elif not below:
         row, least = found[0]
         said += f", and least in {_title(row)}"
-        said += f" ({_three_digits(least.ratio.median)}× against {least.family})"
+        said += f" ({three_digits(least.ratio.median)}× against {least.family})"
     return (
         f"Against the fastest other right answer of each of {len(found)} rows, customloss is "
         f"faster in {judged.count('faster')} (nine rounds in ten agree), slower in "
         f"{judged.count('slower')}, level in {judged.count('level')} (the rounds disagree, and "
         f"the median is within 5 %) and unsettled in {judged.count('unsettled')}. The ratio is "
-        f"{_three_digits(middle)}× in the median row, and {_three_digits(mean)}× as a ratio of the "
+        f"{three_digits(middle)}× in the median row, and {three_digits(mean)}× as a ratio of the "
         f"means. {said}."
     )
 
@@ -273,7 +275,7 @@ def _fastest(row: Row) -> str:
     closest = results.closest(row)
     if closest is None:
         return WITHHELD if results.times(row, OURS) is None else NOTHING
-    return f"{_times(closest.ratio)} {closest.family}"
+    return f"{ratio_words(closest.ratio)} {closest.family}"
 
 
 def _memory_table(document: Document, wide: bool = True) -> Cells:
@@ -313,13 +315,14 @@ def _closest_there(document: Document, which: tuple[str, str]) -> str:
     return NOTHING
 
 
-def _rich(title: str, cells: Cells, left: int) -> Table:
+def rich_table(title: str, cells: Cells, left: int, min_width: int = 10) -> Table:
+    """A table for a terminal, whose first ``left`` columns are words."""
     header, lines = cells
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         style = "bold" if name == OURS else None
         side: JustifyMethod = "left" if index < left else "right"
-        table.add_column(name, justify=side, style=style, no_wrap=index > 0, min_width=10)
+        table.add_column(name, justify=side, style=style, no_wrap=index > 0, min_width=min_width)
     previous = None
     for line in lines:
         if previous not in (None, line[0]):
@@ -343,10 +346,10 @@ def renderable(document: Document, width: int = WIDE) -> RenderableType:
     """Everything, for a terminal of so many columns."""
     wide = width >= WIDE
     table = _time_table(document) if wide else _narrow_time_table(document)
-    parts: list[RenderableType] = [_rich(TIME_TITLE, table, left=3 if wide else 2)]
+    parts: list[RenderableType] = [rich_table(TIME_TITLE, table, left=3 if wide else 2)]
     held = _memory_table(document, wide)
     if held[1]:
-        parts.append(_rich(MEMORY_TITLE, held, left=1))
+        parts.append(rich_table(MEMORY_TITLE, held, left=1))
     parts += [Text(line) for line in (roof_line(document), heading(document), origin(document))]
     parts += [Text(line) for line in absences(document)]
     parts += [
@@ -355,7 +358,8 @@ def renderable(document: Document, width: int = WIDE) -> RenderableType:
     return Group(*parts, Text(verdict(document), style="bold"))
 
 
-def _markdown_table(cells: Cells, left: int) -> str:
+def markdown_table(cells: Cells, left: int) -> str:
+    """The same in Markdown."""
     header, lines = cells
     rule = ["---" if index < left else "---:" for index in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
@@ -367,18 +371,18 @@ def markdown(document: Document, others: dict[str, Document]) -> str:
     parts = [
         f"{heading(document)}  \n{origin(document)}  \n{roof_line(document)}",
         f"{TIME_TITLE}:",
-        _markdown_table(_time_table(document), left=3),
+        markdown_table(_time_table(document), left=3),
         *absences(document),
         *refusals(document),
         busy_line(document) or "",
         verdict(document),
     ]
     if held[1]:
-        parts += [f"{MEMORY_TITLE}:", _markdown_table(held, left=1)]
+        parts += [f"{MEMORY_TITLE}:", markdown_table(held, left=1)]
     if others:
         parts += [
             f"{OTHER_MEMORY_TITLE}:",
-            _markdown_table(_other_memory_table(document, others), left=2),
+            markdown_table(_other_memory_table(document, others), left=2),
         ]
         for memory, other in others.items():
             parts.append(f"{memory}: {origin(other)}. {verdict(other)}")
@@ -432,7 +436,7 @@ def headline(document: Document, others: dict[str, Document]) -> str:
             f"jemalloc, which keeps freed memory for everybody. {_kept_gradients(others)} They "
             "compare with the fastest other form there was."
         )
-    table = _markdown_table((header, lines), left=1)
+    table = markdown_table((header, lines), left=1)
     verdicts = [verdict(document, named=False)]
     verdicts += [
         f"With {memory} for everybody: {verdict(other, named=False)}"

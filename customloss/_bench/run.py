@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
     rounds: int = 15
     seconds: float = 6.0  # per row, but at least five rounds
-    repeat: int = 200  # calls in a sample, where a latency is measured
+    repeat: int = 200  # calls in a sample of what is small, at most
     compile: bool = True
     all_forms: bool = True  # False: compile only a few forms, because that takes long
     families: Collection[str] = FAMILIES
@@ -45,9 +45,10 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {
-    "smoke": Settings(rounds=5, seconds=1.0),
+    "smoke": Settings(rounds=5, seconds=1.0, repeat=20),
     "quick": Settings(rounds=15, seconds=6.0, all_forms=False),
     "full": Settings(rounds=31, seconds=25.0),
+    "roof": Settings(rounds=31, seconds=6.0, compile=False),
 }
 
 
@@ -93,10 +94,17 @@ def prepare(case: Case, device: torch.device, settings: Settings) -> Field:
 # ---- rows ------------------------------------------------------------------------------------
 
 
-def _row(case: Case, which: str, field: Field, settings: Settings, tick: Callable[[], None]) -> Row:
+def row(
+    case: Case,
+    which: str,
+    field: Field,
+    settings: Settings,
+    tick: Callable[[], None],
+    repeat: int = 1,
+) -> Row:
+    """One pass of a case. ``repeat``: calls in a sample of a form."""
     inputs = field.inputs
     device = inputs[0].input.device
-    repeat = settings.repeat if case.latency else 1
     tasks = {
         index: measure.task(one.loss, which, repeat)
         for index, one in enumerate(field.contenders)
@@ -161,7 +169,8 @@ def run_case(
 ) -> list[Row]:
     """All passes of one case."""
     field = prepare(case, device, settings)
-    return [_row(case, which, field, settings, tick) for which in case.passes]
+    repeat = settings.repeat if case.latency else 1
+    return [row(case, which, field, settings, tick, repeat) for which in case.passes]
 
 
 def chosen(suite: str, settings: Settings) -> list[Case]:
@@ -183,17 +192,25 @@ def run(
 ) -> Document:
     """Every case of a suite: ``"quick"``, ``"full"`` or ``"smoke"``."""
     settings = settings or Settings()
+
+    def rows() -> Iterator[Row]:
+        for case in chosen(suite, settings):
+            on_case(case.name)
+            yield from run_case(case, device, settings, tick)
+
+    return document(suite, device, settings, rows())
+
+
+def document(suite: str, device: torch.device, settings: Settings, rows: Iterable[Row]) -> Document:
+    """What is saved: where the rows are from, and the rows, which are measured meanwhile."""
     made = machine.provenance() | {"rounds": settings.rounds, "seconds_a_row": settings.seconds}
     described = machine.describe(device)
-    rows: list[Row] = []
-    for case in chosen(suite, settings):
-        on_case(case.name)
-        rows += run_case(case, device, settings, tick)
+    measured = list(rows)
     described["load_average_after"] = machine.load_average()
     return {
         "schema": SCHEMA,
         "made": made,
         "machine": described,
         "suite": suite,
-        "rows": rows,
+        "rows": measured,
     }
