@@ -8,9 +8,13 @@
 namespace customloss::cpu {
 namespace {
 
-void sum_by_hand(const Block<float>& block, double* sums) {
+template <class T>
+void sum_by_hand(const Block<T>& block, double* sums) {
   if (block.headline) return sum_hard(block, sums);
-  is_plain_soft(block) ? sum_soft(block, sums) : sum(block, sums);
+  if constexpr (sizeof(T) == 4) {
+    if (is_plain_soft(block)) return sum_soft(block, sums);
+  }
+  sum(block, sums);
 }
 
 void sum_columns_by_hand(const Block<float>& block, float* sums, int64_t pitch) {
@@ -27,22 +31,25 @@ void flush_columns_by_hand(const Fold& fold, float* sums, int64_t pitch, double*
                 : flush_columns(fold, sums, pitch, to, to_pitch);
 }
 
-void gradient_by_hand(const Block<float>& block, Wrt wrt, const Coefficients<float>& g,
-                      float* out) {
+template <class T>
+void gradient_by_hand(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out) {
   if (!block.headline || wrt != Wrt::kInput || g.per_element) {
     return gradient_block(block, wrt, g, out);
   }
   gradient_hard(block, g, out);
 }
 
-constexpr BlockKernels<float> kernels_by_hand() {
-  BlockKernels<float> all = kernels<float>();
-  all.sum = sum_by_hand;
-  all.sum_columns = sum_columns_by_hand;
-  all.carry_columns = carry_columns_by_hand;
-  all.flush_columns = flush_columns_by_hand;
-  all.gradient = gradient_by_hand;
-  all.gradient_halves = gradient_hard_halves;
+template <class T>
+constexpr BlockKernels<T> kernels_by_hand() {
+  BlockKernels<T> all = kernels<T>();
+  all.sum = sum_by_hand<T>;
+  all.gradient = gradient_by_hand<T>;
+  if constexpr (sizeof(T) == 4) {
+    all.sum_columns = sum_columns_by_hand;
+    all.carry_columns = carry_columns_by_hand;
+    all.flush_columns = flush_columns_by_hand;
+    all.gradient_halves = gradient_hard_halves;
+  }
   return all;
 }
 

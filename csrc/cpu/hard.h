@@ -1,6 +1,7 @@
 // The headline loops by hand: the sums of headline blocks (block.h), unweighted sigmoids with bool
-// targets, in float32, and the gradient by their logits.  What the compiler makes of the plain
-// loops reaches half of the speed of the memory.  Included after registers_*.h.
+// targets, and the gradient by their logits.  What the compiler makes of the plain loops reaches
+// half of the speed of the memory, and in float64 waits for one long chain of products.  Included
+// after registers_*.h and exp_f64.h.
 #pragma once
 
 #include <algorithm>
@@ -11,22 +12,28 @@
 namespace customloss::cpu {
 namespace {
 
-// The logits of a block: float32, or half precision that nobody has staged.
-struct FloatLogits {
-  const float* from;
-  static constexpr int64_t kSize = 4;
+// The logits of a block: of the type computed in, or half precision that nobody has staged.
+template <class T>
+struct PlainLogits {
+  using Lanes = LanesOf<T>;
+  using Register = typename Lanes::Register;
+  using Mask = typename Lanes::Mask;
+  using Computed = T;
+  using Number = T;
+  const T* from;
 
-  explicit FloatLogits(const Block<float>& block) : from(block.input) {}
-  inline Floats at(int64_t i) const { return load(from + i); }
-  inline Floats at(int64_t i, Mask valid) const { return load(from + i, valid); }
-  static inline void put(float* to, Floats value) { store(to, value); }
-  static inline void put(float* to, Floats value, Mask valid) { store(to, value, valid); }
+  explicit PlainLogits(const Block<T>& block) : from(block.input) {}
+  inline Register at(int64_t i) const { return load(from + i); }
+  inline Register at(int64_t i, Mask valid) const { return load(from + i, valid); }
+  static inline void put(T* to, Register value) { store(to, value); }
+  static inline void put(T* to, Register value, Mask valid) { store(to, value, valid); }
 };
 
 template <bool kFloat16>
 struct HalfLogits {
-  const uint16_t* from;
-  static constexpr int64_t kSize = 2;
+  using Computed = float;
+  using Number = uint16_t;
+  const Number* from;
 
   explicit HalfLogits(const Block<float>& block) : from(block.halves) {}
   inline Floats at(int64_t i) const { return load_halves<kFloat16>(from + i); }
@@ -37,57 +44,74 @@ struct HalfLogits {
   }
 };
 
+template <class Logits>
+inline void ahead_of(const Logits logits, const uint8_t* target, int64_t i, int64_t count) {
+  constexpr int64_t kSize = sizeof(typename Logits::Number);
+  constexpr int64_t kElementsAhead = kBytesAhead / 4;
+  fetch_ahead(target + i, count, kElementsAhead);
+  fetch_ahead(logits.from + i, count * kSize, kElementsAhead * kSize);
+}
+
 // The elements first .. last-1: kStep registers at a time, and of the rest one that may be part
 // empty.
 template <class Logits>
 inline void sum_hard_run(const Logits logits, const uint8_t* target, int64_t first, int64_t last,
                          double* sums) {
-  HardSums of(last - first);
+  using Lanes = LanesOf<typename Logits::Computed>;
+  using Register = typename Lanes::Register;
+  using Mask = typename Lanes::Mask;
+  constexpr int kLanes = Lanes::kLanes;
+  HardSums<typename Logits::Computed> of(last - first);
   int64_t i = first;
   for (; i + kLanes * kStep <= last; i += kLanes * kStep) {
     constexpr int kVectors = kStep;
-    Floats x[kVectors], d[kVectors];
+    Register x[kVectors], d[kVectors];
     Mask m[kVectors];
-    fetch_ahead(target + i, kLanes * kVectors, kBytesAhead / 4);
-    fetch_ahead(logits.from + i, kLanes * kVectors * Logits::kSize,
-                kBytesAhead / 4 * Logits::kSize);
+    ahead_of(logits, target, i, kLanes * kVectors);
     CUSTOMLOSS_EACH(x[u] = logits.at(i + kLanes * u))
-    signed_misses(x, d);
-    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(target + i + kLanes * u))
+    signed_misses<typename Logits::Computed>(x, d);
+    CUSTOMLOSS_EACH(m[u] = Lanes::nonzero(target + i + kLanes * u))
     of.add(x, d, m);
   }
   for (; i < last; i += kLanes) {
-    const Mask valid = first_lanes(last - i);
-    const Floats x[1] = {logits.at(i, valid)};
-    const Mask m[1] = {nonzero_bytes(target + i, valid)};
-    Floats d[1];
-    signed_misses(x, d);
+    const Mask valid = Lanes::first(last - i);
+    const Register x[1] = {logits.at(i, valid)};
+    const Mask m[1] = {Lanes::nonzero(target + i, valid)};
+    Register d[1];
+    signed_misses<typename Logits::Computed>(x, d);
     d[0] = only(valid, d[0]);
     of.add(x, d, m);
   }
   of.flush(sums);
 }
 
-template <class Logits>
-void sum_hard_of(const Logits logits, const Block<float>& block, double* sums) {
-  for (int64_t first = 0; first < block.size; first += kMostAdds * kLanes) {
-    const int64_t last = std::min(block.size, first + kMostAdds * kLanes);
+template <class Logits, class T>
+void sum_hard_of(const Logits logits, const Block<T>& block, double* sums) {
+  constexpr int64_t kRunOfLanes = kMostAdds * LanesOf<T>::kLanes;
+  for (int64_t first = 0; first < block.size; first += kRunOfLanes) {
+    const int64_t last = std::min(block.size, first + kRunOfLanes);
     sum_hard_run(logits, block.hard, first, last, sums);
   }
 }
 
-void sum_hard(const Block<float>& block, double* sums) {
-  if (block.halves == nullptr) return sum_hard_of(FloatLogits(block), block, sums);
+void sum_hard_halves(const Block<float>& block, double* sums) {
   block.float16 ? sum_hard_of(HalfLogits<true>(block), block, sums)
                 : sum_hard_of(HalfLogits<false>(block), block, sums);
 }
 
+template <class T>
+void sum_hard(const Block<T>& block, double* sums) {
+  if (block.halves == nullptr) return sum_hard_of(PlainLogits<T>(block), block, sums);
+  if constexpr (sizeof(T) == 4) sum_hard_halves(block, sums);
+}
+
 // dL/dx = p q a where the target is 1, and p q b elsewhere.
-template <int kVectors>
-inline void gradients(const Floats (&x)[kVectors], const Mask (&m)[kVectors], Floats a, Floats b,
-                      Floats (&to)[kVectors]) {
-  const Floats one = floats(1.0f);
-  Floats c[kVectors], e[kVectors];
+template <class T, int kVectors, class Lanes = LanesOf<T>,
+          class Register = typename Lanes::Register>
+inline void gradients(const Register (&x)[kVectors], const typename Lanes::Mask (&m)[kVectors],
+                      Register a, Register b, Register (&to)[kVectors]) {
+  const Register one = Lanes::all(1);
+  Register c[kVectors], e[kVectors];
   CUSTOMLOSS_EACH(c[u] = size_of(x[u]))
   negative_exp(c, e);
   CUSTOMLOSS_EACH(c[u] = reciprocal_of(one + e[u]))
@@ -95,35 +119,38 @@ inline void gradients(const Floats (&x)[kVectors], const Mask (&m)[kVectors], Fl
   CUSTOMLOSS_EACH(to[u] = e[u] * choose(m[u], a, b))
 }
 
-template <class Logits, class Out>
-void gradient_hard_of(const Logits logits, const Block<float>& block, const Coefficients<float>& g,
+template <class Logits, class T, class Out>
+void gradient_hard_of(const Logits logits, const Block<T>& block, const Coefficients<T>& g,
                       Out* out) {
-  const Floats a = floats(g.a[0]), b = floats(g.b[0]);
+  using Lanes = LanesOf<T>;
+  using Register = typename Lanes::Register;
+  using Mask = typename Lanes::Mask;
+  constexpr int kLanes = Lanes::kLanes;
+  const Register a = Lanes::all(g.a[0]), b = Lanes::all(g.b[0]);
   int64_t i = 0;
   for (; i + kLanes * kStep <= block.size; i += kLanes * kStep) {
     constexpr int kVectors = kStep;
-    Floats x[kVectors], found[kVectors];
+    Register x[kVectors], found[kVectors];
     Mask m[kVectors];
-    fetch_ahead(block.hard + i, kLanes * kVectors, kBytesAhead / 4);
-    fetch_ahead(logits.from + i, kLanes * kVectors * Logits::kSize,
-                kBytesAhead / 4 * Logits::kSize);
+    ahead_of(logits, block.hard, i, kLanes * kVectors);
     CUSTOMLOSS_EACH(x[u] = logits.at(i + kLanes * u))
-    CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + kLanes * u))
-    gradients(x, m, a, b, found);
+    CUSTOMLOSS_EACH(m[u] = Lanes::nonzero(block.hard + i + kLanes * u))
+    gradients<T>(x, m, a, b, found);
     CUSTOMLOSS_EACH(Logits::put(out + i + kLanes * u, found[u]))
   }
   for (; i < block.size; i += kLanes) {
-    const Mask valid = first_lanes(block.size - i);
-    const Floats x[1] = {logits.at(i, valid)};
-    const Mask m[1] = {nonzero_bytes(block.hard + i, valid)};
-    Floats found[1];
-    gradients(x, m, a, b, found);
+    const Mask valid = Lanes::first(block.size - i);
+    const Register x[1] = {logits.at(i, valid)};
+    const Mask m[1] = {Lanes::nonzero(block.hard + i, valid)};
+    Register found[1];
+    gradients<T>(x, m, a, b, found);
     Logits::put(out + i, found[0], valid);
   }
 }
 
-void gradient_hard(const Block<float>& block, const Coefficients<float>& g, float* out) {
-  gradient_hard_of(FloatLogits(block), block, g, out);
+template <class T>
+void gradient_hard(const Block<T>& block, const Coefficients<T>& g, T* out) {
+  gradient_hard_of(PlainLogits<T>(block), block, g, out);
 }
 
 void gradient_hard_halves(const Block<float>& block, const Coefficients<float>& g, uint16_t* out) {
@@ -160,7 +187,7 @@ void sum_columns_hard(const Block<float>& block, float* sums, int64_t pitch) {
     fetch_ahead(block.hard + i, kLanes * kVectors, kBytesAhead / 4);
     CUSTOMLOSS_EACH(x[u] = load(block.input + i + kLanes * u))
     CUSTOMLOSS_EACH(m[u] = nonzero_bytes(block.hard + i + kLanes * u))
-    signed_misses(x, d);
+    signed_misses<float>(x, d);
     add_columns(x, d, m, sums + i, pitch);
   }
   for (; i < block.size; i += kLanes) {
@@ -168,7 +195,7 @@ void sum_columns_hard(const Block<float>& block, float* sums, int64_t pitch) {
     const Floats x[1] = {load(block.input + i, valid)};
     const Mask m[1] = {nonzero_bytes(block.hard + i, valid)};
     Floats d[1];
-    signed_misses(x, d);
+    signed_misses<float>(x, d);
     d[0] = only(valid, d[0]);
     add_columns(x, d, m, sums + i, pitch);
   }

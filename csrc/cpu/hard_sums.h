@@ -14,10 +14,12 @@ namespace customloss::cpu {
 namespace {
 
 // d: m = e^-|x| / (1 + e^-|x|) where x < 0, -m elsewhere.
-template <int kVectors>
-inline void signed_misses(const Floats (&x)[kVectors], Floats (&d)[kVectors]) {
-  const Floats one = floats(1.0f);
-  Floats c[kVectors], e[kVectors];
+template <class T, int kVectors>
+inline void signed_misses(const typename LanesOf<T>::Register (&x)[kVectors],
+                          typename LanesOf<T>::Register (&d)[kVectors]) {
+  using Lanes = LanesOf<T>;
+  const auto one = Lanes::all(1);
+  typename Lanes::Register c[kVectors], e[kVectors];
   CUSTOMLOSS_EACH(c[u] = size_of(x[u]))
   negative_exp(c, e);
   CUSTOMLOSS_EACH(e[u] = e[u] * reciprocal_of(one + e[u]))
@@ -25,22 +27,26 @@ inline void signed_misses(const Floats (&x)[kVectors], Floats (&d)[kVectors]) {
 }
 
 // The sums of d for targets 1 and 0, and the counts of targets and signs.
+template <class T>
 struct HardSums {
-  Floats positives, negatives;
+  using Lanes = LanesOf<T>;
+  using Register = typename Lanes::Register;
+
+  Register positives, negatives;
   int64_t size, target = 0, below = 0, target_below = 0;
 
   // Spelled out, because an implicit constructor would lack this file's instruction set.
-  explicit HardSums(int64_t n) : positives(floats(0.0f)), negatives(floats(0.0f)), size(n) {}
+  explicit HardSums(int64_t n) : positives(Lanes::all(0)), negatives(Lanes::all(0)), size(n) {}
 
   // `m` is where the target of x is 1.  Lanes that do not exist have x = 0, d = 0 and target 0.
   template <int kVectors>
-  inline void add(const Floats (&x)[kVectors], const Floats (&d)[kVectors],
-                  const Mask (&m)[kVectors]) {
+  inline void add(const Register (&x)[kVectors], const Register (&d)[kVectors],
+                  const typename Lanes::Mask (&m)[kVectors]) {
     uint64_t is_target = 0, is_below = 0;
     CUSTOMLOSS_EACH(positives = add_where(m[u], positives, d[u]))
     CUSTOMLOSS_EACH(negatives = add_elsewhere(m[u], negatives, d[u]))
-    CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(bits_of(m[u])) << (kLanes * u))
-    CUSTOMLOSS_EACH(is_below |= static_cast<uint64_t>(sign_bits(x[u])) << (kLanes * u))
+    CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(bits_of(m[u])) << (Lanes::kLanes * u))
+    CUSTOMLOSS_EACH(is_below |= static_cast<uint64_t>(sign_bits(x[u])) << (Lanes::kLanes * u))
     target += __builtin_popcountll(is_target);
     below += __builtin_popcountll(is_below);
     target_below += __builtin_popcountll(is_target & is_below);

@@ -5,11 +5,14 @@
 #include "block.h"
 #include "block_impl.h"
 #include "registers_avx512.h"
+#include "registers_avx512_f64.h"
+
+#include "exp_f64.h"
 
 #include "blocks_by_hand.h"
 
 namespace customloss::cpu {
-const BlockSet kBlocksAvx512 = {kernels_by_hand(), kernels<double>()};
+const BlockSet kBlocksAvx512 = {kernels_by_hand<float>(), kernels_by_hand<double>()};
 }  // namespace customloss::cpu
 #include "target_end.h"
 #endif

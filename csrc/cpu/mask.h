@@ -131,7 +131,7 @@ void mask_sums_of(const Tile<float>& tile, double* to, int64_t to_pitch) {
   constexpr int kVectors = kMaskStep;
   const int row = row_of(tile.extra, kBeside);
   for (int64_t c = 0; c < tile.classes; ++c) {
-    HardSums four(tile.pixels);
+    HardSums<float> four(tile.pixels);
     MaskLosses<kBeside> losses(static_cast<int>(tile.focal.gamma));
     int64_t i = 0;
     const auto add = [&]<int kCount>(const MaskStep<kCount>& step) {

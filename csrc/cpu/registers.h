@@ -10,6 +10,12 @@
 
 namespace customloss::cpu {
 
+namespace {
+// The registers that hold numbers of type T, their masks, and how many numbers these are.
+template <class T>
+struct LanesOf;
+}  // namespace
+
 // The most float32 terms that a lane adds up before it is flushed to float64.
 constexpr int64_t kMostAdds = 64;
 

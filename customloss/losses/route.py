@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from customloss import distributed, scores
-from customloss._ops import is_dtensor, modes, totals
+from customloss._ops import is_dtensor, modes, register, totals
 from customloss._spec import options
 from customloss._spec.arguments import ClassWeights, GroupSums, Pointwise
 from customloss._spec.options import Ratio
@@ -153,10 +154,14 @@ def _without_class(request: Request, loss: Tensor) -> Tensor:
 def fused(request: Request, formula: Formula) -> Tensor:
     """FUSED: the operator ``compound``."""
     assert isinstance(formula.score, Ratio)
-    result: Tensor = torch.ops.customloss.compound(
-        *request.data, *ClassWeights(_class_table(request)), *request.elements,
-        *request.words.scoring(formula.score), *formula.pointwise,
+    class_weight = _class_table(request)
+    groups = (
+        request.data, ClassWeights(class_weight), request.elements,
+        request.words.scoring(formula.score), formula.pointwise,
     )  # fmt: skip
+    if modes.only_passed_on(*request.data, class_weight):
+        return register.compound(*groups)  # the way there and back costs more than a small batch
+    result: Tensor = torch.ops.customloss.compound(*chain.from_iterable(groups))
     return result
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
+import customloss
 from customloss._spec.arguments import Data, Elements, Pointwise
 from customloss._spec.options import Ratio, ScoringWords
 from customloss.losses.classes import Classes
@@ -61,3 +63,58 @@ def test_the_way_of_a_call(name: str) -> None:
     request = Request(data, elements, words, given.pop("options", {}), {}, ranks, classes)
     formula = Formula("dice", given.pop("score", DICE), **given)
     assert route(request, formula) is expected
+
+
+# ---- the operator, or its function ---------------------------------------------------------------
+
+
+class _SeenFunctions(TorchFunctionMode):
+    """Notes the names of the functions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class _Subclass(torch.Tensor):
+    """A tensor whose operators are noted by its type."""
+
+    names: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.names.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+INPUT, TARGET = torch.randn(2, 3, 5), torch.randint(3, (2, 5))
+
+
+def test_whoever_watches_calls_sees_the_operator() -> None:
+    with _SeenFunctions() as functions:
+        customloss.dice_ce_loss(INPUT, TARGET)
+    assert any("customloss.compound" in name for name in functions.names)
+    customloss.dice_ce_loss(INPUT.as_subclass(_Subclass), TARGET)
+    assert any("customloss.compound" in name for name in _Subclass.names)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        customloss.dice_ce_loss(INPUT, TARGET)
+    assert "customloss::compound" in {event.key for event in profile.key_averages()}
+
+
+def test_an_ordinary_call_needs_no_operator_around_its_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = customloss.dice_ce_loss(INPUT, TARGET)
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("the operator was called")
+
+    monkeypatch.setattr(torch.ops.customloss, "compound", refuse)
+    assert torch.equal(customloss.dice_ce_loss(INPUT, TARGET), expected)
+    leaf = INPUT.clone().requires_grad_()
+    customloss.dice_ce_loss(leaf, TARGET).backward()
+    assert leaf.grad is not None
