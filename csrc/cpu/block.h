@@ -32,11 +32,13 @@ struct Block {
   int64_t size;
   Activation activation;
   T scale, offset;
-  // bool targets, no weight, sigmoid with scale 1 and offset 0: a case with loops of its own
-  bool headline;
+  bool plain;  // a sigmoid with scale 1 and offset 0
   // instead of `input`, where a headline block is not staged: float16 or bfloat16
   const uint16_t* halves = nullptr;
   bool float16 = false;
+
+  // The case that has loops of its own: a plain sigmoid of bool targets without weights.
+  bool headline() const { return plain && hard != nullptr && weight == nullptr; }
 };
 
 // Coefficients of a block: one for all elements, or one per element (`per_element`).
@@ -51,7 +53,7 @@ struct Coefficients {
 struct Fold {
   int64_t rows, columns;
   const int32_t* adds;
-  bool headline;  // Block::headline of all blocks that were added
+  bool headline;  // Block::headline() of all blocks that were added
 };
 
 template <class T>

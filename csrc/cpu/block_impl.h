@@ -216,7 +216,7 @@ template <class T, bool kHard, bool kWeighted, class Body>
 inline void with_activation(const Block<T>& block, const Body& body) {
   if (block.activation == Activation::kNone) {
     body(Known<T, kHard, kWeighted, false, Activation::kNone>(block));
-  } else if (block.scale == T(1) && block.offset == T(0)) {
+  } else if (block.plain) {
     body(Known<T, kHard, kWeighted, false, Activation::kSigmoid>(block));
   } else {
     body(Known<T, kHard, kWeighted, true, Activation::kSigmoid>(block));

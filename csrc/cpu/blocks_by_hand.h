@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 void sum_by_hand(const Block<T>& block, double* sums) {
-  if (block.headline) return sum_hard(block, sums);
+  if (block.headline()) return sum_hard(block, sums);
   if constexpr (sizeof(T) == 4) {
     if (is_plain_soft(block)) return sum_soft(block, sums);
   }
@@ -18,7 +18,7 @@ void sum_by_hand(const Block<T>& block, double* sums) {
 }
 
 void sum_columns_by_hand(const Block<float>& block, float* sums, int64_t pitch) {
-  block.headline ? sum_columns_hard(block, sums, pitch) : sum_columns(block, sums, pitch);
+  block.headline() ? sum_columns_hard(block, sums, pitch) : sum_columns(block, sums, pitch);
 }
 
 void carry_columns_by_hand(const Fold& fold, float* sums, int64_t pitch) {
@@ -33,7 +33,7 @@ void flush_columns_by_hand(const Fold& fold, float* sums, int64_t pitch, double*
 
 template <class T>
 void gradient_by_hand(const Block<T>& block, Wrt wrt, const Coefficients<T>& g, T* out) {
-  if (!block.headline || wrt != Wrt::kInput || g.per_element) {
+  if (!block.headline() || wrt != Wrt::kInput || g.per_element) {
     return gradient_block(block, wrt, g, out);
   }
   gradient_hard(block, g, out);

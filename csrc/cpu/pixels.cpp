@@ -223,8 +223,7 @@ class PixelStager {
     if (!backward) extras |= kSupport;
     if (!backward && !weighted_ && !(options.extra & kFocal)) extras |= kHard;
     return kernels_.headline_sums != nullptr && options.labels && !by_class_ &&
-           operands.activation == Activation::kSoftmax && operands.scale == 1.0 &&
-           operands.offset == 0.0 && (options.extra & ~extras) == 0 &&
+           operands.plain(Activation::kSoftmax) && (options.extra & ~extras) == 0 &&
            operands.layout.cls.size <= kernels_.most_classes;
   }
 
@@ -238,8 +237,7 @@ class PixelStager {
            !options.leaves_out() && operands.memory[kTargetOperand].dtype == Dtype::kBool &&
            (operands.layout.reduced_axes == 1 || operands.layout.inner().size % cut.tile == 0) &&
            operands.layout.inner().stride[kTargetOperand] == 1 &&
-           operands.activation == Activation::kSigmoid && operands.scale == 1.0 &&
-           operands.offset == 0.0 && smoothing.on == 1.0 && smoothing.off == 0.0 &&
+           operands.plain(Activation::kSigmoid) && smoothing.on == 1.0 && smoothing.off == 0.0 &&
            smoothing.log_on == 1.0 && smoothing.log_off == 0.0 &&
            (beside == kLogLoss || (beside == kFocal && whole));
   }

@@ -12,8 +12,7 @@ namespace customloss::cpu {
 namespace {
 
 inline bool is_plain_soft(const Block<float>& block) {
-  return block.soft != nullptr && block.weight == nullptr &&
-         block.activation == Activation::kSigmoid && block.scale == 1.0f && block.offset == 0.0f;
+  return block.plain && block.soft != nullptr && block.weight == nullptr;
 }
 
 struct SoftSums {

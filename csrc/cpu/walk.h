@@ -28,6 +28,9 @@ struct Operands {
   Memory memory[kOperands];
   Activation activation;
   double scale, offset;
+
+  // Whether the logits are those of the activation as they are.
+  bool plain(Activation one) const { return activation == one && scale == 1.0 && offset == 0.0; }
 };
 
 // One place of the layout: the offset of every operand.
@@ -99,13 +102,11 @@ class Stager {
         kernels_(block_kernels<T>()),
         has_weight_(operands.memory[kWeightOperand].data != nullptr),
         hard_(operands.memory[kTargetOperand].dtype == Dtype::kBool),
-        headline_(hard_ && !has_weight_ && operands.activation == Activation::kSigmoid &&
-                  static_cast<T>(operands.scale) == T(1) &&
-                  static_cast<T>(operands.offset) == T(0)),
+        headline_(hard_ && !has_weight_ && operands.plain(Activation::kSigmoid)),
         halves_(kernels_.gradient_halves != nullptr && headline_ &&
                 is_half(operands.memory[kInputOperand].dtype)) {}
 
-  // Whether every block is a headline one (Block::headline).
+  // Whether every block is a headline one (Block::headline()).
   bool headline() const { return headline_; }
 
   // The block that holds one patch.  Operands that lie ready are not copied, nor is half precision
@@ -199,7 +200,7 @@ class Stager {
             operands_.activation,
             static_cast<T>(operands_.scale),
             static_cast<T>(operands_.offset),
-            headline_};
+            operands_.plain(Activation::kSigmoid)};
   }
 
   static const Axis& unit_axis() {

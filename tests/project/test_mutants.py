@@ -248,6 +248,15 @@ MUTANTS = {
     "the slope by hand is that of p alone": Mutant(
         "csrc/cpu/hard.h", "e[u] = e[u] * c[u] * c[u]", "e[u] = e[u] * c[u]"
     ),
+    "the logarithm of 2 in float64 is a float32 one": Mutant(
+        "csrc/cpu/exp_f64.h", "0x1.ef35793c7673p-45", "0.0"
+    ),
+    "a NaN in float64 becomes a number": Mutant(
+        "csrc/cpu/exp_f64.h", "smaller(Lanes::all(709.0), c[u])", "smaller(c[u], Lanes::all(709.0))"
+    ),
+    "the odd powers of an exponential are lost": Mutant(
+        "csrc/element.h", "double poly = odd * r + even;", "double poly = even;"
+    ),
     "halves of a hidden class are written": Mutant(
         "csrc/cpu/confusion.cpp",
         "influence ? block_kernels<T>().gradient_halves(block, g, out)\n"
