@@ -3,8 +3,6 @@
 // loops reaches half of the speed of the memory.  Included after registers_*.h.
 #pragma once
 
-#include <algorithm>
-
 #include "block.h"
 #include "hard_sums.h"
 
@@ -70,10 +68,9 @@ inline void sum_hard_run(const Logits logits, const uint8_t* target, int64_t fir
 
 template <class Logits>
 void sum_hard_of(const Logits logits, const Block<float>& block, double* sums) {
-  for (int64_t first = 0; first < block.size; first += kMostAdds * kLanes) {
-    const int64_t last = std::min(block.size, first + kMostAdds * kLanes);
+  for_short_sums<kLanes>(block.size, [&](int64_t first, int64_t last) {
     sum_hard_run(logits, block.hard, first, last, sums);
-  }
+  });
 }
 
 void sum_hard(const Block<float>& block, double* sums) {

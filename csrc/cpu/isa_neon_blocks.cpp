@@ -1,0 +1,15 @@
+// The loops of block.h for NEON, which every 64-bit ARM processor has.
+#if defined(__AARCH64EL__)
+#include <type_traits>
+#include <utility>
+
+#include "block.h"
+#include "block_impl.h"
+#include "registers_neon.h"
+
+#include "blocks_by_hand.h"
+
+namespace customloss::cpu {
+const BlockSet kBlocksNeon = {kernels_by_hand(), kernels<double>()};
+}
+#endif
