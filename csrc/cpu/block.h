@@ -87,6 +87,8 @@ extern const BlockSet kBlocksBaseline;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const BlockSet kBlocksAvx2;
 extern const BlockSet kBlocksAvx512;
+#elif defined(__AARCH64EL__)
+extern const BlockSet kBlocksNeon;
 #endif
 
 struct InstructionSet {

@@ -7,6 +7,10 @@ namespace {
 
 // ---- numbers in memory -> T -------------------------------------------------------------
 
+// A bool as it lies in memory.  load() takes a minimum, which vectorises; a comparison does not.
+struct Truth {
+  uint8_t byte;
+};
 struct Half {
   uint16_t bits;
 };
@@ -19,8 +23,8 @@ inline T load(From value) {
   return static_cast<T>(value);
 }
 template <class T>
-inline T load(bool value) {
-  return value ? T(1) : T(0);
+inline T load(Truth value) {
+  return static_cast<T>(static_cast<int32_t>(value.byte < 1 ? value.byte : 1));
 }
 template <class T>
 inline T load(BFloat16 value) {
@@ -107,7 +111,7 @@ void stage_as(const void* from, int64_t stride, int64_t size, T* to) {
 template <class T>
 void stage(Dtype dtype, const void* from, int64_t stride, int64_t size, T* to) {
   switch (dtype) {
-    case Dtype::kBool: return stage_as<T, bool>(from, stride, size, to);
+    case Dtype::kBool: return stage_as<T, Truth>(from, stride, size, to);
     case Dtype::kUInt8: return stage_as<T, uint8_t>(from, stride, size, to);
     case Dtype::kInt8: return stage_as<T, int8_t>(from, stride, size, to);
     case Dtype::kUInt16: return stage_as<T, uint16_t>(from, stride, size, to);

@@ -4,8 +4,6 @@
 // after registers_*.h and exp_f64.h.
 #pragma once
 
-#include <algorithm>
-
 #include "block.h"
 #include "hard_sums.h"
 
@@ -87,11 +85,9 @@ inline void sum_hard_run(const Logits logits, const uint8_t* target, int64_t fir
 
 template <class Logits, class T>
 void sum_hard_of(const Logits logits, const Block<T>& block, double* sums) {
-  constexpr int64_t kRunOfLanes = kMostAdds * LanesOf<T>::kLanes;
-  for (int64_t first = 0; first < block.size; first += kRunOfLanes) {
-    const int64_t last = std::min(block.size, first + kRunOfLanes);
+  for_short_sums<LanesOf<T>::kLanes>(block.size, [&](int64_t first, int64_t last) {
     sum_hard_run(logits, block.hard, first, last, sums);
-  }
+  });
 }
 
 void sum_hard_halves(const Block<float>& block, double* sums) {

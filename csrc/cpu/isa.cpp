@@ -25,9 +25,16 @@ InstructionSet choose() {
       {{"avx2", &kBlocksAvx2, {&kTilesF32Avx2, &kTilesF64Avx2}},
        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
       {{"baseline", &kBlocksBaseline, {&kTilesF32Baseline, &kTilesF64Baseline}}, true}};
+  const char* const expected = "baseline, avx2 or avx512";
+#elif defined(__AARCH64EL__)
+  const Candidate candidates[] = {
+      {{"neon", &kBlocksNeon, {&kTilesF32Neon, &kTilesF64Baseline}}, true},
+      {{"baseline", &kBlocksBaseline, {&kTilesF32Baseline, &kTilesF64Baseline}}, true}};
+  const char* const expected = "baseline or neon";
 #else
   const Candidate candidates[] = {
       {{"baseline", &kBlocksBaseline, {&kTilesF32Baseline, &kTilesF64Baseline}}, true}};
+  const char* const expected = "baseline";
 #endif
   const char* wanted = std::getenv("CUSTOMLOSS_CPU_ISA");
   for (const Candidate& candidate : candidates) {
@@ -39,8 +46,7 @@ InstructionSet choose() {
                                ": this processor does not have it");
     }
   }
-  throw std::runtime_error(std::string("CUSTOMLOSS_CPU_ISA=") + wanted +
-                           ": expected baseline, avx2 or avx512");
+  throw std::runtime_error(std::string("CUSTOMLOSS_CPU_ISA=") + wanted + ": expected " + expected);
 }
 
 }  // namespace

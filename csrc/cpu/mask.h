@@ -126,37 +126,46 @@ class MaskLosses {
   const int gamma_;
 };
 
+// Adds the sums of the pixels first .. last-1 of class c.
 template <unsigned kBeside>
-void mask_sums_of(const Tile<float>& tile, double* to, int64_t to_pitch) {
+inline void mask_sums_run(const Tile<float>& tile, int64_t c, int64_t first, int64_t last,
+                          double* to, int64_t to_pitch) {
   constexpr int kVectors = kMaskStep;
   const int row = row_of(tile.extra, kBeside);
+  HardSums<float> four(last - first);
+  MaskLosses<kBeside> losses(static_cast<int>(tile.focal.gamma));
+  const auto add = [&]<int kCount>(const MaskStep<kCount>& step) {
+    Floats d[kCount];
+    step.flip(d);
+    four.add(step.x, d, step.target);
+    losses.add(step);
+  };
+  int64_t i = first;
+  for (; i + kLanes * kVectors <= last; i += kLanes * kVectors) {
+    MaskStep<kVectors> step;
+    step.load(tile, c, i, all_lanes());
+    add(step);
+  }
+  for (; i < last; i += kLanes) {
+    MaskStep<1> step;
+    step.load(tile, c, i, first_lanes(last - i));
+    add(step);
+  }
+  double sums[4] = {};
+  four.flush(sums);
+  for (int k = 0; k < 4; ++k) to[k * to_pitch + c] += sums[k];
+  losses.flush(&to[row * to_pitch + c], &to[(row + 1) * to_pitch + c]);
+  if (tile.extra & kSupport) {
+    to[row_of(tile.extra, kSupport) * to_pitch + c] += static_cast<double>(four.target);
+  }
+}
+
+template <unsigned kBeside>
+void mask_sums_of(const Tile<float>& tile, double* to, int64_t to_pitch) {
   for (int64_t c = 0; c < tile.classes; ++c) {
-    HardSums<float> four(tile.pixels);
-    MaskLosses<kBeside> losses(static_cast<int>(tile.focal.gamma));
-    int64_t i = 0;
-    const auto add = [&]<int kCount>(const MaskStep<kCount>& step) {
-      Floats d[kCount];
-      step.flip(d);
-      four.add(step.x, d, step.target);
-      losses.add(step);
-    };
-    for (; i + kLanes * kVectors <= tile.pixels; i += kLanes * kVectors) {
-      MaskStep<kVectors> step;
-      step.load(tile, c, i, all_lanes());
-      add(step);
-    }
-    for (; i < tile.pixels; i += kLanes) {
-      MaskStep<1> step;
-      step.load(tile, c, i, first_lanes(tile.pixels - i));
-      add(step);
-    }
-    double sums[4] = {};
-    four.flush(sums);
-    for (int k = 0; k < 4; ++k) to[k * to_pitch + c] += sums[k];
-    losses.flush(&to[row * to_pitch + c], &to[(row + 1) * to_pitch + c]);
-    if (tile.extra & kSupport) {
-      to[row_of(tile.extra, kSupport) * to_pitch + c] += static_cast<double>(four.target);
-    }
+    for_short_sums<kLanes>(tile.pixels, [&](int64_t first, int64_t last) {
+      mask_sums_run<kBeside>(tile, c, first, last, to, to_pitch);
+    });
   }
 }
 

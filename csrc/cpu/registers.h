@@ -1,6 +1,7 @@
-// What registers_avx2.h and registers_avx512.h have in common.
+// What the registers_*.h have in common.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 // A statement for u = 0 .. kVectors - 1.  Each step of a loop by hand is done for all registers
@@ -40,4 +41,16 @@ struct Exp2Table {
 template <uint32_t kEntries>
 constexpr Exp2Table<kEntries> kExp2;
 
+namespace {
+
+// Calls body(first, last) for stretches of `size` elements, so short that none of kWide lanes adds
+// up more than kMostAdds terms.
+template <int kWide, class Body>
+inline __attribute__((always_inline)) void for_short_sums(int64_t size, const Body& body) {
+  for (int64_t first = 0; first < size; first += kMostAdds * kWide) {
+    body(first, std::min(size, first + kMostAdds * kWide));
+  }
+}
+
+}  // namespace
 }  // namespace customloss::cpu

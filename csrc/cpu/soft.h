@@ -3,8 +3,6 @@
 // Included after registers_*.h.
 #pragma once
 
-#include <algorithm>
-
 #include "ahead.h"
 #include "block.h"
 
@@ -73,9 +71,8 @@ inline void sum_soft_run(const Block<float>& block, int64_t first, int64_t last,
 }
 
 void sum_soft(const Block<float>& block, double* sums) {
-  for (int64_t first = 0; first < block.size; first += kMostAdds * kLanes) {
-    sum_soft_run(block, first, std::min(block.size, first + kMostAdds * kLanes), sums);
-  }
+  for_short_sums<kLanes>(
+      block.size, [&](int64_t first, int64_t last) { sum_soft_run(block, first, last, sums); });
 }
 
 }  // namespace

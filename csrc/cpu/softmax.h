@@ -21,7 +21,7 @@ namespace {
 // Which log-losses are summed: none, those of the true class, or those of every class.
 enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
 
-// Sums and counts of every class, over one tile.
+// Sums and counts of every class, over some pixels of a tile.
 template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted>
 class SoftmaxSums {
  public:
@@ -205,9 +205,11 @@ class SoftmaxSums {
 
 template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted>
 void softmax_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
-  SoftmaxSums<kLogs, kFocals, kDecisions, kWeighted> sums(tile);
-  for_registers(tile.pixels, [&](int64_t at, const auto& valid) { sums.add(at, valid); });
-  sums.flush(to, to_pitch);
+  for_short_sums<kLanes>(tile.pixels, [&](int64_t first, int64_t last) {
+    SoftmaxSums<kLogs, kFocals, kDecisions, kWeighted> sums(tile);
+    for_registers(first, last, [&](int64_t at, const auto& valid) { sums.add(at, valid); });
+    sums.flush(to, to_pitch);
+  });
 }
 
 template <bool kWeighted>

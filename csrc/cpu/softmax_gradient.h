@@ -133,7 +133,7 @@ template <bool kLogs, bool kFocals, bool kWeighted>
 void softmax_gradient_by_hand(const Tile<float>& tile, const float* by, float* out,
                               int64_t out_pitch) {
   const SoftmaxGradient<kLogs, kFocals, kWeighted> gradient(tile, by, out, out_pitch);
-  for_registers(tile.pixels, [&](int64_t at, const auto& valid) { gradient.write(at, valid); });
+  for_registers(0, tile.pixels, [&](int64_t at, const auto& valid) { gradient.write(at, valid); });
 }
 
 template <bool kWeighted>

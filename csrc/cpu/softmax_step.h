@@ -105,19 +105,19 @@ inline __attribute__((always_inline)) void powers(const Floats (&base)[kVectors]
   CUSTOMLOSS_EACH(to[u] = load(power + kLanes * u))
 }
 
-// Calls body(at, valid) for the pixels of a tile: kSoftmaxStep registers of them at a time, and for
-// the rest one that may be part empty.
+// Calls body(at, valid) for the pixels first .. last-1 of a tile: kSoftmaxStep registers of them at
+// a time, and for the rest one that may be part empty.
 template <class Body>
-inline void for_registers(int64_t pixels, const Body& body) {
+inline void for_registers(int64_t first, int64_t last, const Body& body) {
   constexpr int kVectors = kSoftmaxStep;
-  int64_t i = 0;
-  for (; i + kLanes * kVectors <= pixels; i += kLanes * kVectors) {
+  int64_t i = first;
+  for (; i + kLanes * kVectors <= last; i += kLanes * kVectors) {
     Mask all[kVectors];
     CUSTOMLOSS_EACH(all[u] = all_lanes())
     body(i, all);
   }
-  for (; i < pixels; i += kLanes) {
-    const Mask some[1] = {first_lanes(pixels - i)};
+  for (; i < last; i += kLanes) {
+    const Mask some[1] = {first_lanes(last - i)};
     body(i, some);
   }
 }

@@ -100,6 +100,8 @@ extern const PixelKernels<double> kTilesF64Baseline;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const PixelKernels<float> kTilesF32Avx2, kTilesF32Avx512;
 extern const PixelKernels<double> kTilesF64Avx2, kTilesF64Avx512;
+#elif defined(__AARCH64EL__)
+extern const PixelKernels<float> kTilesF32Neon;
 #endif
 
 }  // namespace customloss::cpu

@@ -83,7 +83,10 @@ struct OneClass {
   CUSTOMLOSS_HD Outcome<T> outcome_at(int64_t i) const {
     if constexpr (P::kSoftmax) {
       const T e = x[i];
-      Outcome<T> result(e * inverse[i], (e == T(1) ? rest[i] : whole[i] - e) * inverse[i]);
+      // with ?: a number would be read only where it is used, and without masked loads, which the
+      // baseline and NEON lack, the loop over pixels would not vectorise
+      const T others = select(Flag<T>(e == T(1)), rest[i], whole[i] - e);
+      Outcome<T> result(e * inverse[i], others * inverse[i]);
       if constexpr (P::kTrueLog) result.positive = true_loss[i];
       if constexpr (P::kEveryLog) result.positive = true_loss[i] + log[i];
       if constexpr ((P::kExtra & kHard) != 0) {

@@ -5,15 +5,6 @@
 namespace customloss::cpu {
 namespace {
 
-// A bool as it lies in memory.  load() takes a minimum, which vectorises; a comparison does not.
-struct Truth {
-  uint8_t byte;
-};
-template <class T>
-inline T load(Truth value) {
-  return static_cast<T>(static_cast<int32_t>(value.byte < 1 ? value.byte : 1));
-}
-
 template <class T, class From>
 void stage_pixels_as(const void* from, int64_t class_stride, int64_t pixel_stride, int64_t classes,
                      int64_t pixels, T* to, int64_t pitch) {
@@ -169,9 +160,15 @@ inline bool stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t 
   }
 }
 
-// Puts zeros where a soft target of a class does not count.
+// Puts zeros where the target of a class does not count.
 template <class T>
 inline void clear_ignored(const Tile<T>& tile, int64_t c, T* __restrict to) {
+  if (tile.labels != nullptr) {
+    const int32_t* __restrict labels = tile.labels;
+#pragma omp simd
+    for (int64_t i = 0; i < tile.pixels; ++i) to[i] = labels[i] < 0 ? T(0) : to[i];
+    return;
+  }
   const T* __restrict soft = tile.soft + c * tile.pitch;
   for (int k = 0; k < tile.ignored.count; ++k) {
     const T ignored = static_cast<T>(tile.ignored.values[k]);
@@ -200,10 +197,6 @@ void settle(const Tile<T>& tile, bool weighted) {
       for (int64_t i = 0; i < pixels; ++i) own[i] = T(1);
     }
     clear_ignored(tile, c, own);
-    if (labels != nullptr) {
-#pragma omp simd
-      for (int64_t i = 0; i < pixels; ++i) own[i] = labels[i] < 0 ? T(0) : own[i];
-    }
 #pragma omp simd
     for (int64_t i = 0; i < pixels; ++i) live[i] = own[i] == T(0) ? live[i] : T(1);
   }

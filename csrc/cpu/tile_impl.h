@@ -138,8 +138,8 @@ inline int row_among(unsigned extra, int every_row) {
 
 // ---- forward ------------------------------------------------------------------------------
 
-// Pixels of a float32 sum.  On the narrowest instruction set some of these loops stay scalar, so
-// that one lane has all of the additions: hence 64.
+// Pixels of a float32 sum.  On the narrowest instruction sets a compiler may leave some of these
+// loops scalar, so that one lane has all of the additions: hence 64.
 #if defined(CUSTOMLOSS_AVX2)
 template <class T>
 constexpr int64_t kTileRun = kRun<T>;
@@ -318,7 +318,8 @@ void softmax_gradient(const P of, const T* by, T* out, int64_t out_pitch) {
       const T p = e[i] * inverse[i];
       T found = p * ((u[i] - shift[i]) - dot[i]);  // in this order nothing cancels
       if constexpr (P::kSloped) {
-        const T q = (e[i] == T(1) ? rest[i] : whole[i] - e[i]) * inverse[i];
+        const T others = select(Flag<T>(e[i] == T(1)), rest[i], whole[i] - e[i]);
+        const T q = others * inverse[i];
         found += p * (slope[i] - h[i]) - q * h[i];
       }
       to[i] = scale * found;
@@ -347,13 +348,10 @@ void class_gradients(const P of, const T* by, T* out, int64_t out_pitch) {
       } else if constexpr (kWrt == Wrt::kTarget) {
         to[i] = times(weight[i], one.target_gradient_at(i, focal, g.by));
       } else {
-        const T dw = one.weight_gradient_at(i, focal, g.by);
-        const bool removed = weight[i] == T(0) && !(dw - dw == T(0));
-        const bool counts = of.tile.labels == nullptr || of.tile.labels[i] >= 0;
-        to[i] = counts && !removed ? dw : T(0);
+        to[i] = finite_or_removed<true>(one.weight_gradient_at(i, focal, g.by), weight[i]);
       }
     }
-    if (kWrt == Wrt::kWeight && of.tile.labels == nullptr) clear_ignored(of.tile, c, to);
+    if (kWrt == Wrt::kWeight) clear_ignored(of.tile, c, to);
   }
 }
 

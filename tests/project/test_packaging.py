@@ -295,7 +295,7 @@ def test_an_installed_wheel_works_far_from_its_sources(installed: Path, tmp_path
     assert Path(found["file"]).parent == installed / "customloss"
     assert Path(found["kernels"]).parent == installed / "customloss" / "kernels"
     assert found["loaded"], found["reason"]
-    assert found["isa"] in ("baseline", "avx2", "avx512")
+    assert found["isa"] in ("baseline", "avx2", "avx512", "neon")
     assert found["built_with"]["compiler"] in found["text"]
     assert not found["warnings"]
     check_loss(found)

@@ -23,6 +23,7 @@ from paths import ROOT
 
 BUILD = ROOT / "build" / f"tests-{sys.implementation.cache_tag}"
 X86 = platform.machine() in ("x86_64", "AMD64")
+ARM_COMPILER = "aarch64-linux-gnu-g++"  # Debian: g++-aarch64-linux-gnu
 
 
 def tool(name: str) -> str | None:
