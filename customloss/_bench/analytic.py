@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from customloss._bench import kept
-from customloss._bench.arithmetic import SHARED, TORCH, Arithmetic
+from customloss._bench.arithmetic import TORCH, Arithmetic
 from customloss._bench.cases import Case
 from customloss._bench.formulas import (
     ALONE_ONLY,
@@ -130,14 +130,6 @@ def kept_form(case: Case, maths: Arithmetic = TORCH, **options: Any) -> Loss:
     return lambda input, target: apply(input, target, both)
 
 
-def shared_divisions_form(case: Case, **options: Any) -> Loss:
-    """Where several elements are added up side by side, and nothing beside them."""
-    require(case.labels is None, MASKS_ONLY)
-    require(len(case.shape) > 1 and case.shape[1] == 1, ONE_GROUP_ONLY)
-    require(not case.beside, ALONE_ONLY)
-    return analytic_form(case, SHARED, **options)
-
-
 def passes_of(case: Case, maths: Arithmetic = TORCH) -> Passes:
     """Both passes before they are compiled."""
     if case.labels is not None:
@@ -158,8 +150,8 @@ def coefficients(tp: Tensor, total: Tensor) -> Tensor:
 # ---- masks -----------------------------------------------------------------------------------
 
 
-def sigmoids(inputs: Sequence[Tensor], maths: Arithmetic) -> list[Tensor]:
-    return maths.inverses([1 + maths.exp(-input.to(accumulator(input))) for input in inputs])
+def sigmoid(input: Tensor, maths: Arithmetic) -> Tensor:
+    return 1 / (1 + maths.exp(-input.to(accumulator(input))))
 
 
 def mask_passes(case: Case, maths: Arithmetic) -> Passes:
@@ -172,14 +164,14 @@ def mask_passes(case: Case, maths: Arithmetic) -> Passes:
             hits, both = element_sums(input.reshape(-1), target.reshape(-1), maths, maths.pieces)
             tp, total = hits.sum().reshape(1), both.sum().reshape(1)
         else:
-            dims, (p,) = group_dims(input), sigmoids([input], maths)
+            dims, p = group_dims(input), sigmoid(input, maths)
             t = target.to(p.dtype)
             tp, total = (p * t).sum(dims), (p + t).sum(dims)
         return dice(tp, total), coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = per_group(kept * slope, input)
-        (p,) = sigmoids([input], maths)
+        p = sigmoid(input, maths)
         return (p * (1 - p) * (a + b * target.to(p.dtype))).to(input.dtype)
 
     return Passes(forward, backward)
@@ -195,7 +187,7 @@ def element_sums(
     """
     count = math.gcd(input.shape[0], most)
     xs, ts = (tensor.unflatten(0, (count, -1)).unbind(0) for tensor in (input, target))
-    ps = sigmoids(xs, maths)
+    ps = [sigmoid(x, maths) for x in xs]
     both = list(zip(ps, [t.to(ps[0].dtype) for t in ts]))
     return _total([p * t for p, t in both]), _total([p + t for p, t in both])
 
@@ -224,21 +216,11 @@ class Wrong(NamedTuple):
 
     @staticmethod
     def of(input: Tensor, target: Tensor, maths: Arithmetic) -> Wrong:
-        return Wrong.of_all([input], [target], maths)[0]
-
-    @staticmethod
-    def of_all(
-        inputs: Sequence[Tensor], targets: Sequence[Tensor], maths: Arithmetic
-    ) -> list[Wrong]:
-        xs = [input.to(accumulator(input)) for input in inputs]
-        ts = [target.to(x.dtype) for x, target in zip(xs, targets)]
-        ys = [x * (1 - 2 * t) for x, t in zip(xs, ts)]
-        exponentials = [maths.exp(-y.abs()) for y in ys]
-        shares = maths.inverses([1 + each for each in exponentials])
-        return [Wrong._of(*each) for each in zip(ts, ys, exponentials, shares)]
-
-    @staticmethod
-    def _of(t: Tensor, y: Tensor, exponential: Tensor, share: Tensor) -> Wrong:
+        x = input.to(accumulator(input))
+        t = target.to(x.dtype)
+        y = x * (1 - 2 * t)
+        exponential = maths.exp(-y.abs())
+        share = 1 / (1 + exponential)
         part = exponential * share
         s = torch.where(y >= 0, share, part)
         return Wrong(t, s, y.clamp_min(0), exponential, part * share)
@@ -286,7 +268,7 @@ def log_loss_sums(
     """
     pieces = math.gcd(input.numel(), 8)
     xs, ts = (tensor.reshape(pieces, -1).unbind(0) for tensor in (input, target))
-    wrongs = Wrong.of_all(xs, ts, maths)
+    wrongs = [Wrong.of(x, t, maths) for x, t in zip(xs, ts)]
     tp = _total([(1 - each.s) * each.t for each in wrongs])
     total = _total([each.s for each in wrongs])
     positive = _total([each.positive for each in wrongs])
@@ -347,7 +329,7 @@ def rows_passes(case: Case, maths: Arithmetic) -> Passes:
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = (kept * slope).unbind(0)
-        (p,) = sigmoids([input], maths)
+        p = sigmoid(input, maths)
         return (p * (1 - p) * (a + b * target.to(p.dtype))).to(input.dtype)
 
     return Passes(forward, backward, rows.view, rows.undo)

@@ -1,4 +1,4 @@
-"""Exponentials, logarithms and reciprocals, as torch has them or from few operations.
+"""Exponentials and logarithms, as torch has them or from few operations.
 
 Inductor calls a function of a library for ``exp``, ``exp2`` and ``log`` of a vector, around which
 every register is saved. A polynomial becomes part of the loop.
@@ -19,7 +19,6 @@ class Arithmetic(NamedTuple):
 
     exp: Callable[[Tensor], Tensor]
     log1p: Callable[[Tensor], Tensor]  # log(1 + x) for 0 <= x <= 1
-    inverses: Callable[[list[Tensor]], list[Tensor]]  # 1 / x of each
     pieces: int
 
 
@@ -40,11 +39,7 @@ def log1p(x: Tensor) -> Tensor:
     return (1 + x).log()
 
 
-def inverses(xs: list[Tensor]) -> list[Tensor]:
-    return [1 / x for x in xs]
-
-
-TORCH = Arithmetic(cheap_exp, log1p, inverses, pieces=8)
+TORCH = Arithmetic(cheap_exp, log1p, pieces=8)
 
 
 # ---- polynomials -----------------------------------------------------------------------------
@@ -53,8 +48,8 @@ TORCH = Arithmetic(cheap_exp, log1p, inverses, pieces=8)
 class _Exp(NamedTuple):
     """exp(x) as a polynomial of x / 2^squares, which is squared so often.
 
-    Beyond ``largest`` and -``largest`` the result stays the same: for the number of digits that
-    count it is 0 beside 1, or 1 beside it, and four such factors have a product that is finite.
+    Beyond ``largest`` and -``largest`` the result stays the same: it is nearly 0 beside 1, or 1
+    beside it, and the polynomial is good no further.
     ``coefficients`` begin with the highest power. What they are off by grows with the squares.
     """
 
@@ -108,21 +103,7 @@ def polynomial_log1p(x: Tensor) -> Tensor:
     return x * horner(x, _LOGARITHM) if x.dtype == torch.float32 else log1p(x)
 
 
-def shared_inverses(xs: list[Tensor]) -> list[Tensor]:
-    """One division for two elements, and again for two of these."""
-    if len(xs) % 4:
-        return inverses(xs)
-    found = []
-    for a, b, c, d in zip(*(xs[start::4] for start in range(4))):
-        ab, cd = a * b, c * d
-        one = 1 / (ab * cd)
-        of_ab, of_cd = one * cd, one * ab
-        found.append((of_ab * b, of_ab * a, of_cd * d, of_cd * c))
-    return [each for four in found for each in four]
-
-
-POLYNOMIAL = Arithmetic(polynomial_exp, polynomial_log1p, inverses, pieces=4)
-SHARED = POLYNOMIAL._replace(inverses=shared_inverses)
+POLYNOMIAL = Arithmetic(polynomial_exp, polynomial_log1p, pieces=4)
 
 
 def options() -> dict[str, Any]:

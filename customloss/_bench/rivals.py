@@ -156,7 +156,6 @@ def _polynomials() -> list[Rival]:
     own: Any = {"options": arithmetic.options()}
     forms = {
         "polynomial": partial(analytic.analytic_form, maths=arithmetic.POLYNOMIAL, **own),
-        "polynomial, shared divisions": partial(analytic.shared_divisions_form, **own),
     }
     if memory.current() is memory.Memory.default:  # else customloss keeps no gradient either
         kept = partial(analytic.kept_form, maths=arithmetic.POLYNOMIAL, **own)

@@ -14,7 +14,6 @@ _DTYPES = (torch.float32, torch.float64)
 _ALL = {
     "torch": arithmetic.TORCH,
     "polynomial": arithmetic.POLYNOMIAL,
-    "shared": arithmetic.SHARED,
 }
 _EXP_ERROR = {torch.float32: 2.5e-5, torch.float64: 6e-11}
 
@@ -50,23 +49,6 @@ def test_a_logarithm_is_right(name: str, dtype: torch.dtype) -> None:
     x = torch.linspace(0, 1, 10_001, dtype=dtype)
     error = (_ALL[name].log1p(x).double() - x.double().log1p()).abs().max()
     assert float(error) < (2e-7 if dtype == torch.float32 else 1e-15)
-
-
-@pytest.mark.parametrize("dtype", _DTYPES, ids=str)
-@pytest.mark.parametrize("count", [1, 3, 4, 8])
-@pytest.mark.parametrize("name", _ALL)
-def test_inverses_are_right_up_to_the_largest_factors(
-    name: str, count: int, dtype: torch.dtype
-) -> None:
-    ends = torch.tensor([-math.inf, -1.0, 0.5, math.inf], dtype=dtype)
-    factors = 1 + arithmetic.polynomial_exp(ends)
-    xs = [factors.roll(shift) for shift in range(count)]
-    largest = [factors[-1:].clone() for _ in range(count)]
-    for each in (xs, largest):
-        found = _ALL[name].inverses(each)
-        assert len(found) == count
-        digits = torch.finfo(dtype).eps
-        assert all(_error(one, 1 / x.double()) < 8 * digits for one, x in zip(found, each))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's, at its first import

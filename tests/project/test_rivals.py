@@ -77,7 +77,6 @@ def test_reasons_are_all_used() -> None:
 _ARITHMETIC = {
     "torch": arithmetic.TORCH,
     "polynomial": arithmetic.POLYNOMIAL,
-    "shared": arithmetic.SHARED,
 }
 
 
@@ -161,7 +160,7 @@ def test_a_compiled_form_is_right(case: cases.Case) -> None:
     inputs = cases.make_inputs(case, _CPU)
     right = gate.expected(case, inputs)
     assert {form.form for form in forms} == {
-        "analytic", "polynomial", "polynomial, shared divisions", "polynomial, kept gradient",
+        "analytic", "polynomial", "polynomial, kept gradient",
     }  # fmt: skip
     for form in forms:
         judged = run.judge(form, case, inputs, right)
