@@ -14,17 +14,18 @@ import functools
 import math
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from customloss._bench import kept
+from customloss._bench.arithmetic import TORCH, Arithmetic
 from customloss._bench.cases import Case
 from customloss._bench.formulas import (
     ALONE_ONLY,
     INNER_CLASSES_ONLY,
     LABELS_ONLY,
-    LATENCY_ONLY,
     MASKS_ONLY,
     ONE_GROUP_ONLY,
     Loss,
@@ -32,7 +33,6 @@ from customloss._bench.formulas import (
     Unavailable,
     accumulator,
     as_bytes,
-    cheap_exp,
     dice,
     few_classes,
     group_dims,
@@ -83,34 +83,6 @@ def apply(input: Tensor, target: Tensor, passes: Passes) -> Tensor:
     return loss
 
 
-class _AtOnce(torch.autograd.Function):
-    """Loss and gradient from one call, which is then scaled: for inputs so small that calls are
-    what costs."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, both: Callable[..., Any]) -> Tensor:
-        loss, gradient = both(input.detach(), target)
-        ctx.save_for_backward(gradient)
-        return cast(Tensor, loss)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Any:
-        return ctx.saved_tensors[0] * slopes[0], None, None
-
-
-def at_once_form(case: Case, **options: Any) -> Loss:
-    """Both passes compiled as one function, with ``options`` of torch.compile."""
-    require(case.latency, LATENCY_ONLY)
-    passes, one = passes_of(case), torch.ones(())
-
-    def both(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        loss, *kept = passes.forward(input, target)
-        return loss, passes.backward(one.to(input.device), input, target, *kept)
-
-    program = compiled(both, **options)
-    return lambda input, target: cast(Tensor, _AtOnce.apply(input, as_bytes(target), program))
-
-
 def fresh(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function behind a code object of its own.
 
@@ -131,23 +103,42 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return result
 
 
-def analytic_form(case: Case, **options: Any) -> Loss:
+def analytic_form(case: Case, maths: Arithmetic = TORCH, **options: Any) -> Loss:
     """Both passes compiled, with ``options`` of torch.compile."""
-    passes = passes_of(case)
+    passes = passes_of(case, maths)
     both = passes._replace(
         forward=compiled(passes.forward, **options), backward=compiled(passes.backward, **options)
     )
     return lambda input, target: apply(input, target, both)
 
 
-def passes_of(case: Case) -> Passes:
+def kept_form(case: Case, maths: Arithmetic = TORCH, **options: Any) -> Loss:
+    """The gradient is written to memory that is kept from one step to the next."""
+    passes = passes_of(case, maths)
+
+    def write(gradient: Tensor, *arguments: Tensor) -> None:
+        gradient.copy_(passes.backward(*arguments))
+
+    program = compiled(write, **options)
+
+    def backward(slope: Tensor, input: Tensor, *arguments: Tensor) -> Tensor:
+        gradient = kept.GRADIENT.like(input)
+        program(gradient, slope, input, *arguments)
+        return gradient
+
+    both = passes._replace(forward=compiled(passes.forward, **options), backward=backward)
+    return lambda input, target: apply(input, target, both)
+
+
+def passes_of(case: Case, maths: Arithmetic = TORCH) -> Passes:
     """Both passes before they are compiled."""
     if case.labels is not None:
-        return unrolled_passes(case) if few_classes(case) else compared_passes(case)
+        passes = unrolled_passes if few_classes(case) else compared_passes
+        return passes(case, maths)
     try:
-        return rows_passes(case)
+        return rows_passes(case, maths)
     except Unavailable:
-        return mask_passes(case)
+        return mask_passes(case, maths)
 
 
 def coefficients(tp: Tensor, total: Tensor) -> Tensor:
@@ -159,34 +150,36 @@ def coefficients(tp: Tensor, total: Tensor) -> Tensor:
 # ---- masks -----------------------------------------------------------------------------------
 
 
-def sigmoid(input: Tensor) -> Tensor:
-    return 1 / (1 + cheap_exp(-input.to(accumulator(input))))
+def sigmoid(input: Tensor, maths: Arithmetic) -> Tensor:
+    return 1 / (1 + maths.exp(-input.to(accumulator(input))))
 
 
-def mask_passes(case: Case) -> Passes:
+def mask_passes(case: Case, maths: Arithmetic) -> Passes:
     require(case.labels is None, MASKS_ONLY)
     if case.beside:
-        return shared_passes(case)
+        return shared_passes(case, maths)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         if case.shape[1:2] == (1,) and not case.latency:
-            hits, both = element_sums(input.reshape(-1), target.reshape(-1))
+            hits, both = element_sums(input.reshape(-1), target.reshape(-1), maths, maths.pieces)
             tp, total = hits.sum().reshape(1), both.sum().reshape(1)
         else:
-            dims, p = group_dims(input), sigmoid(input)
+            dims, p = group_dims(input), sigmoid(input, maths)
             t = target.to(p.dtype)
             tp, total = (p * t).sum(dims), (p + t).sum(dims)
         return dice(tp, total), coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = per_group(kept * slope, input)
-        p = sigmoid(input)
+        p = sigmoid(input, maths)
         return (p * (1 - p) * (a + b * target.to(p.dtype))).to(input.dtype)
 
     return Passes(forward, backward)
 
 
-def element_sums(input: Tensor, target: Tensor, most: int = 8) -> tuple[Tensor, Tensor]:
+def element_sums(
+    input: Tensor, target: Tensor, maths: Arithmetic, most: int
+) -> tuple[Tensor, Tensor]:
     """p t and p + t, with the elements of up to ``most`` equal pieces added to each other.
 
     A loop that reads several pieces side by side has more reads under way than one that goes
@@ -194,7 +187,7 @@ def element_sums(input: Tensor, target: Tensor, most: int = 8) -> tuple[Tensor, 
     """
     count = math.gcd(input.shape[0], most)
     xs, ts = (tensor.unflatten(0, (count, -1)).unbind(0) for tensor in (input, target))
-    ps = [sigmoid(x) for x in xs]
+    ps = [sigmoid(x, maths) for x in xs]
     both = list(zip(ps, [t.to(ps[0].dtype) for t in ts]))
     return _total([p * t for p, t in both]), _total([p + t for p, t in both])
 
@@ -212,71 +205,74 @@ class Wrong(NamedTuple):
     """Of each element: ``s``, the probability of the wrong answer, and -log(1 - s) in two parts.
 
     With ``y`` the logit of the wrong answer, s is its sigmoid, and -log(1 - s) is the positive part
-    of y plus log(``factor``). One exponential serves all, and the slope of s.
+    of y plus log(1 + ``exponential``). One exponential serves all, and the slope of s.
     """
 
     t: Tensor
     s: Tensor
     positive: Tensor
-    factor: Tensor
+    exponential: Tensor
     slope: Tensor
 
     @staticmethod
-    def of(input: Tensor, target: Tensor) -> Wrong:
+    def of(input: Tensor, target: Tensor, maths: Arithmetic) -> Wrong:
         x = input.to(accumulator(input))
         t = target.to(x.dtype)
         y = x * (1 - 2 * t)
-        exponential = cheap_exp(-y.abs())
+        exponential = maths.exp(-y.abs())
         share = 1 / (1 + exponential)
         part = exponential * share
         s = torch.where(y >= 0, share, part)
-        return Wrong(t, s, y.clamp_min(0), 1 + exponential, part * share)
+        return Wrong(t, s, y.clamp_min(0), exponential, part * share)
 
-    def log_loss(self) -> Tensor:
-        return self.positive + self.factor.log()
+    def log_loss(self, maths: Arithmetic) -> Tensor:
+        return self.positive + maths.log1p(self.exponential)
 
 
-def shared_passes(case: Case) -> Passes:
+def shared_passes(case: Case, maths: Arithmetic) -> Passes:
     """Masks of one group with a log-loss or a focal loss beside, and one exponential for both."""
     require(case.shape[1] == 1, ONE_GROUP_ONLY)
     focal = case.beside == "focal"
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        tp, wrong, beside = focal_sums(input, target) if focal else log_loss_sums(input, target)
+        sums = focal_sums if focal else log_loss_sums
+        tp, wrong, beside = sums(input, target, maths)
         tp, total = tp.reshape(1), (2 * tp + wrong).reshape(1)
         return dice(tp, total) + beside / input.numel(), coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = per_group(kept * slope, input)
-        wrong = Wrong.of(input, target)
+        wrong = Wrong.of(input, target, maths)
         s = beside = wrong.s
         if focal:  # the slope of s² · log-loss; that of the log-loss alone is s
-            beside = s * s * (2 * (1 - s) * wrong.log_loss() + s)
+            beside = s * s * (2 * (1 - s) * wrong.log_loss(maths) + s)
         beside = (1 - 2 * wrong.t) * beside * (slope / input.numel())
         return (wrong.slope * (a + b * wrong.t) + beside).to(input.dtype)
 
     return Passes(forward, backward)
 
 
-def focal_sums(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def focal_sums(input: Tensor, target: Tensor, maths: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
     """tp, Σs and the sum of the focal loss; Σp + Σt is 2 tp + Σs."""
-    wrong = Wrong.of(input, target)
-    losses = wrong.s * wrong.s * wrong.log_loss()
+    wrong = Wrong.of(input, target, maths)
+    losses = wrong.s * wrong.s * wrong.log_loss(maths)
     return ((1 - wrong.s) * wrong.t).sum(), wrong.s.sum(), losses.sum()
 
 
-def log_loss_sums(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def log_loss_sums(
+    input: Tensor, target: Tensor, maths: Arithmetic
+) -> tuple[Tensor, Tensor, Tensor]:
     """tp, Σs and the sum of the log-loss, with one logarithm for eight elements.
 
     It is that of a product of factors between 1 and 2.
     """
     pieces = math.gcd(input.numel(), 8)
     xs, ts = (tensor.reshape(pieces, -1).unbind(0) for tensor in (input, target))
-    wrongs = [Wrong.of(x, t) for x, t in zip(xs, ts)]
+    wrongs = [Wrong.of(x, t, maths) for x, t in zip(xs, ts)]
     tp = _total([(1 - each.s) * each.t for each in wrongs])
     total = _total([each.s for each in wrongs])
     positive = _total([each.positive for each in wrongs])
-    product = functools.reduce(torch.mul, [each.factor for each in wrongs])
+    product = functools.reduce(torch.mul, [1 + each.exponential for each in wrongs])
     return tp.sum(), total.sum(), (positive + product.log()).sum()
 
 
@@ -319,21 +315,21 @@ class Rows(NamedTuple):
         return sums.sum(0).reshape(-1, classes).sum(0)
 
 
-def rows_passes(case: Case) -> Passes:
+def rows_passes(case: Case, maths: Arithmetic) -> Passes:
     """Masks whose classes are innermost in memory, added up in blocks of rows."""
     require(case.labels is None, MASKS_ONLY)
     rows, classes = Rows.of(case), case.shape[1]
     require(not case.beside, ALONE_ONLY)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        hits, both = element_sums(input, target, most=2)
+        hits, both = element_sums(input, target, maths, 2)
         tp, total = rows.fold(hits.sum(1), classes), rows.fold(both.sum(1), classes)
         kept = coefficients(tp, total)
         return dice(tp, total), kept.repeat(1, rows.width // classes)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         a, b = (kept * slope).unbind(0)
-        p = sigmoid(input)
+        p = sigmoid(input, maths)
         return (p * (1 - p) * (a + b * target.to(p.dtype))).to(input.dtype)
 
     return Passes(forward, backward, rows.view, rows.undo)
@@ -342,12 +338,12 @@ def rows_passes(case: Case) -> Passes:
 # ---- a softmax and class numbers -------------------------------------------------------------
 
 
-def unrolled_passes(case: Case) -> Passes:
+def unrolled_passes(case: Case, maths: Arithmetic) -> Passes:
     """Few classes: the loop over them is written out, and each pass is one loop over pixels."""
     require(case.labels is not None, LABELS_ONLY)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        planes, target = Planes.of(input), narrow(target)
+        planes, target = Planes.of(input, maths), narrow(target)
         tp, total = planes.sums(target, case.samplewise)
         value = dice(tp, total)
         if case.beside:
@@ -355,7 +351,7 @@ def unrolled_passes(case: Case) -> Passes:
         return value, coefficients(tp, total)
 
     def backward(slope: Tensor, input: Tensor, target: Tensor, kept: Tensor) -> Tensor:
-        p, target = Planes.of(input).p, narrow(target)
+        p, target = Planes.of(input, maths).p, narrow(target)
         if case.samplewise:
             kept = kept.reshape(*kept.shape, *(1 for _ in target.shape[1:])).movedim(2, 1)
         a, b = (kept * slope).unbind(0)
@@ -374,14 +370,14 @@ def unrolled_passes(case: Case) -> Passes:
     return Passes(forward, backward)
 
 
-def compared_passes(case: Case) -> Passes:
+def compared_passes(case: Case, maths: Arithmetic) -> Passes:
     """Many classes. A float per pixel is kept, which spares the backward pass two loops."""
     require(case.labels is not None, LABELS_ONLY)
 
     def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         x, t = input.to(accumulator(input)), one_hot(narrow(target), input)
         log_total = x.logsumexp(1, keepdim=True)
-        p = cheap_exp(x - log_total)
+        p = maths.exp(x - log_total)
         dims = group_dims(input, case.samplewise)
         tp, total = torch.where(t, p, 0).sum(dims), (p + t).sum(dims)
         value = dice(tp, total)
@@ -394,7 +390,7 @@ def compared_passes(case: Case) -> Passes:
         slope: Tensor, input: Tensor, target: Tensor, kept: Tensor, log_total: Tensor
     ) -> Tensor:
         a, b = per_group(kept * slope, input)
-        p = cheap_exp(input.to(accumulator(input)) - log_total)
+        p = maths.exp(input.to(accumulator(input)) - log_total)
         t = one_hot(narrow(target), input)
         u = torch.where(t, a + b, a)
         gradient = p * (u - (p * u).sum(1, keepdim=True))

@@ -3,7 +3,7 @@
 They are the strongest eager form of a training step on the CPU. They go through the tensors in
 blocks and use the same few buffers for each, so that what lies between logits and sums stays in a
 cache. As in ``analytic``, the backward pass computes p again, and only coefficients are kept. Where
-the inputs are small p is kept instead, and there are as few operations as can be.
+the inputs are small the gradient is made at once, in as few operations as can be.
 
 Sums over blocks are taken in float64. ``a`` and ``b`` are those of ``analytic``: dL/dp is a + b t.
 """
@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customloss._bench import at_once
 from customloss._bench.analytic import Passes, Rows, apply, coefficients
 from customloss._bench.cases import Case
 from customloss._bench.formulas import (
     ALONE_ONLY,
     BESIDE_ONLY,
     BOOL_ONLY,
-    FEW_CLASSES_ONLY,
     INNER_CLASSES_ONLY,
     LABELS_ONLY,
     LATENCY_ONLY,
     MASKS_ONLY,
     ONE_GROUP_ONLY,
+    PLANES_ONLY,
     Loss,
     accumulator,
     dice,
-    few_classes,
     group_dims,
     one_hot,
     require,
@@ -229,9 +229,9 @@ def compare(target: Tensor, hit: Tensor) -> Tensor:
 
 
 def planes_form(case: Case) -> Loss:
-    """Few classes, each in a plane of its own: blocks of pixels, sample by sample."""
+    """Classes that have a plane each: blocks of pixels, sample by sample."""
     require(case.labels is not None, LABELS_ONLY)
-    require(few_classes(case), FEW_CLASSES_ONLY)
+    require(len(case.shape) > 2 and not case.channels_last, PLANES_ONLY)
     samples, classes = case.shape[:2]
 
     def planes(buffers: int, *tensors: Tensor) -> Iterator[Iterator[list[Tensor]]]:
@@ -310,27 +310,21 @@ def picked_form(case: Case) -> Loss:
 
 
 def few_form(case: Case) -> Loss:
-    """A vector of few logits, in as few operations as can be. p and the mask are kept."""
+    """A vector of few logits, in as few operations as can be, with Python's numbers between."""
     require(case.latency, LATENCY_ONLY)
     require(case.labels is None, MASKS_ONLY)
     require(len(case.shape) == 1, ONE_GROUP_ONLY)
 
-    def forward(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        p, t = input.sigmoid(), target.to(input.dtype)
-        total = (p + t).sum()
-        ratio = p.dot(t) / total
-        return torch.rsub(ratio, 1, alpha=2), p, t, total, ratio
+    def both(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        p = input.to(accumulator(input)).sigmoid()
+        t = target.to(p.dtype)
+        total = (p + t).sum().item()
+        ratio = p.dot(t).item() / total
+        u = torch.rsub(t, 2 * ratio / total, alpha=2 / total)
+        loss = torch.scalar_tensor(1 - 2 * ratio, dtype=p.dtype, device=p.device)
+        return loss, _aten.sigmoid_backward(u, p)
 
-    def backward(
-        slope: Tensor, input: Tensor, target: Tensor, p: Tensor, t: Tensor, total: Tensor,
-        ratio: Tensor,
-    ) -> Tensor:  # fmt: skip
-        u = torch.sub(ratio, t).mul_(2 * slope / total)
-        gradient: Tensor = _aten.sigmoid_backward(u, p)
-        return gradient
-
-    passes = Passes(forward, backward)
-    return with_beside(lambda input, target: apply(input, target, passes), case)
+    return with_beside(lambda input, target: at_once.apply(input, target, both), case)
 
 
 def one_product_form(case: Case) -> Loss:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from customloss._bench.arithmetic import TORCH, Arithmetic, cheap_exp
 from customloss._bench.cases import Case
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -35,11 +36,12 @@ HALF_ONLY = "half dtypes only"
 ALONE_ONLY = "without a loss beside only"
 BESIDE_ONLY = "with a loss beside only"
 FEW_CLASSES_ONLY = "few classes in planes only"
+PLANES_ONLY = "classes in planes only"
 INNER_CLASSES_ONLY = "several classes, innermost, only"
 LATENCY_ONLY = "for latencies only"
 REASONS = frozenset({
     MASKS_ONLY, LABELS_ONLY, ONE_GROUP_ONLY, BOOL_ONLY, HALF_ONLY, BESIDE_ONLY, ALONE_ONLY,
-    FEW_CLASSES_ONLY, INNER_CLASSES_ONLY, LATENCY_ONLY,
+    FEW_CLASSES_ONLY, PLANES_ONLY, INNER_CLASSES_ONLY, LATENCY_ONLY,
 })  # fmt: skip
 
 
@@ -71,15 +73,6 @@ def one_hot(target: Tensor, input: Tensor) -> Tensor:
     return target.unsqueeze(1) == numbers.reshape(-1, *(1 for _ in input.shape[2:]))
 
 
-def cheap_exp(x: Tensor) -> Tensor:
-    """exp(x) as a power of two.
-
-    On the CPU Inductor writes results of ``exp`` and ``sigmoid`` to memory where two reductions
-    need them. Those of ``exp2`` it computes where they are needed.
-    """
-    return torch.exp2(x * math.log2(math.e))
-
-
 def narrow(labels: Tensor) -> Tensor:
     """Class numbers as int32, in vectors as long as those of float32.
 
@@ -95,6 +88,15 @@ def as_bytes(target: Tensor) -> Tensor:
     bytes, and a view that it takes itself is worse than both.
     """
     return target.view(torch.uint8) if target.dtype == torch.bool else target
+
+
+def cheap_sigmoid(input: Tensor) -> Tensor:
+    return 1 / (1 + cheap_exp(-input))
+
+
+def cheap_softmax(input: Tensor) -> Tensor:
+    exponentials = cheap_exp(input - input.amax(1, keepdim=True))
+    return exponentials / exponentials.sum(1, keepdim=True)
 
 
 # ---- masks -----------------------------------------------------------------------------------
@@ -220,12 +222,12 @@ class Planes(NamedTuple):
     log_total: Tensor  # the logarithm of Σ exp(logit)
 
     @staticmethod
-    def of(input: Tensor) -> Planes:
+    def of(input: Tensor, maths: Arithmetic = TORCH) -> Planes:
         logits = list(input.to(accumulator(input)).unbind(1))
         largest = logits[0]
         for logit in logits[1:]:
             largest = torch.maximum(largest, logit)
-        exponentials = [cheap_exp(logit - largest) for logit in logits]
+        exponentials = [maths.exp(logit - largest) for logit in logits]
         total = exponentials[0]
         for exponential in exponentials[1:]:
             total = total + exponential

@@ -25,6 +25,10 @@ from customloss._bench.formulas import (
     LABELS_ONLY,
     Loss,
     Unavailable,
+    accumulator,
+    cheap_sigmoid,
+    cheap_softmax,
+    narrow,
     one_hot,
     require,
     with_beside,
@@ -184,14 +188,19 @@ def in_float32(build: Callable[[Case], Loss]) -> Callable[[Case], Loss]:
 # ---- nnU-Net ---------------------------------------------------------------------------------
 
 
-def nnunet(case: Case) -> Loss:
+def nnunet(case: Case, probabilities: Callable[[Tensor], Tensor] | None = None) -> Loss:
     """Its losses for class numbers and for regions. They return -Dice, and so get 1 added.
 
     It sums over dim 2 and up; of a matrix, where there is none, torch then sums over everything.
+    Dice is of ``probabilities`` of the logits, if they are given.
     """
     require(len(case.shape) > 2, SPACE_ONLY)
     require(case.beside != "focal", NO_FOCAL)
-    dice = import_alone("nnunetv2.training.loss.dice").MemoryEfficientSoftDiceLoss
+    kind = import_alone("nnunetv2.training.loss.dice").MemoryEfficientSoftDiceLoss
+
+    def dice(apply_nonlin: Callable[[Tensor], Tensor], **options: Any) -> Any:
+        return kind(apply_nonlin=probabilities or apply_nonlin, **options)
+
     options = {
         "batch_dice": not case.samplewise, "do_bg": True, "smooth": 0.0, "ddp": False,
     }  # fmt: skip
@@ -208,6 +217,11 @@ def nnunet(case: Case) -> Loss:
         softmax = import_alone("nnunetv2.utilities.helpers").softmax_helper_dim1
         labels = dice(apply_nonlin=softmax, **options)
     return lambda input, target: 1 + labels(input, target.unsqueeze(1))
+
+
+def nnunet_exp2(case: Case) -> Loss:
+    """With probabilities from powers of two, which Inductor computes where they are needed."""
+    return nnunet(case, cheap_sigmoid if case.labels is None else cheap_softmax)
 
 
 # ---- smp -------------------------------------------------------------------------------------
@@ -254,6 +268,20 @@ def smp_of_probabilities(case: Case) -> Loss:
 
     def of_labels(input: Tensor, target: Tensor) -> Tensor:
         return loss(input.double().softmax(1), one_hot(target, input))
+
+    return with_beside(of_masks if case.labels is None else of_labels, case)
+
+
+def smp_exp2(case: Case) -> Loss:
+    """Dice of probabilities from powers of two, in the dtype that is added up in."""
+    loss = _smp_dice(case, "multilabel", False)
+
+    def of_masks(input: Tensor, target: Tensor) -> Tensor:
+        return loss(cheap_sigmoid(input.to(accumulator(input))), target)
+
+    def of_labels(input: Tensor, target: Tensor) -> Tensor:
+        p = cheap_softmax(input.to(accumulator(input)))
+        return loss(p, one_hot(narrow(target), input))
 
     return with_beside(of_masks if case.labels is None else of_labels, case)
 

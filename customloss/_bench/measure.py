@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import customloss
-from customloss._bench import gate
+from customloss._bench import gate, kept
 from customloss._bench.cases import Inputs
 from customloss._bench.rivals import Loss
 
@@ -227,6 +227,7 @@ def _resident_peak() -> Iterator[dict[str, int | None]]:
     # else freed memory is used again, and nothing grows
     _trim()
     customloss.empty_cache()
+    kept.GRADIENT.empty()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_bytes("VmRSS")

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 
 import customloss
-from customloss._bench import analytic, by_hand, formulas, libraries
+from customloss._bench import (
+    analytic,
+    arithmetic,
+    at_once,
+    by_hand,
+    formulas,
+    libraries,
+    memory,
+)
 from customloss._bench.cases import Case
 from customloss._bench.formulas import Form, Loss, Unavailable, formula_sums
 from customloss._bench.libraries import missing, versions
@@ -111,6 +119,11 @@ def _library_forms(compile: bool) -> list[Rival]:
             Rival(family, f"compiled {form}", _compiled(build, fullgraph=family != "MONAI"))
             for family, form, build in forms
         ]
+        made = {"nnU-Net": libraries.nnunet_exp2, "smp": libraries.smp_exp2}
+        found += [
+            Rival(family, "compiled, of powers of two", _compiled(build))
+            for family, build in made.items()
+        ]
     return found
 
 
@@ -129,10 +142,25 @@ def _compiled_forms(device: torch.device, all_forms: bool) -> list[Rival]:
         graphs = _latency(partial(analytic.analytic_form, mode="reduce-overhead"))
         found.append(Rival(COMPILED, "analytic, CUDA graphs", graphs))
     else:
-        found.append(Rival(COMPILED, "at once", analytic.at_once_form))
-        lean = partial(analytic.at_once_form, options={"cpp_wrapper": True})
+        found.append(Rival(COMPILED, "at once", at_once.at_once_form))
+        lean = partial(at_once.at_once_form, options={"cpp_wrapper": True})
         found.append(Rival(COMPILED, "at once, C++ wrapper", lean))
+        found.append(Rival(COMPILED, "at once, package", at_once.package_form))
+        if all_forms:
+            found += _polynomials()
     return found
+
+
+def _polynomials() -> list[Rival]:
+    """For the CPU, where an exponential is not one instruction."""
+    own: Any = {"options": arithmetic.options()}
+    forms = {
+        "polynomial": partial(analytic.analytic_form, maths=arithmetic.POLYNOMIAL, **own),
+    }
+    if memory.current() is memory.Memory.default:  # else customloss keeps no gradient either
+        kept = partial(analytic.kept_form, maths=arithmetic.POLYNOMIAL, **own)
+        forms["polynomial, kept gradient"] = kept
+    return [Rival(COMPILED, name, form) for name, form in forms.items()]
 
 
 def rivals(device: torch.device, *, compile: bool = True, all_forms: bool = True) -> list[Rival]:

@@ -43,6 +43,8 @@ _ODD = (
         "8 labels samplewise CE", (2, 8, 3, 5, 7), _F32, labels=torch.uint8, samplewise=True,
         beside=_CE,
     ),
+    cases.Case("25 labels CE", (2, 25, 7, 11), _F32, labels=torch.int64, beside=_CE),
+    cases.Case("many half labels", (1, 70, 3, 5, 7), torch.bfloat16, labels=torch.uint8),
     cases.Case("rows of labels", (67, 32), _F32, labels=torch.int64),
     cases.Case("half rows of labels CE", (67, 5), torch.bfloat16, labels=torch.uint8, beside=_CE),
 )  # fmt: skip
@@ -55,7 +57,7 @@ _MEANT = {
         "image float32, float target", "image Dice+BCE", "image Dice+focal",
     ),
     "rows": ("classes float32", "channels_last float32"),
-    "planes": ("4 labels float32", "4 labels bfloat16", "4 labels Dice+CE"),
+    "planes": ("4 labels float32", "4 labels bfloat16", "4 labels Dice+CE", "105 labels Dice+CE"),
     "picked": ("rows of 32 labels",),
     "few": ("64 logits",),
     "one product": ("small Dice+CE",),

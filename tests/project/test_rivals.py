@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from customloss._bench import analytic, cases, formulas, gate, libraries, measure, rivals, run
+from customloss._bench import (
+    analytic,
+    arithmetic,
+    at_once,
+    cases,
+    formulas,
+    gate,
+    libraries,
+    measure,
+    memory,
+    rivals,
+    run,
+)
 
 _CPU = torch.device("cpu")
 _MISSING = "not installed (pip install "
@@ -60,9 +74,15 @@ def test_reasons_are_all_used() -> None:
 # ---- analytic forms --------------------------------------------------------------------------
 
 
-def _analytic(case: cases.Case) -> rivals.Loss:
+_ARITHMETIC = {
+    "torch": arithmetic.TORCH,
+    "polynomial": arithmetic.POLYNOMIAL,
+}
+
+
+def _analytic(case: cases.Case, name: str) -> rivals.Loss:
     """Not compiled, which is the same maths."""
-    passes = analytic.passes_of(case)
+    passes = analytic.passes_of(case, _ARITHMETIC[name])
     return lambda input, target: analytic.apply(input, target, passes)
 
 
@@ -84,14 +104,15 @@ _MANY = (
 
 
 @pytest.mark.parametrize("case", [*cases.SMOKE, *_MANY], ids=lambda case: case.name)
-def test_an_analytic_gradient_is_right_and_keeps_little(case: cases.Case) -> None:
+@pytest.mark.parametrize("name", _ARITHMETIC)
+def test_an_analytic_gradient_is_right_and_keeps_little(name: str, case: cases.Case) -> None:
     inputs = cases.make_inputs(case, _CPU)
     right = gate.expected(case, inputs)
-    loss = _analytic(case)
+    loss = _analytic(case, name)
     verdict = gate.check(loss, inputs, right)
     assert verdict.passed
     if case.dtype == torch.float32:
-        assert verdict.gradient_error < 1e-6
+        assert verdict.gradient_error < (1e-6 if name == "torch" else 1e-5)
     value, gradient = gate.step(loss, inputs)
     assert gradient.dtype == case.dtype
     assert gradient.stride() == inputs.input.stride()
@@ -104,16 +125,81 @@ def test_an_analytic_gradient_is_right_and_keeps_little(case: cases.Case) -> Non
     assert measure.saved_bytes(loss, inputs) <= 2 * kept + rows
 
 
+def _extreme(case: cases.Case, *extremes: float) -> cases.Inputs:
+    """Inputs some of which are so large that p is 0 or 1, for either target."""
+    inputs = cases.make_inputs(case, _CPU)
+    logits = inputs.input.detach()
+    every = torch.tensor(extremes).repeat(7).to(case.dtype)
+    logits.view(-1)[: len(every)] = every
+    return inputs._replace(input=logits.requires_grad_())
+
+
+_EXTREME = tuple(case for case in (*cases.SMOKE, *_MANY) if not case.channels_last)
+
+
+@pytest.mark.parametrize("case", _EXTREME, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", _ARITHMETIC)
+def test_an_analytic_gradient_is_right_for_extreme_logits(name: str, case: cases.Case) -> None:
+    finite = case.labels is not None or bool(case.beside)  # else the loss is not
+    inputs = _extreme(case, 100.0, -100.0, *(() if finite else (math.inf, -math.inf)))
+    right = gate.expected(case, inputs)
+    verdict = gate.check(_analytic(case, name), inputs, right)
+    assert verdict.passed, verdict
+
+
 @INDUCTOR
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
 def test_a_compiled_form_is_right(case: cases.Case) -> None:
     torch.compiler.reset()
+    forms = [
+        rival
+        for rival in rivals.rivals(_CPU)
+        if rival.family == rivals.COMPILED and rival.form.startswith(("analytic", "polynomial"))
+    ]
     inputs = cases.make_inputs(case, _CPU)
     right = gate.expected(case, inputs)
-    form = rivals.Rival(rivals.COMPILED, "analytic", analytic.analytic_form)
-    judged = run.judge(form, case, inputs, right)
-    assert judged.loss is not None, judged
+    assert {form.form for form in forms} == {
+        "analytic", "polynomial", "polynomial, kept gradient",
+    }  # fmt: skip
+    for form in forms:
+        judged = run.judge(form, case, inputs, right)
+        assert judged.loss is not None or judged.why in libraries.REASONS, judged
+
+
+@INDUCTOR
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
+def test_a_package_is_right(case: cases.Case) -> None:
+    inputs = cases.make_inputs(case, _CPU)
+    loss = at_once.package_form(replace(case, latency=True))
+    assert gate.check(loss, inputs, gate.expected(case, inputs)).passed
+
+
+@pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
+def test_loss_and_gradient_at_once_are_right(case: cases.Case) -> None:
+    both = at_once.both_of(replace(case, latency=True))
+    inputs = cases.make_inputs(case, _CPU)
+    verdict = gate.check(
+        lambda input, target: at_once.apply(input, target, both),
+        inputs,
+        gate.expected(case, inputs),
+    )
+    assert verdict.passed, verdict
+
+
+def test_only_default_memory_has_a_form_that_keeps_its_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the others customloss keeps none."""
+    named = {}
+    for each in memory.Memory:
+        monkeypatch.setattr(memory, "current", lambda each=each: each)
+        named[each] = {rival.form for rival in rivals.rivals(_CPU)}
+    assert named[memory.Memory.default] - named[memory.Memory.jemalloc] == {
+        "polynomial, kept gradient"
+    }
+    assert named[memory.Memory.jemalloc] == named[memory.Memory.huge_pages]
 
 
 @INDUCTOR
@@ -204,6 +290,26 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     assert said["MONAI"] == "not installed (pip install monai)"
     assert said["nnU-Net"] == "not installed (pip install --no-deps nnunetv2)"
     assert said["kornia"] == "not installed (pip install kornia)"
+
+
+@pytest.mark.parametrize("form", [libraries.nnunet_exp2, libraries.smp_exp2])
+def test_a_library_is_right_on_powers_of_two(form: formulas.Form) -> None:
+    """Not compiled, which is the same maths."""
+    built = 0
+    for case in cases.SMOKE:
+        if case.dtype == torch.float16:
+            continue  # in which nnU-Net adds up
+        try:
+            loss = form(case)
+        except rivals.Unavailable as reason:
+            if str(reason).startswith(_MISSING):
+                pytest.skip(str(reason))
+            continue
+        inputs = cases.make_inputs(case, _CPU)
+        verdict = gate.check(loss, inputs, gate.expected(case, inputs))
+        assert verdict.passed, (case, verdict)
+        built += 1
+    assert built > 3
 
 
 @pytest.mark.parametrize("family", _LIBRARIES)

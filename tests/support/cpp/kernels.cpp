@@ -81,7 +81,7 @@ struct Operands {
             Activation::kSigmoid,
             T(1),
             T(0),
-            is_hard && !weighted};
+            true};
   }
 };
 
@@ -101,7 +101,7 @@ void print_block(const std::string& name, const char* type, const BlockKernels<T
   std::vector<double> to(4 * kBlock);
   const int32_t adds = 3;
   for (int32_t row = 0; row < adds; ++row) kernels.sum_columns(block, columns.data(), kBlock);
-  kernels.flush_columns({1, block.size, &adds, block.headline}, columns.data(), kBlock, to.data(),
+  kernels.flush_columns({1, block.size, &adds, block.headline()}, columns.data(), kBlock, to.data(),
                         kBlock);
   print(name + ".columns", type, to.data(), to.size());
 }
