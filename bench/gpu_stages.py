@@ -145,13 +145,19 @@ def tell(text: str, *files: TextIO) -> None:
         print(text, file=file, flush=True)
 
 
+def environment() -> dict[str, str]:
+    """That of every command: this tree is imported, whether or not it is installed."""
+    path = os.pathsep.join(filter(None, (str(TREE), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def run_command(command: Command, seconds: float, log: TextIO) -> int | None:
     """The exit status, or None if the time was over; what it prints is shown and logged at once."""
     print(f"$ {' '.join(command)}", file=log, flush=True)
     over = threading.Event()
     with subprocess.Popen(
         command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        errors="replace", start_new_session=True, env=environment(),
     ) as process:  # fmt: skip
 
         def stop() -> None:

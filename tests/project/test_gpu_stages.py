@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gpu_rates
@@ -139,6 +142,63 @@ def test_the_tests_that_a_gpu_runs_exist(tmp_path: Path) -> None:
             assert any(
                 test.startswith(file) and all(w in test for w in words) for test in collected
             )
+
+
+def test_a_tree_that_is_not_installed_is_imported(tmp_path: Path) -> None:
+    """The library may have come with the tree. -S hides what is installed."""
+    script = tmp_path / "where.py"
+    script.write_text("import importlib.util as u; print(u.find_spec('customloss').origin)")
+    stages = [Stage("rates", 60, lambda plan: [[sys.executable, "-S", str(script)]])]
+    assert gpu_stages.run(stages, tmp_path, 480, stand_in=True) == 0
+    assert str(ROOT / "customloss" / "__init__.py") in (tmp_path / "log.txt").read_text()
+
+
+def test_a_pass_is_prepared_on_the_stream_that_captures_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A backward pass runs on the stream of its forward pass, which may be no other one during a
+    capture; and what a graph reads has to live as long as the graph."""
+    told: list[str] = []
+    current = ["default"]
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None: ...
+
+    class Graph:
+        def replay(self) -> None:
+            told.append("replayed")
+
+    @contextlib.contextmanager
+    def on_stream(name: str) -> Iterator[None]:
+        before, current[0] = current[0], name
+        yield
+        current[0] = before
+
+    class Read:
+        """A tensor that the graph reads."""
+
+    def prepare() -> Callable[[], None]:
+        told.append(f"prepared on {current[0]}")
+        read = Read()
+        alive.append(weakref.ref(read))
+
+        def body(read: Read = read) -> None:
+            told.append(f"ran on {current[0]}")
+
+        return body
+
+    alive: list[weakref.ref[Read]] = []
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: on_stream("side"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: on_stream("side"))
+    replay = gpu_rates.graph_of(prepare, torch.device("cuda"))
+    replay()
+    assert told == ["prepared on side", "ran on side", "ran on side", "replayed"]
+    assert alive[0]() is not None
+    del replay
+    assert alive[0]() is None
 
 
 def test_rates_of_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
