@@ -64,7 +64,8 @@ class Stage(NamedTuple):
 
 
 def _pytest(*arguments: str, workers: int = WORKERS) -> Command:
-    plain = ("-q", "-p", "no:cacheprovider", "-o", "timeout=120")
+    # a line for each test: what a stage that is cut off has found is known
+    plain = ("-v", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=120")
     return [sys.executable, "-m", "pytest", "-n", str(workers), *plain, *arguments]
 
 
@@ -78,12 +79,12 @@ def _gpu_tests(plan: Plan, files: str, kept: str, *more: str, workers: int = WOR
 
 def _build(plan: Plan) -> list[Command]:
     build = [sys.executable, "bench/gpu_build.py", *(["--stand-in"] if plan.stand_in else [])]
-    return [build, _gpu_tests(plan, "values", "few_of_everything and cuda-", "--maxfail=1")]
+    return [build, _gpu_tests(plan, "values", "few_of_everything and [cuda", "--maxfail=1")]
 
 
 def _compiled_tests(plan: Plan) -> list[Command]:
     report = f"--junit-xml={plan.results / 'tests.xml'}"
-    return [_gpu_tests(plan, "values training", "cuda-", report)]
+    return [_gpu_tests(plan, "values training", "[cuda", report)]
 
 
 def _rates(plan: Plan) -> list[Command]:
@@ -96,16 +97,16 @@ def _rates_script(plan: Plan, *arguments: str) -> Command:
 
 
 def _triton(plan: Plan) -> list[Command]:
-    return [_gpu_tests(plan, "values", "few_of_everything and triton-")]
+    return [_gpu_tests(plan, "values", "few_of_everything and [triton")]
 
 
 def _streams(plan: Plan) -> list[Command]:
-    return [_gpu_tests(plan, "streams graphs", "cuda-")]
+    return [_gpu_tests(plan, "streams graphs", "[cuda")]
 
 
 def _sanitizer(plan: Plan) -> list[Command]:
     """Every tensor is an allocation of its own, so that an access beyond its end is seen."""
-    tests = _gpu_tests(plan, "values", "few_of_everything and cuda-", workers=0)
+    tests = _gpu_tests(plan, "values", "few_of_everything and [cuda", workers=0)
     alone = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
     tools = ("memcheck", "racecheck")
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -123,25 +124,39 @@ def test_the_first_stages_fit_into_eight_minutes(tmp_path: Path, stand_in: bool)
                     assert (ROOT / word).is_file(), word
 
 
-def test_the_tests_that_a_gpu_runs_exist(tmp_path: Path) -> None:
-    """Words after -k that fit no test would select none."""
-    collected = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "cuda", "tests/backends"],
+@functools.cache
+def _collected(*chosen: str) -> frozenset[str]:
+    """The tests that pytest chooses."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *chosen],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    runs = [
-        command
+    return frozenset(line for line in shown if "::" in line)
+
+
+def _chosen(command: list[str]) -> frozenset[str]:
+    """The tests that a command runs."""
+    words = command[command.index("cuda") - 1 :]
+    return _collected(*(word for word in words if not word.startswith("--")))
+
+
+def test_a_gpu_runs_every_test_of_the_compiled_kernels(tmp_path: Path) -> None:
+    """Words after -k that fit no test would choose none, or not those of a bare [cuda]."""
+    chosen = {
+        stage.name: [
+            _chosen(command)
+            for command in stage.commands(Plan(tmp_path, False, 60))
+            if "pytest" in command
+        ]
         for stage in gpu_stages.STAGES
-        for command in stage.commands(Plan(tmp_path, False, 60))
-        if "pytest" in command
-    ]
-    assert len(runs) == 6
-    for command in runs:
-        words = command[command.index("-k") + 1].split(" and ")
-        for file in (word for word in command if word.startswith("tests/")):
-            assert any(
-                test.startswith(file) and all(w in test for w in words) for test in collected
-            )
+    }
+    assert all(tests for commands in chosen.values() for tests in commands)
+    compiled = {test for test in _collected("-m", "cuda", "tests/backends") if "[cuda" in test}
+    assert compiled == chosen["tests"][0] | chosen["streams"][0]
+    assert chosen["build"][0] < chosen["tests"][0]
+    assert chosen["sanitizer"] == [chosen["build"][0]] * 2
+    (triton,) = chosen["triton"]
+    assert {test.replace("[triton", "[cuda") for test in triton} == chosen["build"][0]
 
 
 def test_a_tree_that_is_not_installed_is_imported(tmp_path: Path) -> None:
