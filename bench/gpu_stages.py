@@ -121,7 +121,7 @@ def _profiler(plan: Plan) -> list[Command]:
 
 
 STAGES = (
-    Stage("build", 90, _build),
+    Stage("build", 200, _build),  # 20 s where the library came with the tree
     Stage("tests", 150, _compiled_tests),
     Stage("rates", 120, _rates),
     Stage("triton", 60, _triton),

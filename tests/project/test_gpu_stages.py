@@ -116,7 +116,7 @@ def test_what_was_found_is_there_when_the_run_is_killed(
 def test_the_first_stages_fit_into_eight_minutes(tmp_path: Path, stand_in: bool) -> None:
     first = gpu_stages.STAGES[:3]
     assert [stage.name for stage in first] == ["build", "tests", "rates"]
-    assert [stage.seconds for stage in first] == [90, 150, 120]
+    assert sum(stage.seconds for stage in first) <= 480
     for stage in gpu_stages.STAGES:
         for command in stage.commands(Plan(tmp_path, stand_in, stage.seconds)):
             for word in command:
