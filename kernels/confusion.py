@@ -21,7 +21,7 @@ from customloss._spec.arguments import Data, Elements, Incoming, Scoring, Wrt
 from customloss._spec.words import ABSENT, INPUT, SIGMOID, TARGET, WEIGHT
 
 from . import pixel
-from .element import groups_of, known_multiple, number, offsets, probability, tile_rows, weigh
+from .element import groups_of, multiple_of, number, offsets, probability, tile_rows, weigh
 from .fold import total_sums
 from .group import load_sums
 from .launch import ONE_OR_MORE, on, strided
@@ -109,7 +109,7 @@ def sums_kernel(
     Moves:  reads input, target and weight once; writes 3 or 4 floats per chunk and group
     """
     pid = tl.program_id(0)
-    groups = known_multiple(groups, classes, ONE_SAMPLE)
+    groups = multiple_of(classes, groups, ONE_SAMPLE)
     group, sample, cls = groups_of(pid, column_tiles, classes, ONE_SAMPLE, LONG, COLS)
     chunk = pid // column_tiles
     first = chunk * per_chunk
@@ -235,7 +235,7 @@ def gradient_kernel(
     Moves:  reads input, target (not for WRT target) and weight once, writes the gradient once
     """
     pid = tl.program_id(0)
-    groups = known_multiple(groups, classes, ONE_SAMPLE)
+    groups = multiple_of(classes, groups, ONE_SAMPLE)
     group, sample, cls = groups_of(pid, column_tiles, classes, ONE_SAMPLE, LONG, COLS)
     chunk = pid // column_tiles
     first = chunk * per_chunk

@@ -108,13 +108,9 @@ def tile_rows(
 
 
 @triton.jit
-def known_multiple(groups, classes, ONE_SAMPLE: tl.constexpr):
-    """The number of groups; the compiler sees that 16 divides it if 16 divides the classes."""
-    if ONE_SAMPLE:
-        result = classes
-    else:
-        result = groups // classes * classes
-    return result
+def multiple_of(classes, groups, ONE_SAMPLE: tl.constexpr):
+    """``groups``; the compiler sees that 16 divides it if 16 divides the classes."""
+    return classes if ONE_SAMPLE else groups // classes * classes
 
 
 @triton.jit
