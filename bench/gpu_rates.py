@@ -60,19 +60,31 @@ def ours(case: Case) -> rivals.Loss:
     return rival.build(case)
 
 
-def graph_of(body: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """``body`` as a CUDA graph; on a CPU itself."""
+def graph_of(
+    prepare: Callable[[], Callable[[], object]], device: torch.device
+) -> Callable[[], object]:
+    """What ``prepare`` returns, as a CUDA graph; on a CPU itself.
+
+    It is prepared on the stream that captures it: autograd runs a backward pass on the stream of
+    its forward pass, and no other stream may have work during a capture.
+    """
     if device.type != "cuda":
-        return body
+        return prepare()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        body = prepare()
         body()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         body()
-    return graph.replay
+
+    def replay(kept: object = body) -> None:
+        """Keeps the tensors of ``body``: the graph knows their addresses, and does not own them."""
+        graph.replay()
+
+    return replay
 
 
 def one_pass(loss: rivals.Loss, which: str, inputs: Inputs) -> Callable[[], object]:
@@ -85,17 +97,25 @@ def one_pass(loss: rivals.Loss, which: str, inputs: Inputs) -> Callable[[], obje
     return lambda: torch.autograd.grad(value, inputs.input, scale, retain_graph=True)
 
 
+def in_turn(bodies: list[Callable[[], object]]) -> Callable[[], object]:
+    """All of them, one after the other."""
+
+    def run() -> None:
+        for body in bodies:
+            body()
+
+    return run
+
+
 def replays(case: Case, loss: rivals.Loss, inputs: list[Inputs]) -> dict[str, Replay]:
     """A graph for every pass of a case."""
     made = {}
     for which in case.passes:
-        bodies = [one_pass(loss, which, each) for each in inputs]
 
-        def body(bodies: list[Callable[[], object]] = bodies) -> None:
-            for each in bodies:
-                each()
+        def prepare(which: str = which) -> Callable[[], object]:
+            return in_turn([one_pass(loss, which, each) for each in inputs])
 
-        run_all = graph_of(body, inputs[0].input.device)
+        run_all = graph_of(prepare, inputs[0].input.device)
         made[which] = Replay(run_all, len(inputs), case.moved_bytes(which))
     return made
 
@@ -104,7 +124,7 @@ def copying(device: torch.device, bytes: int) -> Replay:
     """A copy into memory that is there: it reads ``bytes`` and writes as many."""
     source = torch.rand(bytes // 4, device=device)
     target = torch.zeros_like(source)
-    return Replay(graph_of(lambda: target.copy_(source), device), 1, 2 * bytes)
+    return Replay(graph_of(lambda: lambda: target.copy_(source), device), 1, 2 * bytes)
 
 
 # ---- time ----------------------------------------------------------------------------------------

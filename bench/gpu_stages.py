@@ -64,7 +64,8 @@ class Stage(NamedTuple):
 
 
 def _pytest(*arguments: str, workers: int = WORKERS) -> Command:
-    plain = ("-q", "-p", "no:cacheprovider", "-o", "timeout=120")
+    # a line for each test: what a stage that is cut off has found is known
+    plain = ("-v", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=120")
     return [sys.executable, "-m", "pytest", "-n", str(workers), *plain, *arguments]
 
 
@@ -78,12 +79,12 @@ def _gpu_tests(plan: Plan, files: str, kept: str, *more: str, workers: int = WOR
 
 def _build(plan: Plan) -> list[Command]:
     build = [sys.executable, "bench/gpu_build.py", *(["--stand-in"] if plan.stand_in else [])]
-    return [build, _gpu_tests(plan, "values", "few_of_everything and cuda-", "--maxfail=1")]
+    return [build, _gpu_tests(plan, "values", "few_of_everything and [cuda", "--maxfail=1")]
 
 
 def _compiled_tests(plan: Plan) -> list[Command]:
     report = f"--junit-xml={plan.results / 'tests.xml'}"
-    return [_gpu_tests(plan, "values training", "cuda-", report)]
+    return [_gpu_tests(plan, "values training", "[cuda", report)]
 
 
 def _rates(plan: Plan) -> list[Command]:
@@ -96,16 +97,16 @@ def _rates_script(plan: Plan, *arguments: str) -> Command:
 
 
 def _triton(plan: Plan) -> list[Command]:
-    return [_gpu_tests(plan, "values", "few_of_everything and triton-")]
+    return [_gpu_tests(plan, "values", "few_of_everything and [triton")]
 
 
 def _streams(plan: Plan) -> list[Command]:
-    return [_gpu_tests(plan, "streams graphs", "cuda-")]
+    return [_gpu_tests(plan, "streams graphs", "[cuda")]
 
 
 def _sanitizer(plan: Plan) -> list[Command]:
     """Every tensor is an allocation of its own, so that an access beyond its end is seen."""
-    tests = _gpu_tests(plan, "values", "few_of_everything and cuda-", workers=0)
+    tests = _gpu_tests(plan, "values", "few_of_everything and [cuda", workers=0)
     alone = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
     tools = ("memcheck", "racecheck")
     return [
@@ -120,7 +121,7 @@ def _profiler(plan: Plan) -> list[Command]:
 
 
 STAGES = (
-    Stage("build", 90, _build),
+    Stage("build", 200, _build),  # 20 s where the library came with the tree
     Stage("tests", 150, _compiled_tests),
     Stage("rates", 120, _rates),
     Stage("triton", 60, _triton),
@@ -145,13 +146,19 @@ def tell(text: str, *files: TextIO) -> None:
         print(text, file=file, flush=True)
 
 
+def environment() -> dict[str, str]:
+    """That of every command: this tree is imported, whether or not it is installed."""
+    path = os.pathsep.join(filter(None, (str(TREE), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def run_command(command: Command, seconds: float, log: TextIO) -> int | None:
     """The exit status, or None if the time was over; what it prints is shown and logged at once."""
     print(f"$ {' '.join(command)}", file=log, flush=True)
     over = threading.Event()
     with subprocess.Popen(
         command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        errors="replace", start_new_session=True, env=environment(),
     ) as process:  # fmt: skip
 
         def stop() -> None:

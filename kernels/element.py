@@ -55,14 +55,23 @@ def weigh(value, w):
 
 
 @triton.jit
+def stride_of(strides, k: tl.constexpr):
+    """One of the strides that layout.steps made."""
+    stride = strides[k]
+    if strides[-1] is not None:
+        stride = (stride + 15) >> 4  # 1 stays 1
+    return stride
+
+
+@triton.jit
 def _along(index, sizes, strides, AXES: tl.constexpr):
     """The offset of a flat index over the AXES outermost reduced axes."""
     offset = index * 0
     for i in tl.static_range(AXES):
         if i == AXES - 1:
-            offset += index * strides[2]
+            offset += index * stride_of(strides, 2)
         else:
-            offset += (index % sizes[AXES - 1 - i]) * strides[AXES + 1 - i]
+            offset += (index % sizes[AXES - 1 - i]) * stride_of(strides, AXES + 1 - i)
             index = index // sizes[AXES - 1 - i]
     return offset
 
@@ -70,9 +79,9 @@ def _along(index, sizes, strides, AXES: tl.constexpr):
 @triton.jit
 def offsets(strides, sizes, sample, cls, row, outer, AXES: tl.constexpr, SPLIT: tl.constexpr):
     """The offsets [ROWS, COLS] of a tile in one operand."""
-    column = sample * strides[0] + cls * strides[1]
+    column = sample * stride_of(strides, 0) + cls * stride_of(strides, 1)
     if SPLIT:
-        rows = row * strides[AXES + 1] + _along(outer, sizes, strides, AXES - 1)
+        rows = row * stride_of(strides, AXES + 1) + _along(outer, sizes, strides, AXES - 1)
     else:
         rows = _along(row, sizes, strides, AXES)
     return rows[:, None] + column[None, :]
@@ -96,6 +105,12 @@ def tile_rows(
             piece = tile - outer * pieces
     row = piece * ROWS + tl.arange(0, ROWS)
     return row, outer, row < limit
+
+
+@triton.jit
+def multiple_of(classes, groups, ONE_SAMPLE: tl.constexpr):
+    """``groups``; the compiler sees that 16 divides it if 16 divides the classes."""
+    return classes if ONE_SAMPLE else groups // classes * classes
 
 
 @triton.jit

@@ -95,6 +95,19 @@ def inner_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return (0, *sizes[1:]) if len(sizes) > 1 else sizes
 
 
+def steps(strides: tuple[int, ...]) -> tuple[int | None, ...]:
+    """``strides`` of an operand as the kernels take them (element.stride_of).
+
+    Triton compiles a kernel of its own for every set of numbers of a tuple that are 1 or multiples
+    of 16, so that it can make loads wide.  They can be if all the strides are, and it makes no
+    difference which of them are where some are not.  These are therefore multiplied by 16, and so
+    look alike; the last element says whether they were.
+    """
+    if all(stride == 1 or stride % 16 == 0 for stride in strides):
+        return (*strides, None)
+    return (*(stride if stride == 1 else 16 * stride for stride in strides), 16)
+
+
 def ceil_div(a: int, b: int) -> int:
     """``a / b``, rounded up."""
     return -(-a // b)

@@ -12,7 +12,7 @@ import triton.language as tl
 from customloss._spec.words import INPUT, TARGET
 
 from . import pixel_element as element
-from .element import number, offsets, weigh
+from .element import number, offsets, stride_of, weigh
 from .rows import row_of
 
 WRT_INPUT, WRT_TARGET = tl.constexpr(INPUT), tl.constexpr(TARGET)
@@ -61,7 +61,7 @@ def at_of(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl.con
     """The offsets of pixels and classes; c is [1, CLASSES], or [P, 1]."""
     split: tl.constexpr = (element.SPLIT & HOW) != 0
     place = offsets(strides, sizes, sample, tl.arange(0, 1), row, outer, AXES, split)
-    return place + c * strides[1]
+    return place + c * stride_of(strides, 1)
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def logits_at(strides, sizes, sample, c, row, outer, AXES: tl.constexpr, HOW: tl
         place = tl.multiple_of(place, (4, 4))
     elif element.PAIRS & HOW:
         place = tl.multiple_of(place, (2, 2))
-    return place + c * strides[1]
+    return place + c * stride_of(strides, 1)
 
 
 @triton.jit

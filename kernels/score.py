@@ -391,7 +391,7 @@ def _finish(
         TN=has_tn, PARTS=parts, **options,
     )  # fmt: skip
     entry_columns = power_of_2(width_blocks)
-    entry_rows = min(max(1, LANES // entry_columns), power_of_2(programs // width_blocks))
+    entry_rows = _parts(programs // width_blocks, entry_columns)
     finish_kernel[(programs,)](
         sums, entries, groups, rows, width, width_blocks, coefficients, loss, class_weight,
         *similarity, pointwise.score_weight, *factors,
@@ -399,7 +399,8 @@ def _finish(
     )  # fmt: skip
 
 
-def _parts(chunks: int, groups: int) -> int:
-    """How many partials of each group are read at once; three cases, as each compiles a kernel."""
-    most = max(1, LANES // groups)
-    return 1 if chunks == 1 else most if chunks > 16 else min(16, most)
+def _parts(count: int, width: int) -> int:
+    """How many of the ``count`` numbers of each of ``width`` sums are read at once; three cases, as
+    each compiles a kernel."""
+    most = max(1, LANES // width)
+    return 1 if count == 1 else most if count > 16 else min(16, most)

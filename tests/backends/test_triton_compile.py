@@ -20,7 +20,12 @@ from torch import Tensor
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton_package  # noqa: E402
-from compiled_triton import Compiled, StandIn, differences_of_products  # noqa: E402
+from compiled_triton import (  # noqa: E402
+    Compiled,
+    StandIn,
+    differences_of_products,
+    standing_in,
+)
 
 triton_package.load()
 
@@ -70,13 +75,9 @@ def compiled(
         return kernel
 
     monkeypatch.setattr(triton.JITFunction, "run", compile_only)
-    driver = triton.runtime.driver
-    # Private fields are used, because reading the public one looks for a GPU.
-    before = driver._active if hasattr(driver, "_active") else None
-    driver.set_active(StandIn(result.capability))
-    yield result
-    result.check()
-    driver.set_active(before)
+    with standing_in(StandIn(result.capability)):
+        yield result
+        result.check()
 
 
 def passes(

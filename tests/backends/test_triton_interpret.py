@@ -16,6 +16,8 @@ from paths import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import interpreted
+
 pytestmark = pytest.mark.triton
 
 # The numbers of shards: of the default cases, and of the cases that are marked ``more``.
@@ -33,6 +35,14 @@ RUNS = [
     for choice, count, marks in zip(("not more", "more"), counts, ((), pytest.mark.more))
     for number in range(count)
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpreter() -> None:
+    """Skips what no interpreter can run, and says why."""
+    reason = interpreted.refusal()
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.mark.parametrize(("name", "choice", "shard"), RUNS)

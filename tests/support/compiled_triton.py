@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import triton
 from triton.backends import compiler as backends
 
@@ -19,17 +23,31 @@ REGISTER_LIMIT = 255
 class StandIn:
     """The part of a Triton driver that compilation needs."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability: int, device: str = "") -> None:
         self.capability = capability
+        self.device = device or f"sm_{capability}"  # Triton keeps what it compiled per device
 
     def get_current_target(self) -> Any:
         return backends.GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> str:
-        return f"sm_{self.capability}"  # Triton caches compiled kernels per device
+        return self.device
 
     def get_current_stream(self, device: str) -> int:
         return 0
+
+
+@contextmanager
+def standing_in(stand_in: StandIn) -> Iterator[None]:
+    """Within it, Triton takes this machine for one with such a GPU."""
+    driver = triton.runtime.driver
+    # Private fields are used, because reading the public one looks for a GPU.
+    before = driver._active if hasattr(driver, "_active") else None
+    driver.set_active(stand_in)
+    try:
+        yield
+    finally:
+        driver.set_active(before)
 
 
 class Compiled:
@@ -67,6 +85,40 @@ class Compiled:
                     spilled[name] = max(stack, spilled.get(name, 0))
                 assert registers <= REGISTER_LIMIT
         assert not spilled, f"bytes of stack: {spilled}"
+
+
+class Variants:
+    """The variants of kernels that would have been compiled, by name."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, str]] = set()
+
+    def counts(self) -> Counter[str]:
+        """How many variants every kernel has."""
+        return Counter(name for name, _ in self.seen)
+
+    @contextmanager
+    def counted(self) -> Iterator[Variants]:
+        """Within it, no kernel is compiled or launched; those that would be are counted."""
+        run = triton.JITFunction.run
+        device = f"counts {id(self)}"  # for which nothing has been compiled
+
+        def count(*, key: str, fn: Any, **_: Any) -> bool:
+            self.seen.add((fn.name, key))
+            fn.jit_function.device_caches[device][0][key] = self  # stands for what is compiled
+            return True  # that it is not to be compiled
+
+        def without_a_launch(self: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
+            launched.add(self)
+            run(self, *args, grid=grid, warmup=True, **given)
+
+        launched: set[Any] = set()
+        with pytest.MonkeyPatch.context() as patch, standing_in(StandIn(90, device)):
+            patch.setattr(triton.JITFunction, "run", without_a_launch)
+            patch.setattr(triton.knobs.runtime, "jit_cache_hook", count)
+            yield self
+        for kernel in launched:
+            del kernel.device_caches[device]
 
 
 def _unused_frame(ptx: str) -> int:
