@@ -21,11 +21,11 @@ from customloss._spec.arguments import Data, Elements, Incoming, Scoring, Wrt
 from customloss._spec.words import ABSENT, INPUT, SIGMOID, TARGET, WEIGHT
 
 from . import pixel
-from .element import groups_of, multiple_of, number, offsets, probability, tile_rows, weigh
+from .element import groups_of, groups_of_samples, number, offsets, probability, tile_rows, weigh
 from .fold import total_sums
 from .group import load_sums
-from .launch import ONE_OR_MORE, on, strided
-from .layout import Plan, inner_sizes, plan, steps
+from .launch import ALIGNMENT_IRRELEVANT, on, strided
+from .layout import Plan, inner_sizes, plan, scaled
 from .score import loss_shape, score, sums_score
 
 __all__ = ["confusion", "confusion_backward", "confusion_score", "refusal", "sums_score"]
@@ -91,7 +91,7 @@ def _tile_sums(
     return tp, fp, fn, tn
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     plane, groups, classes, column_tiles, reduced, tiles, pieces, per_chunk,
@@ -109,7 +109,7 @@ def sums_kernel(
     Moves:  reads input, target and weight once; writes 3 or 4 floats per chunk and group
     """
     pid = tl.program_id(0)
-    groups = multiple_of(classes, groups, ONE_SAMPLE)
+    groups = groups_of_samples(classes, groups, ONE_SAMPLE)
     group, sample, cls = groups_of(pid, column_tiles, classes, ONE_SAMPLE, LONG, COLS)
     chunk = pid // column_tiles
     first = chunk * per_chunk
@@ -216,7 +216,7 @@ def _tile_gradient(
         tl.store(out + out_at, g)
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     grad_sample, grad_class, groups, classes, column_tiles, reduced, tiles, pieces, per_chunk,
@@ -235,7 +235,7 @@ def gradient_kernel(
     Moves:  reads input, target (not for WRT target) and weight once, writes the gradient once
     """
     pid = tl.program_id(0)
-    groups = multiple_of(classes, groups, ONE_SAMPLE)
+    groups = groups_of_samples(classes, groups, ONE_SAMPLE)
     group, sample, cls = groups_of(pid, column_tiles, classes, ONE_SAMPLE, LONG, COLS)
     chunk = pid // column_tiles
     first = chunk * per_chunk
@@ -349,7 +349,7 @@ def _partials(data: Data, elements: Elements, with_tn: bool) -> tuple[int, int, 
             partials, input, target, weight, elements.scale, elements.offset,
             launch.chunks * launch.groups, launch.groups, launch.classes, launch.column_tiles,
             launch.reduced, launch.tiles, launch.pieces, launch.per_chunk,
-            inner_sizes(launch.sizes), *map(steps, launch.strides),
+            inner_sizes(launch.sizes), *map(scaled, launch.strides),
             TN=with_tn, **_constants(launch, data, elements),
         )  # fmt: skip
     return launch.samples, launch.classes, partials
@@ -411,6 +411,6 @@ def confusion_backward(incoming: Incoming, data: Data, wrt: Wrt, elements: Eleme
             out, grad, coefficients, input, target, weight, elements.scale, elements.offset,
             *grad_strides, launch.groups, launch.classes, launch.column_tiles, launch.reduced,
             launch.tiles, launch.pieces, launch.per_chunk, inner_sizes(launch.sizes),
-            *map(steps, launch.strides), WRT=wrt.wrt, **_constants(launch, data, elements),
+            *map(scaled, launch.strides), WRT=wrt.wrt, **_constants(launch, data, elements),
         )  # fmt: skip
     return out

@@ -56,7 +56,7 @@ def weigh(value, w):
 
 @triton.jit
 def stride_of(strides, k: tl.constexpr):
-    """One of the strides that layout.steps made."""
+    """One of the strides that layout.scaled made."""
     stride = strides[k]
     if strides[-1] is not None:
         stride = (stride + 15) >> 4  # 1 stays 1
@@ -108,7 +108,7 @@ def tile_rows(
 
 
 @triton.jit
-def multiple_of(classes, groups, ONE_SAMPLE: tl.constexpr):
+def groups_of_samples(classes, groups, ONE_SAMPLE: tl.constexpr):
     """``groups``; the compiler sees that 16 divides it if 16 divides the classes."""
     return classes if ONE_SAMPLE else groups // classes * classes
 

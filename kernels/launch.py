@@ -13,7 +13,7 @@ from .layout import Strided
 # Triton compiles a kernel of its own for an argument that is 1, and one for a multiple of 16.  For
 # 1 of these it has no loop or no division.  Multiples of 16 are nothing special: they do not affect
 # the width of the loads that count.  (Arguments that need neither are listed as COUNTS.)
-ONE_OR_MORE = ["groups", "per_chunk", "column_tiles", "class_tiles"]
+ALIGNMENT_IRRELEVANT = ["groups", "per_chunk", "column_tiles", "class_tiles"]
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:

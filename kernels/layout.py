@@ -95,7 +95,7 @@ def inner_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return (0, *sizes[1:]) if len(sizes) > 1 else sizes
 
 
-def steps(strides: tuple[int, ...]) -> tuple[int | None, ...]:
+def scaled(strides: tuple[int, ...]) -> tuple[int | None, ...]:
     """``strides`` of an operand as the kernels take them (element.stride_of).
 
     Triton compiles a kernel of its own for every set of numbers of a tuple that are 1 or multiples

@@ -25,8 +25,8 @@ from customloss.reference import Extra
 
 from . import pixel_element as element
 from .element import tile_rows
-from .launch import ONE_OR_MORE, strided
-from .layout import PixelPlan, Strided, inner_sizes, pixel_plan, power_of_2, steps, walk_plan
+from .launch import ALIGNMENT_IRRELEVANT, strided
+from .layout import PixelPlan, Strided, inner_sizes, pixel_plan, power_of_2, scaled, walk_plan
 from .pixel_element import How
 from .pixel_tile import (
     COUNTS,
@@ -61,7 +61,7 @@ _KEEPING = int(How.TN | How.KEEP)
 # ---- forward ---------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def pixel_sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
     off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64, ignore, plane,
@@ -113,7 +113,7 @@ def pixel_sums_kernel(
 # ---- backward --------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def pixel_gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     on: tl.float64, off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64,
@@ -297,7 +297,7 @@ def _launch(
 ) -> Launch:
     walk = (
         plan.classes, plan.class_tiles, plan.chunks, plan.reduced, plan.tiles, plan.pieces,
-        plan.per_chunk, inner_sizes(plan.sizes), *map(steps, plan.strides),
+        plan.per_chunk, inner_sizes(plan.sizes), *map(scaled, plan.strides),
     )  # fmt: skip
     # small tiles get fewer warps, so that no thread is without an element
     warps = min(4, power_of_2(max(1, plan.rows * plan.cols // 128)))

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from . import pixel_element as element
 from .element import number, tile_rows
-from .launch import ONE_OR_MORE
+from .launch import ALIGNMENT_IRRELEVANT
 from .pixel_tile import (
     COUNTS,
     INFINITY,
@@ -118,7 +118,7 @@ def _block(
     return p, q, positive, target, w, live
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def softmax_sums_kernel(
     partials, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64, on: tl.float64,
     off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64, ignore, plane,
@@ -240,7 +240,7 @@ def _walk_and_keep(
     _keep(kept, kept_plane, at, exists, largest, first, rest, live, FIRST)
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def softmax_walk_kernel(
     kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, scale: tl.float64, ignore,
     classes, class_tiles, chunks, reduced, tiles, pieces, per_chunk,
@@ -264,7 +264,7 @@ def softmax_walk_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def softmax_kept_sums_kernel(
     partials, kept, kept_plane, pixels, x_ptr, t_ptr, w_ptr, scale: tl.float64,
     offset: tl.float64, on: tl.float64, off: tl.float64, log_on: tl.float64, log_off: tl.float64,
@@ -356,7 +356,7 @@ def _slope_at(
     return u
 
 
-@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ONE_OR_MORE)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ALIGNMENT_IRRELEVANT)
 def softmax_gradient_kernel(
     out, grad, coefficients, x_ptr, t_ptr, w_ptr, scale: tl.float64, offset: tl.float64,
     on: tl.float64, off: tl.float64, log_on: tl.float64, log_off: tl.float64, gamma: tl.float64,

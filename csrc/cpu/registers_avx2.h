@@ -1,5 +1,6 @@
 // The registers of AVX2, in the words that the loops by hand are written in: 8 floats, 8 integers,
-// and a mask that is a register of all bits or none.  registers_avx512.h has the same words.
+// and a mask that is a register of all bits or none.  registers_avx512.h and
+// registers_neon.h have the same words.
 // Included where AVX2 is switched on.
 #pragma once
 

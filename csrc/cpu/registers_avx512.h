@@ -1,5 +1,6 @@
 // The registers of AVX-512, in the words that the loops by hand are written in: 16 floats, 16
-// integers, and a mask of 16 bits.  registers_avx2.h has the same words.  Included where AVX-512 is
+// integers, and a mask of 16 bits.  registers_avx2.h and registers_neon.h
+// have the same words.  Included where AVX-512 is
 // switched on.
 #pragma once
 

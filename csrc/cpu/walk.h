@@ -29,7 +29,7 @@ struct Operands {
   Activation activation;
   double scale, offset;
 
-  // Whether the logits are those of the activation as they are.
+  // Whether the activation is `one`, with scale 1 and offset 0.
   bool plain(Activation one) const { return activation == one && scale == 1.0 && offset == 0.0; }
 };
 

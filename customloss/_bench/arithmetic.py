@@ -46,10 +46,10 @@ TORCH = Arithmetic(cheap_exp, log1p, pieces=8)
 
 
 class _Exp(NamedTuple):
-    """exp(x) as a polynomial of x / 2^squares, which is squared so often.
+    """exp(x) as a polynomial of x / 2^squares, which is squared that many times.
 
-    Beyond ``largest`` and -``largest`` the result stays the same: it is nearly 0 beside 1, or 1
-    beside it, and the polynomial is good no further.
+    Beyond ``largest`` and -``largest`` the polynomial is no good, so the result stays as it is
+    there: negligible beside 1, or so large that 1 is negligible beside it.
     ``coefficients`` begin with the highest power. What they are off by grows with the squares.
     """
 

@@ -73,7 +73,8 @@ def room() -> Room:
 
 
 def whereabouts(bytes: int, threads: int, caches: tuple[Cache, ...]) -> str:
-    """Where bytes lie that are read again and again: in the first cache of which they take half."""
+    """Where bytes lie that are read again and again: in the first cache of which they take at most
+    half."""
     for cache in caches:
         if 2 * bytes <= cache.of(threads):
             return f"in {cache.name}"
@@ -162,7 +163,8 @@ def _of_kind(kind: Kind, room: Room, threads: int, repeat: int) -> Iterator[Plan
     if kind.beside_sigmoid:
         yield Plan(kind.part, kind.beside_sigmoid, 1, probes=(SUM, SIGMOID)).again(repeat)
     for count in counts:
-        bytes = min(last.of(count) // 3, room.memory // 16)  # an element may have 3 bytes of 48
+        # an element has at least 3 bytes, and its check takes CHECK_BYTES, 16 times as many
+        bytes = min(last.of(count) // 3, room.memory // 16)
         yield _filling(kind, bytes, count).again(repeat)
     for count in counts:
         yield _beyond(kind, count, room)
@@ -197,12 +199,10 @@ def _probe(name: str, repeat: int) -> measure.Task:
 
 def held(plan: Plan) -> int:
     """The bytes of all copies of logits and target."""
-    """The bytes of all copies of logits and target."""
     return plan.copies * plan.case.read_bytes
 
 
-def cache(plan: Plan, room: Room) -> str:
-    """Where these lie, in words."""
+def cache_of(plan: Plan, room: Room) -> str:
     """Where these lie, in words."""
     return whereabouts(held(plan), plan.threads, room.caches)
 
@@ -213,7 +213,7 @@ def _row(
     field = field._replace(probes={name: _probe(name, plan.repeat) for name in plan.probes})
     with measure.threads(plan.threads):
         row = run.row(plan.case, "forward", field, settings, tick, plan.repeat)
-    return {**row, "threads": plan.threads, "held": held(plan), "cache": cache(plan, room)}
+    return {**row, "threads": plan.threads, "held": held(plan), "cache": cache_of(plan, room)}
 
 
 def _rows(
@@ -231,7 +231,7 @@ def _rows(
         right_part = gate.expected(part, first)
         for case, of_case in itertools.groupby(of_part, key=lambda plan: plan.case):
             same = list(of_case)
-            on_case(f"{case.name} {cache(same[0], room)}")
+            on_case(f"{case.name} {cache_of(same[0], room)}")
             inputs, right = whole(same[0], first, right_part)
             contenders = [run.judge(ours, case, inputs, right)]
             del right

@@ -76,8 +76,8 @@ def _legend(document: Document) -> str:
     """What the words of the table mean, as far as they are in it."""
     said = [
         "An input in a cache takes at most half of it, and is read again and again.",
-        f"An input beyond a cache has at least {BEYOND} times its bytes, or copies of it that take "
-        "turns have so together.",
+        f"An input beyond a cache is at least {BEYOND} times as large, alone or together with its "
+        "copies, which take turns.",
     ]
     if any(row["cache"].startswith("partly") for row in rows(document)):
         said.append("An input partly in a cache is between these.")

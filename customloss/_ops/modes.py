@@ -48,9 +48,8 @@ _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
 def only_passed_on(*operands: Tensor | None) -> bool:
-    """Whether the dispatcher would hand a call of a differentiable operator to its Python function
-    and do nothing else, so that the function can be called directly: outside of traces, transforms,
-    modes and profilers, of tensors that are no subclass."""
+    """Whether the dispatcher would only call the operator's Python function, so that we may call it
+    ourselves. Not so in traces, transforms, modes and profilers, nor for tensor subclasses."""
     if torch.compiler.is_compiling() or transformed():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():

@@ -152,7 +152,7 @@ def _without_class(request: Request, loss: Tensor) -> Tensor:
 
 
 def fused(request: Request, formula: Formula) -> Tensor:
-    """FUSED: the operator ``compound``."""
+    """FUSED: the operator ``compound``, or its function where that is the same."""
     assert isinstance(formula.score, Ratio)
     class_weight = _class_table(request)
     groups = (

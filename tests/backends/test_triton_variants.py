@@ -138,9 +138,9 @@ Operator = Callable[[tuple[int, ...], str], None]
 
 # ---- how many --------------------------------------------------------------------------------
 
-# Of a dense layout it is 16 bytes wide loads or not, one tile for a program or several, one sample
-# or several, and full tiles or not. A crop has an innermost axis of its own, whose length is
-# rounded to a power of two.
+# A dense layout has a variant for each combination of: loads of 16 bytes or not, one tile for a
+# program or several, one sample or several, and full tiles or not. A crop has an innermost axis of
+# its own, whose length is rounded to a power of two.
 MOST = {"planar": 8, "channels_last": 8, "rows": 4, "crops": 20}
 # The groups of every sample apart are as many as there are samples, rounded likewise.
 MOST_BY_SAMPLE = 18

@@ -16,7 +16,7 @@ from cases import LAYOUTS, Case, lay_out, short
 from judge import assert_right, assert_sums_right, confusion_sums, differentiated, soft_f1
 from measured import allocated
 from pixel_cases import EXTRAS, SOFTMAX, numbered, reading
-from process import run_python
+from process import INSTRUCTION_SETS, run_python
 from selection import covering
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -327,7 +327,7 @@ for i, case in enumerate(cases):
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set_is_right(isa: str) -> None:
     done = run_python(JUDGED.format(isa=isa), CUSTOMLOSS_CPU_ISA=isa)
     if "this processor does not have it" in done.stderr:

@@ -80,7 +80,13 @@ def test_where_inputs_lie(bytes: int, threads: int, said: str) -> None:
 
 def _rows(room: roof.Room, threads: int = 2) -> list[tuple[str, list[int], str, int, int]]:
     return [
-        (plan.case.name, list(plan.case.shape), roof.cache(plan, room), plan.threads, plan.copies)
+        (
+            plan.case.name,
+            list(plan.case.shape),
+            roof.cache_of(plan, room),
+            plan.threads,
+            plan.copies,
+        )
         for plan in roof.plans(room, threads, run.Settings())
     ]
 
@@ -124,7 +130,7 @@ def test_every_row_lies_where_it_should(caches: tuple[roof.Cache, ...], threads:
     plans = roof.plans(room, threads, run.Settings())
     for kind in roof.KINDS:
         own = [plan for plan in plans if plan.case.name == kind.part.name]
-        found = {(roof.cache(plan, room), plan.threads) for plan in own}
+        found = {(roof.cache_of(plan, room), plan.threads) for plan in own}
         assert {where for where, _ in found} >= expected
         for count in {1, threads}:
             assert {(f"in {last}", count), (f"beyond {last}", count)} <= found

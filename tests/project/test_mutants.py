@@ -257,6 +257,10 @@ MUTANTS = {
     "the odd powers of an exponential are lost": Mutant(
         "csrc/element.h", "double poly = odd * r + even;", "double poly = even;"
     ),
+    "an ignored class number has a gradient by its weight": Mutant(
+        "csrc/cpu/tile_impl.h", "if (kWrt == Wrt::kWeight) clear_ignored",
+        "if (kWrt == Wrt::kWeight && of.tile.labels == nullptr) clear_ignored",
+    ),
     "halves of a hidden class are written": Mutant(
         "csrc/cpu/confusion.cpp",
         "influence ? block_kernels<T>().gradient_halves(block, g, out)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 from paths import IMPORTED
 
 import customloss
+
+# what CUSTOMLOSS_CPU_ISA takes on this kind of processor
+ARM = platform.machine() in ("aarch64", "arm64")
+INSTRUCTION_SETS = ("baseline", "neon") if ARM else ("baseline", "avx2", "avx512")
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

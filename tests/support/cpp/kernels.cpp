@@ -1,6 +1,7 @@
 // Calls the CPU kernels of one instruction set without torch, and prints what they return as text,
 // so that processors can be compared.  A line is a name, a type, and numbers in hexadecimal.  The
-// type is f32 or f64 for the plain loops, and hand for the loops by hand.
+// type is f32 or f64, hand for the loops of float32 by hand, and bits for numbers that are only
+// moved or converted.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -113,7 +114,7 @@ void print_blocks(const BlockKernels<T>& kernels) {
     for (const bool weighted : {false, true}) {
       const std::string name =
           std::string(is_hard ? "hard" : "soft") + (weighted ? "_weighted" : "");
-      const bool by_hand = !weighted && kernels.gradient_halves != nullptr;
+      const bool by_hand = !weighted && kernels.gradient_halves != nullptr;  // of float32
       print_block(name, by_hand ? "hand" : kType<T>, kernels, of.block(is_hard, weighted));
     }
   }
