@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 TREE = Path(__file__).resolve().parents[1]
 # in a process of its own: a library that is loaded stays
 LOADED = """
@@ -52,6 +54,9 @@ def build() -> int:
 
 def main(stand_in: bool) -> int:
     """0 if there are compiled kernels."""
+    if not stand_in and not torch.cuda.is_available():
+        print("torch finds no GPU here; --stand-in tries the stages on the CPU", flush=True)
+        return 1
     name = "_C" if stand_in else "_C_cuda"
     if not loaded(name) and (stand_in or build() or not loaded(name)):
         print(f"{name} does not serve this machine, see above", flush=True)

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +190,8 @@ def rows_in_time(device: torch.device, seconds: float, copy_bytes: int) -> Itera
     for case in chosen():
         if time.monotonic() < deadline:
             yield from measured(case, device, copy)
+        else:
+            print(f"{case.name}: left out, {seconds:.0f} s are over", flush=True)
 
 
 def once(device: torch.device) -> None:
@@ -215,7 +219,9 @@ def main() -> None:
         raise SystemExit(f"gpu_rates.py: not our compiled kernels: {machine.kernels(device)}")
     if given.once:
         return once(device)
-    document: dict[str, Any] = {"made": machine.provenance(), "machine": machine.describe(device)}
+    made = {**machine.provenance(), "command": shlex.join(["bench/gpu_rates.py", *sys.argv[1:]])}
+    document: dict[str, Any] = {"made": made, "machine": machine.describe(device)}
+    document["stand_in"] = device.type != "cuda"  # figures of a CPU, to try the script
     document["rows"] = []
     print(f"{'case':<22}{'pass':<18}{'µs':>9}{'GB/s':>8}{'of a copy':>11}", flush=True)
     for each in rows_in_time(device, given.seconds, COPY_BYTES):

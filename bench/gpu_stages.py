@@ -2,7 +2,7 @@
 
     bench/gpu.sh RESULTS [--seconds 480] [--only build --only rates] [--stand-in]
 
-RESULTS is a folder. It gets ``log.txt`` (all that is printed, while it is printed),
+RESULTS is a folder, new or empty. It gets ``log.txt`` (all that is printed, while it is printed),
 ``summary.txt`` (a line for each stage that ended), ``tests.xml`` and ``rates.json``: whenever the
 run is killed, what it had found is there. ``PYTHON=... bench/gpu.sh`` names the interpreter. It
 needs torch with CUDA and what the extra ``test`` of this package lists; it needs no network.
@@ -10,7 +10,7 @@ needs torch with CUDA and what the extra ``test`` of this package lists; it need
 The library is built for the GPU that is found, unless ``customloss/_C_cuda.abi3.so`` is there
 already and has code for it. Without a build nothing else is run, so that no fallback is tested or
 timed under our name. Stages that come late are left out when the time is over. The exit status is
-the number of stages that failed.
+the number of stages that failed, or 5 if none was run.
 
 ``--stand-in`` runs the stages on the CPU, as far as they go there, to try this script where no GPU
 is. Its figures are no GPU's.
@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, TextIO
 
 TREE = Path(__file__).resolve().parents[1]
 LEAST_SECONDS = 15  # a stage is not begun with less
+NOTHING_RUN = 5  # the exit status, as pytest has it
 WORKERS = min(14, os.cpu_count() or 1)
 
 
@@ -199,9 +200,8 @@ def run_stage(stage: Stage, plan: Plan, log: TextIO) -> str:
 
 def run(stages: Sequence[Stage], results: Path, seconds: int, stand_in: bool) -> int:
     """Runs the stages as far as the seconds go; the number of those that failed."""
-    results.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    failed = 0
+    failed = passed = 0
     with (results / "log.txt").open("a") as log, (results / "summary.txt").open("a") as summary:
         if stand_in:
             tell("a stand-in: this ran on a CPU, and its figures are no GPU's", log, summary)
@@ -210,17 +210,32 @@ def run(stages: Sequence[Stage], results: Path, seconds: int, stand_in: bool) ->
             if stage.needs and shutil.which(stage.needs) is None:
                 tell(f"{stage.name}: left out, there is no {stage.needs}", log, summary)
             elif left < LEAST_SECONDS:
-                tell(f"{stage.name}: left out, the {seconds} s are over", log, summary)
+                why = f"{max(left, 0)} s are left of {seconds}, and it needs {LEAST_SECONDS}"
+                tell(f"{stage.name}: left out, {why}", log, summary)
             else:
                 plan = Plan(results, stand_in, min(stage.seconds, left))
                 tell(f"\n==== {stage.name}, at most {plan.seconds} s", log)
                 outcome = run_stage(stage, plan, log)
                 tell(f"{stage.name}: {outcome}", log, summary)
+                passed += outcome.startswith("passed")
                 failed += not outcome.startswith("passed")
                 if failed and stage.name == "build":
                     tell("there is no build, so nothing else was run", log, summary)
                     break
-    return failed
+        if not passed and not failed:
+            tell("nothing was run", log, summary)
+    return failed if passed or failed else NOTHING_RUN
+
+
+def new_folder(results: Path) -> Path:
+    """Where a run writes: a used folder would mix its results with those of another run."""
+    if results.exists() and (not results.is_dir() or any(results.iterdir())):
+        raise SystemExit(f"gpu.sh: RESULTS: expected a new or empty folder, got {results}")
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"gpu.sh: RESULTS: {results}: {error.strerror}") from None
+    return results.resolve()
 
 
 def main() -> int:
@@ -237,7 +252,7 @@ def main() -> int:
     # so that a command is killed with its children when this script is
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = [stage for stage in STAGES if stage.name in (given.only or names)]
-    return run(chosen, given.results.resolve(), given.seconds, given.stand_in)
+    return run(chosen, new_folder(given.results), given.seconds, given.stand_in)
 
 
 if __name__ == "__main__":

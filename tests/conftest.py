@@ -31,6 +31,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("customloss")
 
 
+# a plugin of some files that others import from: pytest warns of one that was imported before
+pytest.register_assert_rewrite("cpp_build")
+
 with warnings.catch_warnings():
     # The first use of torch's forward mode imports torch.jit decompositions, which warn once.
     warnings.simplefilter("ignore")

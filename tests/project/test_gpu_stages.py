@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,7 +83,37 @@ def test_late_stages_are_left_out(tmp_path: Path) -> None:
     left = gpu_stages.LEAST_SECONDS + 1
     stages = [_stage("build", "import time; time.sleep(2)"), _stage("tests", "print('late')")]
     assert gpu_stages.run(stages, tmp_path, left, stand_in=False) == 0
-    assert _summary(tmp_path)[1] == f"tests: left out, the {left} s are over"
+    line = _summary(tmp_path)[1]
+    expected = rf"tests: left out, 1[0-4] s are left of {left}, and it needs 15"
+    assert re.fullmatch(expected, line), line
+
+
+def test_a_run_of_nothing_is_no_success(tmp_path: Path) -> None:
+    absent = [_stage("profiler", "", needs="no such program")]
+    assert gpu_stages.run(absent, tmp_path, 480, stand_in=False) == gpu_stages.NOTHING_RUN
+    assert _summary(tmp_path)[-1] == "nothing was run"
+
+
+def test_results_of_two_runs_are_not_mixed(tmp_path: Path) -> None:
+    assert gpu_stages.new_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "tests.xml").touch()
+    with pytest.raises(SystemExit, match="expected a new or empty folder"):
+        gpu_stages.new_folder(tmp_path)
+    with pytest.raises(SystemExit, match="expected a new or empty folder"):
+        gpu_stages.new_folder(tmp_path / "tests.xml")
+    with pytest.raises(SystemExit, match="Not a directory"):
+        gpu_stages.new_folder(tmp_path / "tests.xml" / "below")
+
+
+def test_without_a_gpu_the_build_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, "bench/gpu_build.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == "torch finds no GPU here; --stand-in tries the stages on the CPU\n"
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -228,6 +259,15 @@ def test_rates_of_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert row["gigabytes_a_second"] == pytest.approx(row["bytes"] / seconds / 1e9)
         assert row["share"] == row["gigabytes_a_second"] / row["copy_gigabytes_a_second"]
     json.dumps(rows)
+
+
+def test_cases_that_came_too_late_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_rates, "chosen", lambda: gpu_rates.cases.SMOKE[:2])
+    assert list(gpu_rates.rows_in_time(torch.device("cpu"), 0.0, 1 << 10)) == []
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{case.name}: left out, 0 s are over" for case in gpu_rates.cases.SMOKE[:2]]
 
 
 def test_no_fallback_is_timed() -> None:
