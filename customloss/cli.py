@@ -184,12 +184,16 @@ def bench(
     """
     console = _console()
     if table is not None:
+        measured = {"--full": full, "--smoke": smoke, "--roof": roof, "--against": against}
+        _alone("--table", {**measured, "--case": case, "--memory": memory, "--json": json})
         _show(console, table)
         return
     if smoke and full:
         raise SystemExit("customloss: --smoke contradicts --full; leave one out")
     if roof:
-        _may_be_roof({"--full": full, "--against": against, "--device cuda": device is Device.cuda})
+        # no rival races, and a GPU has other caches
+        on_gpu = device is Device.cuda
+        _alone("--roof", {"--full": full, "--against": against, "--device cuda": on_gpu})
     json = json or Path("out/roof.json" if roof else "out/bench.json")
     if json.suffix != ".json":
         raise SystemExit(f"customloss: --json: expected a name that ends in .json, got {json}")
@@ -344,11 +348,11 @@ def _bench(
     _saved(console, *saved)
 
 
-def _may_be_roof(others: dict[str, object]) -> None:
-    """Refuses what has no meaning beside ``--roof``: no rival races, and a GPU has other caches."""
-    for option, given in others.items():
+def _alone(option: str, others: dict[str, object]) -> None:
+    """Refuses options that have no meaning beside this one."""
+    for other, given in others.items():
         if given:
-            raise SystemExit(f"customloss: --roof contradicts {option}; leave one out")
+            raise SystemExit(f"customloss: {option} contradicts {other}; leave one out")
 
 
 def _roof(console: Console, small: bool, rounds: int, case: str, json: Path) -> None:
@@ -362,6 +366,8 @@ def _roof(console: Console, small: bool, rounds: int, case: str, json: Path) -> 
         names = ", ".join(kind.part.name for kind in roof.KINDS)
         raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
     _no_fallback(torch.device("cpu"))
+    if small:
+        console.print("a smoke test, as if the caches were small: these are no measurements")
     _measured(console, steps, partial(roof.measured, room, settings), json)
     _saved(console, json)
 

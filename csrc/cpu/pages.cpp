@@ -10,6 +10,7 @@
 #include <string>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -109,8 +110,8 @@ struct Block {
 
 // The blocks that are free, the one that was given back last in front.
 //
-// No caller waits for the lock: who does not get it maps or unmaps memory instead. So a process
-// that is forked while another thread holds the lock goes without kept blocks, and does not hang.
+// Passes do not wait for the lock: who does not get it maps or unmaps memory instead. A fork does,
+// so that no thread holds it in the child, where nobody would give it back.
 class FreeBlocks {
  public:
   Block take(int64_t wanted) {
@@ -140,6 +141,9 @@ class FreeBlocks {
     }
     for (int i = 0; i < released; ++i) over[i].release();
   }
+
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
   int64_t bytes() {
     const std::lock_guard lock(mutex_);
@@ -175,6 +179,9 @@ FreeBlocks& free_blocks() {
   static FreeBlocks* const blocks = new FreeBlocks;
   return *blocks;
 }
+
+const int registered = pthread_atfork([] { free_blocks().lock(); }, [] { free_blocks().unlock(); },
+                                      [] { free_blocks().unlock(); });
 
 void give_back(void* data, void* bytes) {
   free_blocks().give({static_cast<char*>(data), reinterpret_cast<int64_t>(bytes)});

@@ -49,7 +49,8 @@ _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 def only_passed_on(*operands: Tensor | None) -> bool:
     """Whether the dispatcher would only call the operator's Python function, so that we may call it
-    ourselves. Not so in traces, transforms, modes and profilers, nor for tensor subclasses."""
+    ourselves. Not so in traces, transforms and modes, under a profiler of this thread, nor for
+    tensor subclasses."""
     if torch.compiler.is_compiling() or transformed():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():

@@ -347,6 +347,7 @@ def test_the_command_saves_a_roof_and_shows_it_again(
     assert "bfloat16 + bool in L2 ...\n" in ran.output
     document = results.load(tmp_path / "out" / "roof.json")
     assert {row["case"] for row in document["rows"]} == {"bfloat16 + bool"}
+    assert "a smoke test, as if the caches were small: these are no measurements" in ran.output
     shown = _invoke("--table", "out/roof.json")
     assert shown.exit_code == 0
     assert shown.output.strip() in ran.output

@@ -61,6 +61,7 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (("--against", "compile", "--no-compile"), "--against compile contradicts --no-compile"),
         (("--against", "kornia"), "--against kornia: not installed (pip install kornia)"),
         (("--full",), "--smoke contradicts --full"),
+        (("--table", "a.json"), "--table contradicts --smoke; leave one out"),
         (("--json", "plain.png"), "--json: expected a name that ends in .json, got plain.png"),
         (("--case", "dogs"), "--case: none of image float32, channels_last float16, image float32"),
         (("--against", "keras"), "--against: expected one of eager, compile, monai, nnunet, smp"),
