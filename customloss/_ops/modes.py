@@ -44,22 +44,6 @@ def wants_grad(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     )
 
 
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
-
-
-def only_passed_on(*operands: Tensor | None) -> bool:
-    """Whether the dispatcher would only call the operator's Python function, so that we may call it
-    ourselves. Not so in traces, transforms and modes, under a profiler of this thread, nor for
-    tensor subclasses."""
-    if torch.compiler.is_compiling() or transformed():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return False
-    if torch._C._get_tracing_state() is not None or torch._C._autograd._profiler_enabled():
-        return False
-    return all(each is None or type(each) in _PLAIN_TYPES for each in operands)
-
-
 def is_constant(tensor: Tensor) -> bool:
     """Whether nothing can be differentiated by this tensor, by autograd or in a transform."""
     if tensor.requires_grad:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from customloss._backends import architectures, choice, libraries, plain
-from customloss._ops import autograd, is_dtensor, vmap
+from customloss._ops import autograd, calls, is_dtensor, vmap
 from customloss._ops.autograd import Compound
 from customloss._ops.modes import transformed, wants_grad
 from customloss._spec import operands, options
@@ -260,9 +260,9 @@ def _leave_cuda_without_code() -> None:
 
 def _implement_differentiable() -> None:
     rules: dict[str, Callable[..., Any]] = {"compound": vmap.compound, "sums_loss": vmap.sums_loss}
-    functions: dict[str, Callable[..., Any]] = {"compound": compound, "sums_loss": sums_loss}
+    calls.functions.update(compound=compound, sums_loss=sums_loss)
     for name, contract in DIFFERENTIABLE.items():
-        flat = grouped(functions[name], contract)
+        flat = grouped(calls.functions[name], contract)
         _implement(name, flat, grouped(rules[name], contract, ahead=2))
     for name in options.OPERATORS:
         _implement(name, ratio_operator(name), vmap.ratio_rule(name))

@@ -18,14 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from customloss import distributed, scores
-from customloss._ops import is_dtensor, modes, register, totals
+from customloss._ops import calls, is_dtensor, modes, totals
 from customloss._spec import options
 from customloss._spec.arguments import ClassWeights, GroupSums, Pointwise
 from customloss._spec.options import Ratio
@@ -152,17 +151,12 @@ def _without_class(request: Request, loss: Tensor) -> Tensor:
 
 
 def fused(request: Request, formula: Formula) -> Tensor:
-    """FUSED: the operator ``compound``, or its function where that is the same."""
+    """FUSED: the operator ``compound``."""
     assert isinstance(formula.score, Ratio)
-    class_weight = _class_table(request)
-    groups = (
-        request.data, ClassWeights(class_weight), request.elements,
+    return calls.call(
+        "compound", request.data, ClassWeights(_class_table(request)), request.elements,
         request.words.scoring(formula.score), formula.pointwise,
     )  # fmt: skip
-    if modes.only_passed_on(*request.data, class_weight):
-        return register.compound(*groups)  # the way there and back costs more than a small batch
-    result: Tensor = torch.ops.customloss.compound(*chain.from_iterable(groups))
-    return result
 
 
 def sums_then_loss(request: Request, formula: Formula, sums: Tensor) -> Tensor:
@@ -174,8 +168,7 @@ def sums_then_loss(request: Request, formula: Formula, sums: Tensor) -> Tensor:
     wide = accumulator(request.data.input) == torch.float64
     group_sums = GroupSums(sums, _class_table(request), elements.extra, elements.per_sample, wide)
     scoring = request.words.scoring(formula.score)
-    result: Tensor = torch.ops.customloss.sums_loss(*group_sums, *scoring, *formula.pointwise)
-    return result
+    return calls.call("sums_loss", group_sums, scoring, formula.pointwise)
 
 
 def composed(request: Request, formula: Formula, sums: Tensor) -> Tensor:
