@@ -13,6 +13,19 @@
 namespace customloss::cpu {
 namespace {
 
+// The registers of floats by the type of the numbers, as registers_*_f64.h has those of doubles.
+template <>
+struct LanesOf<float> {
+  using Register = Floats;
+  using Mask = customloss::cpu::Mask;
+  static constexpr int kLanes = customloss::cpu::kLanes;
+
+  static inline Floats all(float value) { return floats(value); }
+  static inline Mask first(int64_t count) { return first_lanes(count); }
+  static inline Mask nonzero(const uint8_t* from) { return nonzero_bytes(from); }
+  static inline Mask nonzero(const uint8_t* from, Mask valid) { return nonzero_bytes(from, valid); }
+};
+
 // d: m = e^-|x| / (1 + e^-|x|) where x < 0, -m elsewhere.
 template <class T, int kVectors>
 inline void signed_misses(const typename LanesOf<T>::Register (&x)[kVectors],

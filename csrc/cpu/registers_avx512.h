@@ -66,19 +66,6 @@ inline Mask nonzero_bytes(const uint8_t* from, Mask valid) {
   return Mask(_mm_test_epi8_mask(bytes, bytes));
 }
 
-// The same by the type of the numbers, as registers_avx512_f64.h has it.
-template <>
-struct LanesOf<float> {
-  using Register = Floats;
-  using Mask = customloss::cpu::Mask;
-  static constexpr int kLanes = customloss::cpu::kLanes;
-
-  static inline Floats all(float value) { return floats(value); }
-  static inline Mask first(int64_t count) { return first_lanes(count); }
-  static inline Mask nonzero(const uint8_t* from) { return nonzero_bytes(from); }
-  static inline Mask nonzero(const uint8_t* from, Mask valid) { return nonzero_bytes(from, valid); }
-};
-
 template <bool kFloat16>
 inline Floats widen(__m256i halves) {
   if constexpr (kFloat16) return _mm512_cvtph_ps(halves);
