@@ -303,6 +303,8 @@ def _launch(
     warps = min(4, power_of_2(max(1, plan.rows * plan.cols // 128)))
     if plan.kept and not plan.apart and plan.rows * plan.cols >= 2048:
         warps = 8  # with four, a thread would spill the values of its walk and its sums
+    if warps == 4 and plan.looped and not plan.kept and not flags & How.LABELS:
+        warps = 8  # the same holds for the values of a dense target
     constants = {
         "EXTRA": extra,
         "AXES": len(plan.sizes),

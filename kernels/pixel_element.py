@@ -98,6 +98,13 @@ def power(base, exponent, HOW: tl.constexpr):
 
 
 @triton.jit
+def floor_of(p):
+    """The least probability that has a logarithm of its own, in the dtype of p."""
+    # Triton 3.6's interpreter compares a plain number as float32, whatever it is compared with
+    return tl.full((), _FLOOR, p.dtype)
+
+
+@triton.jit
 def outcome(x, scale, offset, EXTRA: tl.constexpr, HOW: tl.constexpr):
     """p, q = 1 - p, -log p and -log q, of a sigmoid or of probabilities."""
     if PROBABILITIES & HOW:
@@ -105,8 +112,9 @@ def outcome(x, scale, offset, EXTRA: tl.constexpr, HOW: tl.constexpr):
         q = 1.0 - x
         positive, negative = p, q
         if LOGS & EXTRA:
-            positive = -tl.log(tl.where(p < _FLOOR, _FLOOR, p))
-            negative = -tl.log(tl.where(q < _FLOOR, _FLOOR, q))
+            floor = floor_of(p)
+            positive = -tl.log(tl.where(p < floor, floor, p))
+            negative = -tl.log(tl.where(q < floor, floor, q))
     else:
         z = x
         if AFFINE & HOW:
@@ -308,7 +316,7 @@ def _side(above, below, p, q, t):
 @triton.jit
 def _log_slope(factor, p):
     """The derivative of factor * log(floored p): 0 below the floor, where it is constant."""
-    below = p < _FLOOR
+    below = p < floor_of(p)
     return tl.where(below, 0.0, factor / tl.where(below, 1.0, p))
 
 

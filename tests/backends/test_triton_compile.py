@@ -297,7 +297,7 @@ def test_the_scale_is_multiplied_after_the_largest_logit_is_taken_away(
 def test_pixel_operands(compiled: Compiled, dtype: torch.dtype, wrt: int) -> None:
     """Dense targets, weights of classes and of pixels, pooled classes and smoothing."""
     extra = int(Extra.LOG_LOSS | Extra.SQUARES)
-    compiled.known = {"softmax_gradient_kernel": 136 if dtype == torch.float64 else 2376}
+    compiled.known = {"softmax_gradient_kernel": 184 if dtype == torch.bfloat16 else 0}
     for classes in (6, 40):
         input = torch.empty(3, classes, 21, 5, dtype=dtype)
         for weight in (torch.empty(classes, 1, 1), torch.empty(3, 1, 21, 5, dtype=dtype)):
