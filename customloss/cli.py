@@ -151,7 +151,7 @@ def bench(
         Path | None,
         typer.Option(
             help="Where to save; without it out/bench.json, with the PNG beside it, or with --roof "
-            "out/roof.json."
+            "out/roof.json, and what was there is kept under another name."
         ),
     ] = None,
     table: Annotated[
@@ -194,7 +194,7 @@ def bench(
         # no rival races, and a GPU has other caches
         on_gpu = device is Device.cuda
         _alone("--roof", {"--full": full, "--against": against, "--device cuda": on_gpu})
-    json = json or Path("out/roof.json" if roof else "out/bench.json")
+    json = json or _fresh(console, Path("out/roof.json" if roof else "out/bench.json"))
     if json.suffix != ".json":
         raise SystemExit(f"customloss: --json: expected a name that ends in .json, got {json}")
     _writable("--json", json, *([] if roof else [json.with_suffix(".png")]))
@@ -310,6 +310,16 @@ def _no_fallback(device: torch.device) -> None:
             f"customloss: the compiled kernels are not loaded, so there is nothing to time: "
             f"{kernels}. CUSTOMLOSS_BACKEND=triton or reference times those"
         )
+
+
+def _fresh(console: Console, path: Path) -> Path:
+    """The default place of a result; one that is there already gets a name of its own."""
+    from customloss._bench import results
+
+    older = results.set_aside(path)
+    if older is not None:
+        console.print(f"the result that was in {path} is now in {older}", style="dim")
+    return path
 
 
 Steps = Callable[[Callable[[str], None], Callable[[], None]], "results.Document"]

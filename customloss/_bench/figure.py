@@ -59,7 +59,7 @@ def _roof_axes(axes: Any, rows: list[Row], document: Document) -> None:
         )
     axes.axvline(100, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [f"{row['case']}, {row['which']}" for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("% of the roof of this machine, measured in the same rounds (right is better)")
     axes.set_title("Large tensors: share of the memory roof", fontsize=10)

@@ -212,7 +212,7 @@ def verdict(document: Document, named: bool = True) -> str:
         for row, closest in found
         if closest.ratio.median < 1
     ]
-    said = f"The median is below 1 in {len(below)} of them"
+    said = f"The median is below 1 in {len(below) or 'none'} of them"
     if below and named:
         said += f": {', '.join(below)}"
     elif not below:

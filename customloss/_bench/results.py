@@ -10,9 +10,11 @@ import json
 import re
 import statistics
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
+import customloss
 from customloss._bench.cases import Temperature
 from customloss._bench.rivals import FAMILIES, OURS
 
@@ -235,6 +237,15 @@ def save(document: Document, path: Path) -> None:
     path.write_text(text + "\n")
 
 
+def set_aside(path: Path) -> Path | None:
+    """Keeps an older result beside a new one, as DATE-TIME-NAME.json; None if there is none."""
+    if not path.is_file():
+        return None
+    changed = datetime.fromtimestamp(path.stat().st_mtime)
+    kept = path.with_stem(f"{changed:%Y%m%d-%H%M%S}-{path.stem}")
+    return path.replace(kept)
+
+
 def load(path: Path) -> Document:
     """What ``save`` wrote."""
     try:
@@ -246,9 +257,12 @@ def load(path: Path) -> Document:
         raise NotAResult("expected a JSON file that customloss bench saved")
     schema = found.get("schema", 1)
     if schema != SCHEMA:
+        version = found.get("machine", {}).get("customloss")
+        writer = f"version {version}" if version else "another version"
         raise NotAResult(
-            f"the file has schema {schema}, this version reads schema {SCHEMA}; measure again, or "
-            "use the version that wrote the file"
+            f"{writer} of customloss saved the file, with schema {schema}; this is version "
+            f"{customloss.__version__}, which reads schema {SCHEMA}: measure again, or use that "
+            "version"
         )
     document: Document = found
     return document

@@ -65,11 +65,16 @@ OPTIONS = {
 }
 
 
+# functions that refuse a softmax, which has no log(1-p)
+OF_A_SIGMOID = ("bce_loss", "dice_bce_loss", "weighted_log_loss")
+
+
 def documented(text: str | None, function: str, defaults: Mapping[str, Any]) -> str | None:
     """The docstring of a module, with shapes and options; one that explains its own is complete."""
     if text is None or "Args:" in text:  # None: python -OO
         return text
-    lines = [_line(name, default, meanings(defaults)) for name, default in defaults.items()]
+    known = meanings(function, defaults)
+    lines = [_line(name, default, known) for name, default in defaults.items()]
     options = textwrap.indent("\n".join(lines), "    ")
     return (
         f"{inspect.cleandoc(text)}\n{SHAPES}\n"
@@ -78,12 +83,14 @@ def documented(text: str | None, function: str, defaults: Mapping[str, Any]) -> 
     )
 
 
-def meanings(defaults: Mapping[str, Any]) -> dict[str, str]:
-    """The lines of the options of a loss. A pointwise part is one number for all classes."""
-    if "pointwise_reduction" not in defaults:
-        return OPTIONS
-    average = '"macro" over classes, "micro" (one group) or "weighted" by support'
-    return {**OPTIONS, "average": average}
+def meanings(function: str, defaults: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of the options of a loss, without the values that it refuses."""
+    known = dict(OPTIONS)
+    if "pointwise_reduction" in defaults:  # a pointwise part is one number for all classes
+        known["average"] = '"macro" over classes, "micro" (one group) or "weighted" by support'
+    if function in OF_A_SIGMOID:
+        known["activation"] = '"sigmoid", or "none" for probabilities'
+    return known
 
 
 def _line(name: str, default: object, meanings: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import pydoc
+import re
 import types
 
 import pytest
@@ -49,7 +50,7 @@ def test_help_has_shapes_and_a_line_for_every_option(loss: type[customloss.Loss]
         if loss is customloss.CustomF1Loss:  # it explains its own
             assert f"{option}" in doc
         else:
-            meaning = help_text.meanings(loss.defaults)[option]
+            meaning = help_text.meanings(loss.function.__name__, loss.defaults)[option]
             assert f"\n    {option}={default!r}: {meaning}.\n" in f"{doc}\n"
     assert max(len(line) for line in doc.splitlines()) <= 100
     assert "Args:" in (inspect.getdoc(loss.forward) or "")
@@ -63,6 +64,20 @@ def test_help_does_not_list_what_is_refused() -> None:
         if not takes:
             with pytest.raises(ValueError, match=r"^average: "):
                 loss(average="none")
+
+
+@pytest.mark.parametrize("loss", LOSS_MODULES, ids=lambda loss: loss.__name__)
+def test_help_lists_the_activations_that_are_taken(loss: type[customloss.Loss]) -> None:
+    lines = [each for each in (loss.__doc__ or "").splitlines() if re.match(" +activation=", each)]
+    p, target = torch.full((3, 3), 1 / 3), torch.eye(3)
+    score = [customloss.scores.jaccard] if "score" in inspect.signature(loss).parameters else []
+    for line in lines:
+        for activation in ("sigmoid", "softmax", "none"):
+            if f'"{activation}"' in line:
+                loss(*score, activation=activation)(p, target)
+            else:
+                with pytest.raises(ValueError, match=r"^activation: "):
+                    loss(*score, activation=activation)(p, target)
 
 
 def test_every_line_is_of_an_option() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
+import customloss
 from customloss._bench import (
+    figure,
     libraries,
     machine,
     report,
@@ -104,7 +109,7 @@ def test_the_verdict_names_every_row_whose_median_is_below_one() -> None:
         "d forward (0.60× against eager), b forward (0.98× against eager)."
     )
     assert report.verdict({"rows": rows[:1]}).endswith(  # type: ignore[typeddict-item]
-        "The median is below 1 in 0 of them, and least in a forward (2.00× against eager)."
+        "The median is below 1 in none of them, and least in a forward (2.00× against eager)."
     )
 
 
@@ -164,8 +169,34 @@ def test_a_narrow_terminal_names_every_case_and_the_fastest_other() -> None:
 def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     path.write_text('{"rows": [], "suite": "quick"}')
-    with pytest.raises(results.NotAResult, match="schema 1, this version reads schema 2"):
+    with pytest.raises(
+        results.NotAResult, match=r"^another version of customloss .* schema 1; this is "
+    ):
         results.load(path)
+    path.write_text('{"rows": [], "schema": 3, "machine": {"customloss": "9.9"}}')
+    said = f"^version 9.9 of .* schema 3; this is version {customloss.__version__}, .* schema 2: "
+    with pytest.raises(results.NotAResult, match=said):
+        results.load(path)
+
+
+def test_an_older_result_is_kept_beside_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert results.set_aside(path) is None
+    path.write_text("older")
+    os.utime(path, (0, datetime(2026, 3, 4, 5, 6, 7).timestamp()))
+    kept = results.set_aside(path)
+    assert kept == tmp_path / "20260304-050607-bench.json"
+    assert kept.read_text() == "older" and not path.exists()
+
+
+@pytest.mark.parametrize("latency", [False, True])
+def test_a_picture_of_one_kind_of_row_has_no_warning(latency: bool, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    case = "64 logits" if latency else "image float32"
+    document = run.run("smoke", _CPU, _FAST._replace(case=case))
+    assert {row["latency"] for row in document["rows"]} == {latency}
+    with warnings.catch_warnings(action="error"):
+        figure.draw(document, tmp_path / "bench.png")
 
 
 def test_a_rival_that_is_missing_is_named_below_the_tables() -> None:

@@ -116,6 +116,20 @@ def test_bench_saves_json_and_png_and_shows_them_again(tmp_path: Path) -> None:
     assert shown.strip()[:400] in output
 
 
+def test_a_result_in_the_default_place_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("bench", "--smoke", "--no-compile", "--against", "eager", "--rounds", "1")
+    _output(*options, "--case", "64 logits")
+    first = Path("out/bench.json").read_text()
+    assert "the result that was in out/bench.json is now in" in _output(
+        *options, "--case", "64 logits"
+    )
+    (kept,) = Path("out").glob("*-bench.json")
+    assert kept.read_text() == first
+
+
 def test_demo_trains_and_saves(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
