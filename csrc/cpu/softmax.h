@@ -22,7 +22,7 @@ namespace {
 enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
 
 // Sums and counts of every class, over some pixels of a tile.
-template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted>
+template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted, int kFew>
 class SoftmaxSums {
  public:
   explicit SoftmaxSums(const Tile<float>& tile) : tile_(tile), live_count_(0) {
@@ -39,13 +39,13 @@ class SoftmaxSums {
     const Floats one = floats(1.0f);
     alignas(64) float e_of[kMostClasses][kPixels];
     Floats true_loss[kVectors], focal[kVectors], inverse[kVectors], q[kVectors];
-    SoftmaxStep<kVectors, kWeighted> step;
+    SoftmaxStep<kVectors, kWeighted, kFew> step;
     step.load(tile_, at, valid);
-    for (int64_t c = 0; c < tile_.classes; ++c) {
+    for_classes<kFew>(tile_.classes, [&](int64_t c) {
       Floats under[kVectors];
       step.exponentials(tile_, c, at, valid, e_of[c], under);
       if constexpr (kLogs == kTrueLogs || kFocals) step.note_true(c, e_of[c], under);
-    }
+    });
     const auto& rest = step.rest;
     CUSTOMLOSS_EACH(inverse[u] = reciprocal_of(one + rest[u]))
     CUSTOMLOSS_EACH(q[u] = rest[u] * inverse[u])
@@ -64,7 +64,7 @@ class SoftmaxSums {
     // The leader where its p is above 1/2, which that of a NaN never is, else no class.
     Ints sure[kVectors];
     CUSTOMLOSS_EACH(sure[u] = choose(step.live[u] & below(rest[u], one), step.leader[u], ints(-1)))
-    for (int64_t c = 0; c < tile_.classes; ++c) {
+    for_classes<kFew>(tile_.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       const float* const e = e_of[c];
       Floats p[kVectors];
@@ -111,7 +111,7 @@ class SoftmaxSums {
         counts_[c].first += __builtin_popcountll(is_first);
         counts_[c].target_first += __builtin_popcountll(is_target & is_first);
       }
-    }
+    });
   }
 
   void flush(double* to, int64_t to_pitch) const {
@@ -203,10 +203,10 @@ class SoftmaxSums {
   Counts counts_[kMostClasses];
 };
 
-template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted>
+template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted, int kFew = 0>
 void softmax_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
   for_short_sums<kLanes>(tile.pixels, [&](int64_t first, int64_t last) {
-    SoftmaxSums<kLogs, kFocals, kDecisions, kWeighted> sums(tile);
+    SoftmaxSums<kLogs, kFocals, kDecisions, kWeighted, kFew> sums(tile);
     for_registers(first, last, [&](int64_t at, const auto& valid) { sums.add(at, valid); });
     sums.flush(to, to_pitch);
   });
@@ -218,14 +218,26 @@ void softmax_sums_focal(const Tile<float>& tile, double* to, int64_t to_pitch) {
                        : softmax_sums<kNoLogs, true, false, kWeighted>(tile, to, to_pitch);
 }
 
+template <Logs kLogs, bool kDecisions, bool kWeighted>
+void softmax_sums_of(const Tile<float>& tile, double* to, int64_t to_pitch) {
+  if constexpr (!kDecisions && !kWeighted && kLogs != kEveryLogs) {  // those of most losses
+    switch (tile.classes) {
+      case 2: return softmax_sums<kLogs, false, false, false, 2>(tile, to, to_pitch);
+      case 3: return softmax_sums<kLogs, false, false, false, 3>(tile, to, to_pitch);
+      case 4: return softmax_sums<kLogs, false, false, false, 4>(tile, to, to_pitch);
+    }
+  }
+  softmax_sums<kLogs, false, kDecisions, kWeighted>(tile, to, to_pitch);
+}
+
 template <bool kDecisions, bool kWeighted>
 void softmax_sums_logs(const Tile<float>& tile, double* to, int64_t to_pitch) {
   if (!(tile.extra & kLogLoss)) {
-    return softmax_sums<kNoLogs, false, kDecisions, kWeighted>(tile, to, to_pitch);
+    return softmax_sums_of<kNoLogs, kDecisions, kWeighted>(tile, to, to_pitch);
   }
   tile.smoothing.log_off == 0.0f
-      ? softmax_sums<kTrueLogs, false, kDecisions, kWeighted>(tile, to, to_pitch)
-      : softmax_sums<kEveryLogs, false, kDecisions, kWeighted>(tile, to, to_pitch);
+      ? softmax_sums_of<kTrueLogs, kDecisions, kWeighted>(tile, to, to_pitch)
+      : softmax_sums_of<kEveryLogs, kDecisions, kWeighted>(tile, to, to_pitch);
 }
 
 void headline_softmax_sums(const Tile<float>& tile, bool weighted, double* to, int64_t to_pitch) {

@@ -15,7 +15,7 @@
 namespace customloss::cpu {
 namespace {
 
-template <bool kLogs, bool kFocals, bool kWeighted>
+template <bool kLogs, bool kFocals, bool kWeighted, int kFew>
 class SoftmaxGradient {
  public:
   SoftmaxGradient(const Tile<float>& tile, const float* by, float* out, int64_t out_pitch)
@@ -45,11 +45,11 @@ class SoftmaxGradient {
     const Floats one = floats(1.0f);
     alignas(64) float e_of[kMostClasses][kPixels];
     Floats whole[kVectors], inverse[kVectors], shift[kVectors], slope[kVectors], dot[kVectors];
-    SoftmaxStep<kVectors, kWeighted> step;
+    SoftmaxStep<kVectors, kWeighted, kFew> step;
     step.load(tile_, at, valid);
     const auto& y = step.y;
     CUSTOMLOSS_EACH(dot[u] = shift[u] = slope[u] = floats(0.0f))
-    for (int64_t c = 0; c < tile_.classes; ++c) {
+    for_classes<kFew>(tile_.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       Floats under[kVectors];
       step.exponentials(tile_, c, at, valid, e_of[c], under);
@@ -57,20 +57,20 @@ class SoftmaxGradient {
                           choose(equal(step.leader[u], cls), pick(u_[c], y[u], cls), shift[u]))
       if constexpr (kLogs) CUSTOMLOSS_EACH(slope[u] = slope[u] + pick(h_[c], y[u], cls))
       if constexpr (kFocals) step.note_true(c, e_of[c], under);
-    }
+    });
     CUSTOMLOSS_EACH(whole[u] = one + step.rest[u]; inverse[u] = reciprocal_of(whole[u]))
-    for (int64_t c = 0; c < tile_.classes; ++c) {
+    for_classes<kFew>(tile_.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       CUSTOMLOSS_EACH(
           dot[u] = fused(load(e_of[c] + kLanes * u), pick(u_[c], y[u], cls) - shift[u], dot[u]))
-    }
+    });
     CUSTOMLOSS_EACH(dot[u] = dot[u] * inverse[u])
     Floats focal[kVectors];  // what a focal loss adds to the h of the true class
     if constexpr (kFocals) {
       focal_slopes(step, inverse, focal);
       CUSTOMLOSS_EACH(slope[u] = slope[u] + focal[u])
     }
-    for (int64_t c = 0; c < tile_.classes; ++c) {
+    for_classes<kFew>(tile_.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       float* const to = out_ + c * out_pitch_ + at;
       Floats e[kVectors], p[kVectors], found[kVectors];
@@ -90,13 +90,13 @@ class SoftmaxGradient {
       }
       if constexpr (kWeighted) CUSTOMLOSS_EACH(found[u] = step.weight[u] * found[u])
       CUSTOMLOSS_EACH(store(to + kLanes * u, only(step.live[u], found[u]), valid[u]))
-    }
+    });
   }
 
  private:
   template <int kVectors>
   inline __attribute__((always_inline)) void focal_slopes(
-      const SoftmaxStep<kVectors, kWeighted>& step, const Floats (&inverse)[kVectors],
+      const SoftmaxStep<kVectors, kWeighted, kFew>& step, const Floats (&inverse)[kVectors],
       Floats (&to)[kVectors]) const {
     constexpr float kLeast = kProbabilityFloor<float>;
     const Floats gamma = floats(tile_.focal.gamma), zero = floats(0.0f);
@@ -129,16 +129,23 @@ class SoftmaxGradient {
   float u_[kMostClasses][2], h_[kMostClasses][2], focal_[kMostClasses];
 };
 
-template <bool kLogs, bool kFocals, bool kWeighted>
+template <bool kLogs, bool kFocals, bool kWeighted, int kFew = 0>
 void softmax_gradient_by_hand(const Tile<float>& tile, const float* by, float* out,
                               int64_t out_pitch) {
-  const SoftmaxGradient<kLogs, kFocals, kWeighted> gradient(tile, by, out, out_pitch);
+  const SoftmaxGradient<kLogs, kFocals, kWeighted, kFew> gradient(tile, by, out, out_pitch);
   for_registers(0, tile.pixels, [&](int64_t at, const auto& valid) { gradient.write(at, valid); });
 }
 
 template <bool kWeighted>
 void softmax_gradient_of(const Tile<float>& tile, const float* by, float* out, int64_t out_pitch) {
   const auto with = [&]<bool kLogs, bool kFocals>() {
+    if constexpr (!kFocals && !kWeighted) {  // that of most losses
+      switch (tile.classes) {
+        case 2: return softmax_gradient_by_hand<kLogs, false, false, 2>(tile, by, out, out_pitch);
+        case 3: return softmax_gradient_by_hand<kLogs, false, false, 3>(tile, by, out, out_pitch);
+        case 4: return softmax_gradient_by_hand<kLogs, false, false, 4>(tile, by, out, out_pitch);
+      }
+    }
     softmax_gradient_by_hand<kLogs, kFocals, kWeighted>(tile, by, out, out_pitch);
   };
   switch (tile.extra) {

@@ -16,8 +16,20 @@ inline Floats logits_of(const Tile<float>& tile, int64_t c, int64_t at, Mask val
   return is_full(valid) ? load(from) : load(from, valid);
 }
 
+// Calls body(c) for all classes.  kFew is their number where the loop is written out for it, which
+// keeps more in registers, else 0.
+template <int kFew, class Body>
+inline __attribute__((always_inline)) void for_classes(int64_t classes, const Body& body) {
+  if constexpr (kFew > 0) {
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < kFew; ++c) body(c);
+  } else {
+    for (int64_t c = 0; c < classes; ++c) body(c);
+  }
+}
+
 // kVectors registers of pixels.
-template <int kVectors, bool kWeighted>
+template <int kVectors, bool kWeighted, int kFew = 0>
 struct SoftmaxStep {
   Ints y[kVectors];     // class numbers, -1 where nothing counts
   Mask live[kVectors];  // the pixels that count
@@ -40,19 +52,20 @@ struct SoftmaxStep {
       CUSTOMLOSS_EACH(live[u] = live[u] & unequal(weight[u], floats(0.0f)))
     }
     if (tile.lies != tile.x) {
-      for (int64_t c = 0; c < tile.classes; ++c) {
+      for_classes<kFew>(tile.classes, [&](int64_t c) {
         fetch_ahead(tile.lies + c * tile.lies_pitch + at, 4 * kLanes * kVectors, kBytesAhead / 2);
-      }
+      });
     }
     CUSTOMLOSS_EACH(most[u] = logits_of(tile, 0, at + kLanes * u, valid[u]))
     CUSTOMLOSS_EACH(leader[u] = ints(0))
-    for (int64_t c = 1; c < tile.classes; ++c) {
+    for_classes<(kFew > 0 ? kFew - 1 : 0)>(tile.classes - 1, [&](int64_t others) {
+      const int64_t c = others + 1;
       const Ints cls = ints(static_cast<int32_t>(c));
       Floats own[kVectors];
       CUSTOMLOSS_EACH(own[u] = logits_of(tile, c, at + kLanes * u, valid[u]))
       CUSTOMLOSS_EACH(leader[u] = choose(below(most[u], own[u]), cls, leader[u]))
       CUSTOMLOSS_EACH(most[u] = larger(own[u], most[u]))
-    }
+    });
     CUSTOMLOSS_EACH(true_e[u] = true_under[u] = floats(0.0f))
     // A largest logit that is not finite has no leader, and a rest that is NaN.
     CUSTOMLOSS_EACH(rest[u] = most[u] - most[u])

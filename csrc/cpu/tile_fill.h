@@ -136,9 +136,21 @@ template <class From, int kIgnored>
 bool stage_labels_from(const void* from, int64_t stride, int64_t pixels, int64_t classes,
                        const Ignored& ignored, int32_t* to) {
   const From* const labels = static_cast<const From*>(from);
-  return stride == 1
-             ? stage_labels_as<From, kIgnored>(labels, 1, pixels, classes, ignored, to)
-             : stage_labels_as<From, kIgnored>(labels, stride, pixels, classes, ignored, to);
+  if (stride != 1) {
+    return stage_labels_as<From, kIgnored>(labels, stride, pixels, classes, ignored, to);
+  }
+  constexpr int64_t kSize = sizeof(From);
+  bool unknown = false;
+  in_stretches(
+      pixels,
+      [&](int64_t first, int64_t last) {
+        fetch_ahead(labels + first, (last - first) * kSize, pixels * kSize);  // the next tile
+      },
+      [&](int64_t first, int64_t last) {
+        unknown |= stage_labels_as<From, kIgnored>(labels + first, 1, last - first, classes,
+                                                   ignored, to + first);
+      });
+  return unknown;
 }
 
 inline bool stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t pixels,

@@ -151,7 +151,7 @@ def coefficients(tp: Tensor, total: Tensor) -> Tensor:
 
 
 def sigmoid(input: Tensor, maths: Arithmetic) -> Tensor:
-    return 1 / (1 + maths.exp(-input.to(accumulator(input))))
+    return maths.sigmoid(input.to(accumulator(input)))
 
 
 def mask_passes(case: Case, maths: Arithmetic) -> Passes:

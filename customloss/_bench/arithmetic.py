@@ -19,7 +19,12 @@ class Arithmetic(NamedTuple):
 
     exp: Callable[[Tensor], Tensor]
     log1p: Callable[[Tensor], Tensor]  # log(1 + x) for 0 <= x <= 1
+    sigmoid: Callable[[Tensor], Tensor]
     pieces: int
+
+
+def sigmoid_by(exp: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: 1 / (1 + exp(-x))
 
 
 # ---- torch's own -----------------------------------------------------------------------------
@@ -39,7 +44,7 @@ def log1p(x: Tensor) -> Tensor:
     return (1 + x).log()
 
 
-TORCH = Arithmetic(cheap_exp, log1p, pieces=8)
+TORCH = Arithmetic(cheap_exp, log1p, sigmoid_by(cheap_exp), pieces=8)
 
 
 # ---- polynomials -----------------------------------------------------------------------------
@@ -87,7 +92,7 @@ def horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def polynomial_exp(x: Tensor) -> Tensor:
-    """Adding to the bits of the exponent, in place of squares, is slower with half inputs."""
+    """Of the squares of a polynomial; see also ``exp_by_bits``."""
     largest, squares, coefficients = _EXP[x.dtype]
     # a NaN is neither below nor above
     x = torch.where(x < -largest, -largest, x)
@@ -103,7 +108,95 @@ def polynomial_log1p(x: Tensor) -> Tensor:
     return x * horner(x, _LOGARITHM) if x.dtype == torch.float32 else log1p(x)
 
 
-POLYNOMIAL = Arithmetic(polynomial_exp, polynomial_log1p, pieces=4)
+_polynomial_sigmoid = sigmoid_by(polynomial_exp)
+POLYNOMIAL = Arithmetic(polynomial_exp, polynomial_log1p, _polynomial_sigmoid, pieces=4)
+
+
+# ---- a power of two whose exponent is added as bits --------------------------------------------
+
+
+class _Bits(NamedTuple):
+    """2^n is a number whose bits hold n from the place ``mantissa`` on, above ``bias``.
+
+    ``coefficients`` are those of 2^f for -1/2 <= f <= 1/2.
+    """
+
+    integer: torch.dtype
+    mantissa: int
+    least: int  # an n whose 2^n is no subnormal number
+    coefficients: tuple[float, ...]
+
+
+_BITS = {
+    # off by 2.6e-6 of the result at most
+    torch.float32: _Bits(torch.int32, 23, -126, (
+        0.009570101434054734, 0.055917860281970676, 0.24024744839645962, 0.6931218147436673,
+        0.9999992614421657,
+    )),
+    # off by 4.1e-11 of the result at most
+    torch.float64: _Bits(torch.int64, 52, -1022, (
+        1.520192112245463e-05, 0.0001546929114168219, 0.0013333922565571636, 0.00961802725366745,
+        0.05550410353445436, 0.24022651198157685, 0.6931471807284483, 0.9999999999616815,
+    )),
+}  # fmt: skip
+
+
+def exp_by_bits(x: Tensor) -> Tensor:
+    """Adding n to the bits of the exponent multiplies by 2^n."""
+    bits = _BITS[x.dtype]
+    y = x * math.log2(math.e)
+    # a NaN is neither below nor above
+    y = torch.where(y < bits.least, float(bits.least), y)
+    y = torch.where(y > -bits.least, float(-bits.least), y)
+    n = y.round()
+    value = horner(y - n, bits.coefficients)
+    shifted = n.to(bits.integer) << bits.mantissa
+    return (value.view(bits.integer) + shifted).view(x.dtype)
+
+
+BITS = Arithmetic(exp_by_bits, polynomial_log1p, sigmoid_by(exp_by_bits), pieces=4)
+
+
+# ---- a sigmoid without an exponential ----------------------------------------------------------
+
+
+class _Rational(NamedTuple):
+    """sigmoid(x) - 1/2 is x above(x^2) / below(x^2) for -largest <= x <= largest."""
+
+    largest: float
+    above: tuple[float, ...]
+    below: tuple[float, ...]
+
+
+_SIGMOID = {
+    # off by 7e-7 at most
+    torch.float32: _Rational(
+        14.0,
+        (1.5351730921958108e-08, 3.557825622933406e-05, 0.0076888845619074685, 0.2499989258175165),
+        (2.22425429045519e-06, 0.0013170184734856225, 0.114085168643618, 1.0),
+    ),
+    # off by 2.2e-9 at most, for the largest, and by 6.1e-11 for others
+    torch.float64: _Rational(
+        20.0,
+        (7.855587462893916e-15, 1.0115142990204892e-10, 1.5984494693544082e-07,
+         6.832628030654825e-05, 0.008787043059698607, 0.24999999983631344),
+        (2.6115730376513927e-12, 9.684772297133633e-09, 7.666663450463901e-06,
+         0.0018134307678324617, 0.11848150482993006, 1.0),
+    ),
+}  # fmt: skip
+
+
+def rational_sigmoid(x: Tensor) -> Tensor:
+    """Of small absolute error. A probability near 0 has few digits that are right."""
+    largest, above, below = _SIGMOID[x.dtype]
+    # a NaN is neither below nor above
+    x = torch.where(x < -largest, -largest, x)
+    x = torch.where(x > largest, largest, x)
+    square = x * x
+    return x * horner(square, above) / horner(square, below) + 0.5
+
+
+RATIONAL = Arithmetic(polynomial_exp, polynomial_log1p, rational_sigmoid, pieces=4)
 
 
 def options() -> dict[str, Any]:
