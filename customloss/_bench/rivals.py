@@ -147,20 +147,43 @@ def _compiled_forms(device: torch.device, all_forms: bool) -> list[Rival]:
         found.append(Rival(COMPILED, "at once, C++ wrapper", lean))
         found.append(Rival(COMPILED, "at once, package", at_once.package_form))
         if all_forms:
-            found += _polynomials()
+            found += _arithmetics()
     return found
 
 
-def _polynomials() -> list[Rival]:
-    """For the CPU, where an exponential is not one instruction."""
-    own: Any = {"options": arithmetic.options()}
+def _arithmetics() -> list[Rival]:
+    """Gradients by hand for the CPU, where an exponential is not one instruction.
+
+    In default memory they are written to memory that is kept. They are the same loops, and no
+    slower; in other memory customloss keeps no gradient either.
+    """
+    keeps = memory.current() is memory.Memory.default
+    strongest = analytic.kept_form if keeps else analytic.analytic_form
+
+    def of(maths: arithmetic.Arithmetic, check: Callable[[Case], None]) -> Form:
+        def build(case: Case) -> Loss:
+            check(case)
+            return strongest(case, maths, options=arithmetic.options())
+
+        return build
+
+    def any_case(case: Case) -> None:
+        pass
+
+    def labels(case: Case) -> None:
+        formulas.require(case.labels is not None, formulas.LABELS_ONLY)
+
+    def masks(case: Case) -> None:
+        formulas.require(case.labels is None, formulas.MASKS_ONLY)
+        formulas.require(not case.beside, formulas.ALONE_ONLY)
+
     forms = {
-        "polynomial": partial(analytic.analytic_form, maths=arithmetic.POLYNOMIAL, **own),
+        "polynomial": of(arithmetic.POLYNOMIAL, any_case),
+        "exponent as bits": of(arithmetic.BITS, labels),
+        "rational sigmoid": of(arithmetic.RATIONAL, masks),
     }
-    if memory.current() is memory.Memory.default:  # else customloss keeps no gradient either
-        kept = partial(analytic.kept_form, maths=arithmetic.POLYNOMIAL, **own)
-        forms["polynomial, kept gradient"] = kept
-    return [Rival(COMPILED, name, form) for name, form in forms.items()]
+    more = ", kept gradient" if keeps else ""
+    return [Rival(COMPILED, name + more, form) for name, form in forms.items()]
 
 
 def rivals(device: torch.device, *, compile: bool = True, all_forms: bool = True) -> list[Rival]:

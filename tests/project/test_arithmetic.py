@@ -14,6 +14,8 @@ _DTYPES = (torch.float32, torch.float64)
 _ALL = {
     "torch": arithmetic.TORCH,
     "polynomial": arithmetic.POLYNOMIAL,
+    "bits": arithmetic.BITS,
+    "rational": arithmetic.RATIONAL,
 }
 _EXP_ERROR = {torch.float32: 2.5e-5, torch.float64: 6e-11}
 
@@ -41,6 +43,24 @@ def test_beyond_its_range_an_exponential_stays_the_same(dtype: torch.dtype) -> N
     assert torch.equal(exp(large), exp(ends).expand(3))
     assert torch.equal(exp(-large), exp(-ends).expand(3))
     assert exp(ends * math.nan).isnan().all()
+    exp = arithmetic.exp_by_bits
+    assert (exp(large[1:]) > 1e37).all() and exp(large).isfinite().all()
+    assert (exp(-large[1:]) < 1e-37).all() and (exp(-large) > 0).all()
+    assert exp(ends * math.nan).isnan().all()
+
+
+_SIGMOID_ERROR = {torch.float32: 1e-6, torch.float64: 2.5e-9}
+
+
+@pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+@pytest.mark.parametrize("name", _ALL)
+def test_a_sigmoid_is_right_and_stays_so_beyond_its_range(name: str, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-50, 50, 100_001, dtype=dtype), torch.tensor([math.inf])])
+    found = _ALL[name].sigmoid(x.to(dtype)).double()
+    assert float((found - x.double().sigmoid()).abs().max()) < _SIGMOID_ERROR[dtype]
+    found = _ALL[name].sigmoid(-x.to(dtype)).double()
+    assert float((found - (-x.double()).sigmoid()).abs().max()) < _SIGMOID_ERROR[dtype]
+    assert _ALL[name].sigmoid(torch.tensor([math.nan], dtype=dtype)).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", _DTYPES, ids=str)

@@ -77,6 +77,8 @@ def test_reasons_are_all_used() -> None:
 _ARITHMETIC = {
     "torch": arithmetic.TORCH,
     "polynomial": arithmetic.POLYNOMIAL,
+    "bits": arithmetic.BITS,
+    "rational": arithmetic.RATIONAL,
 }
 
 
@@ -147,6 +149,10 @@ def test_an_analytic_gradient_is_right_for_extreme_logits(name: str, case: cases
     assert verdict.passed, verdict
 
 
+_ARITHMETICS = ("polynomial", "exponent as bits", "rational sigmoid")
+_OWN = {"analytic", *(f"{name}, kept gradient" for name in _ARITHMETICS)}
+
+
 @INDUCTOR
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases.SMOKE, ids=lambda case: case.name)
@@ -155,13 +161,11 @@ def test_a_compiled_form_is_right(case: cases.Case) -> None:
     forms = [
         rival
         for rival in rivals.rivals(_CPU)
-        if rival.family == rivals.COMPILED and rival.form.startswith(("analytic", "polynomial"))
+        if rival.family == rivals.COMPILED and rival.form in _OWN
     ]
     inputs = cases.make_inputs(case, _CPU)
     right = gate.expected(case, inputs)
-    assert {form.form for form in forms} == {
-        "analytic", "polynomial", "polynomial, kept gradient",
-    }  # fmt: skip
+    assert {form.form for form in forms} == _OWN
     for form in forms:
         judged = run.judge(form, case, inputs, right)
         assert judged.loss is not None or judged.why in libraries.REASONS, judged
@@ -197,9 +201,8 @@ def test_only_default_memory_has_a_form_that_keeps_its_gradient(
     for each in memory.Memory:
         monkeypatch.setattr(memory, "current", lambda each=each: each)
         named[each] = {rival.form for rival in rivals.rivals(_CPU)}
-    assert named[memory.Memory.default] - named[memory.Memory.jemalloc] == {
-        "polynomial, kept gradient"
-    }
+    assert named[memory.Memory.default] - named[memory.Memory.jemalloc] == _OWN - {"analytic"}
+    assert named[memory.Memory.jemalloc] - named[memory.Memory.default] == {*_ARITHMETICS}
     assert named[memory.Memory.jemalloc] == named[memory.Memory.huge_pages]
 
 
