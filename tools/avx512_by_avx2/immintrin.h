@@ -85,22 +85,25 @@ inline simde__m512 fused_where(simde__m512 a, simde__m512 b, simde__m512 sum, ui
   return whole<simde__m512>(to);
 }
 
-// 14 bits of 1 / a: here those of the quotient, rounded.
-inline simde__m512 estimate(simde__m512 a) {
-  auto to = lanes<float, 16>(a);
-  for (float& number : to.at) {
-    const float quotient = 1.0f / number;
-    uint32_t bits;
+// About 14 bits of 1 / a: here those of the quotient, rounded.  The lowest kDropped bits are 0.
+template <class T, class Bits, int kDropped, class V>
+inline V estimate(V a) {
+  auto to = lanes<T, sizeof(V) / sizeof(T)>(a);
+  for (T& number : to.at) {
+    const T quotient = T(1) / number;
+    Bits bits;
     std::memcpy(&bits, &quotient, sizeof(bits));
-    bits = (bits + 0x200u) & 0xfffffc00u;
+    bits = (bits + (Bits{1} << (kDropped - 1))) >> kDropped << kDropped;
     if (quotient == quotient) std::memcpy(&number, &bits, sizeof(bits));
   }
-  return whole<simde__m512>(to);
+  return whole<V>(to);
 }
 
-inline float total(simde__m512 a) {
-  auto of = lanes<float, 16>(a);
-  for (int half = 8; half > 0; half /= 2) {
+template <class T, class V>
+inline T total(V a) {
+  constexpr int kCount = sizeof(V) / sizeof(T);
+  auto of = lanes<T, kCount>(a);
+  for (int half = kCount / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) of.at[i] += of.at[i + half];
   }
   return of.at[0];
@@ -129,13 +132,17 @@ inline uint16_t nonzero(__m128i a, __m128i b) {
 #define _mm512_cvtepu16_epi32 avx512_by_avx2::converted<simde__m512i, uint32_t, uint16_t>
 #define _mm512_cvtepi32_epi16 avx512_by_avx2::converted<__m256i, uint16_t, uint32_t>
 #define _mm512_mask3_fmadd_ps avx512_by_avx2::fused_where
-#define _mm512_rcp14_ps avx512_by_avx2::estimate
-#define _mm512_reduce_add_ps avx512_by_avx2::total
+#define _mm512_rcp14_ps avx512_by_avx2::estimate<float, uint32_t, 10>
+#define _mm512_rcp14_pd avx512_by_avx2::estimate<double, uint64_t, 39>
+#define _mm512_reduce_add_ps avx512_by_avx2::total<float>
+#define _mm512_reduce_add_pd avx512_by_avx2::total<double>
 #define _mm512_shuffle_f32x4 avx512_by_avx2::shuffled
 #define _mm_test_epi8_mask avx512_by_avx2::nonzero
 #define _mm512_mask_loadu_epi32 avx512_by_avx2::masked_load<simde__m512i, uint32_t>
 #define _mm512_maskz_loadu_ps(which, from) \
   avx512_by_avx2::masked_load<simde__m512, float>(simde_mm512_setzero_ps(), which, from)
+#define _mm512_maskz_loadu_pd(which, from) \
+  avx512_by_avx2::masked_load<simde__m512d, double>(simde_mm512_setzero_pd(), which, from)
 #define _mm256_maskz_loadu_epi16(which, from) \
   avx512_by_avx2::masked_load<__m256i, uint16_t>(_mm256_setzero_si256(), which, from)
 #define _mm_maskz_loadu_epi8(which, from) \
@@ -144,3 +151,5 @@ inline uint16_t nonzero(__m128i a, __m128i b) {
   avx512_by_avx2::masked_store<simde__m512, float>(to, which, value)
 #define _mm256_mask_storeu_epi16(to, which, value) \
   avx512_by_avx2::masked_store<__m256i, uint16_t>(to, which, value)
+#define _mm512_mask_storeu_pd(to, which, value) \
+  avx512_by_avx2::masked_store<simde__m512d, double>(to, which, value)
