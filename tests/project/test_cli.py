@@ -46,7 +46,7 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (tmp_path, "Is a directory"),
         (other, "expected a JSON file that customloss bench saved"),
         (broken, "expected a JSON file that customloss bench saved"),
-        (old, "the file has schema 1, this version reads schema 2; measure again"),
+        (old, "another version of customloss saved the file, with schema 1; this is version"),
     ):
         result = _RUNNER.invoke(cli.app, ("bench", "--table", str(path)))
         assert isinstance(result.exception, SystemExit)
