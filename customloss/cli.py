@@ -194,7 +194,7 @@ def bench(
         # no rival races, and a GPU has other caches
         on_gpu = device is Device.cuda
         _alone("--roof", {"--full": full, "--against": against, "--device cuda": on_gpu})
-    json = json or _fresh(console, Path("out/roof.json" if roof else "out/bench.json"))
+    json = json or DEFAULT_PLACES[roof]
     if json.suffix != ".json":
         raise SystemExit(f"customloss: --json: expected a name that ends in .json, got {json}")
     _writable("--json", json, *([] if roof else [json.with_suffix(".png")]))
@@ -312,16 +312,7 @@ def _no_fallback(device: torch.device) -> None:
         )
 
 
-def _fresh(console: Console, path: Path) -> Path:
-    """The default place of a result; one that is there already gets a name of its own."""
-    from customloss._bench import results
-
-    older = results.set_aside(path)
-    if older is not None:
-        console.print(f"the result that was in {path} is now in {older}", style="dim")
-    return path
-
-
+DEFAULT_PLACES = (Path("out/bench.json"), Path("out/roof.json"))
 Steps = Callable[[Callable[[str], None], Callable[[], None]], "results.Document"]
 
 
@@ -337,7 +328,11 @@ def _measured(console: Console, total: int, run: Steps, json: Path) -> results.D
     with _progress(console) as progress:
         bar = progress.add_task("benchmark", total=total)
         document = run(on_case, lambda: progress.advance(bar))
+    # whoever names a place means that file; the default one may hold another measurement
+    older = results.set_aside(json) if json in DEFAULT_PLACES else None
     results.save(document, json)  # first of all: printing may fail
+    if older is not None:
+        console.print(f"the result that was in {json} is now in {older}", style="dim")
     console.print(_rendered(document, console.width))
     return document
 

@@ -83,6 +83,12 @@ _LOGARITHM = (
 )  # fmt: skip
 
 
+def within(x: Tensor, largest: float) -> Tensor:
+    """Numbers from -``largest`` to ``largest``; a NaN, which is neither below nor above, stays."""
+    x = torch.where(x < -largest, float(-largest), x)
+    return torch.where(x > largest, float(largest), x)
+
+
 def horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     first, second, *others = coefficients
     value = x * first + second
@@ -94,9 +100,7 @@ def horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 def polynomial_exp(x: Tensor) -> Tensor:
     """Of the squares of a polynomial; see also ``exp_by_bits``."""
     largest, squares, coefficients = _EXP[x.dtype]
-    # a NaN is neither below nor above
-    x = torch.where(x < -largest, -largest, x)
-    x = torch.where(x > largest, largest, x)
+    x = within(x, largest)
     value = horner(x * 0.5**squares, coefficients)
     for _ in range(squares):
         value = value.square()
@@ -145,9 +149,7 @@ def exp_by_bits(x: Tensor) -> Tensor:
     """Adding n to the bits of the exponent multiplies by 2^n."""
     bits = _BITS[x.dtype]
     y = x * math.log2(math.e)
-    # a NaN is neither below nor above
-    y = torch.where(y < bits.least, float(bits.least), y)
-    y = torch.where(y > -bits.least, float(-bits.least), y)
+    y = within(y, -bits.least)
     n = y.round()
     value = horner(y - n, bits.coefficients)
     shifted = n.to(bits.integer) << bits.mantissa
@@ -189,9 +191,7 @@ _SIGMOID = {
 def rational_sigmoid(x: Tensor) -> Tensor:
     """Of small absolute error. A probability near 0 has few digits that are right."""
     largest, above, below = _SIGMOID[x.dtype]
-    # a NaN is neither below nor above
-    x = torch.where(x < -largest, -largest, x)
-    x = torch.where(x > largest, largest, x)
+    x = within(x, largest)
     square = x * x
     return x * horner(square, above) / horner(square, below) + 0.5
 

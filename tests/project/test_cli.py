@@ -16,6 +16,7 @@ pytest.importorskip("rich")
 
 from typer.testing import CliRunner
 
+import customloss
 from customloss import cli
 from customloss._backends import libraries
 from customloss._bench import report, rivals, run
@@ -46,7 +47,11 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (tmp_path, "Is a directory"),
         (other, "expected a JSON file that customloss bench saved"),
         (broken, "expected a JSON file that customloss bench saved"),
-        (old, "another version of customloss saved the file, with schema 1; this is version"),
+        (
+            old,
+            "another version of customloss saved the file, with schema 1; this is version "
+            f"{customloss.__version__}, which reads schema 2: measure again, or use that version",
+        ),
     ):
         result = _RUNNER.invoke(cli.app, ("bench", "--table", str(path)))
         assert isinstance(result.exception, SystemExit)
