@@ -221,13 +221,12 @@ void softmax_sums_focal(const Tile<float>& tile, double* to, int64_t to_pitch) {
 template <Logs kLogs, bool kDecisions, bool kWeighted>
 void softmax_sums_of(const Tile<float>& tile, double* to, int64_t to_pitch) {
   if constexpr (!kDecisions && !kWeighted && kLogs != kEveryLogs) {  // those of most losses
-    switch (tile.classes) {
-      case 2: return softmax_sums<kLogs, false, false, false, 2>(tile, to, to_pitch);
-      case 3: return softmax_sums<kLogs, false, false, false, 3>(tile, to, to_pitch);
-      case 4: return softmax_sums<kLogs, false, false, false, 4>(tile, to, to_pitch);
-    }
+    with_few(tile.classes, [&]<int kFew>() {
+      softmax_sums<kLogs, false, false, false, kFew>(tile, to, to_pitch);
+    });
+  } else {
+    softmax_sums<kLogs, false, kDecisions, kWeighted>(tile, to, to_pitch);
   }
-  softmax_sums<kLogs, false, kDecisions, kWeighted>(tile, to, to_pitch);
 }
 
 template <bool kDecisions, bool kWeighted>

@@ -140,13 +140,12 @@ template <bool kWeighted>
 void softmax_gradient_of(const Tile<float>& tile, const float* by, float* out, int64_t out_pitch) {
   const auto with = [&]<bool kLogs, bool kFocals>() {
     if constexpr (!kFocals && !kWeighted) {  // that of most losses
-      switch (tile.classes) {
-        case 2: return softmax_gradient_by_hand<kLogs, false, false, 2>(tile, by, out, out_pitch);
-        case 3: return softmax_gradient_by_hand<kLogs, false, false, 3>(tile, by, out, out_pitch);
-        case 4: return softmax_gradient_by_hand<kLogs, false, false, 4>(tile, by, out, out_pitch);
-      }
+      with_few(tile.classes, [&]<int kFew>() {
+        softmax_gradient_by_hand<kLogs, false, false, kFew>(tile, by, out, out_pitch);
+      });
+    } else {
+      softmax_gradient_by_hand<kLogs, kFocals, kWeighted>(tile, by, out, out_pitch);
     }
-    softmax_gradient_by_hand<kLogs, kFocals, kWeighted>(tile, by, out, out_pitch);
   };
   switch (tile.extra) {
     case 0: return with.template operator()<false, false>();

@@ -28,8 +28,19 @@ inline __attribute__((always_inline)) void for_classes(int64_t classes, const Bo
   }
 }
 
+// Calls body<kFew>() with the number of classes if their loops are written out, else with 0.
+template <class Body>
+inline void with_few(int64_t classes, const Body& body) {
+  switch (classes) {
+    case 2: return body.template operator()<2>();
+    case 3: return body.template operator()<3>();
+    case 4: return body.template operator()<4>();
+    default: return body.template operator()<0>();
+  }
+}
+
 // kVectors registers of pixels.
-template <int kVectors, bool kWeighted, int kFew = 0>
+template <int kVectors, bool kWeighted, int kFew>
 struct SoftmaxStep {
   Ints y[kVectors];     // class numbers, -1 where nothing counts
   Mask live[kVectors];  // the pixels that count
