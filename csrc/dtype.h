@@ -1,6 +1,8 @@
 // The dtypes a kernel reads, without torch's headers.
 #pragma once
 
+#include <cstdint>
+
 namespace customloss {
 
 // Integers first, then floats: a dtype >= kFloat16 is floating.
@@ -43,6 +45,18 @@ inline int dtype_size(Dtype dtype) {
 inline bool is_class_number(Dtype dtype) {
   return dtype == Dtype::kUInt8 || dtype == Dtype::kInt8 || dtype == Dtype::kInt16 ||
          dtype == Dtype::kInt32 || dtype == Dtype::kInt64;
+}
+
+// body<From>() with the type of class numbers in memory.
+template <class Body>
+inline auto with_label_dtype(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kUInt8: return body.template operator()<uint8_t>();
+    case Dtype::kInt8: return body.template operator()<int8_t>();
+    case Dtype::kInt16: return body.template operator()<int16_t>();
+    case Dtype::kInt32: return body.template operator()<int32_t>();
+    default: return body.template operator()<int64_t>();
+  }
 }
 
 }  // namespace customloss

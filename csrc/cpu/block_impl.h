@@ -108,23 +108,29 @@ void stage_as(const void* from, int64_t stride, int64_t size, T* to) {
   }
 }
 
+// Calls body<From>() with the type in memory.
+template <class Body>
+inline void with_dtype(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kBool: return body.template operator()<Truth>();
+    case Dtype::kUInt8: return body.template operator()<uint8_t>();
+    case Dtype::kInt8: return body.template operator()<int8_t>();
+    case Dtype::kUInt16: return body.template operator()<uint16_t>();
+    case Dtype::kInt16: return body.template operator()<int16_t>();
+    case Dtype::kUInt32: return body.template operator()<uint32_t>();
+    case Dtype::kInt32: return body.template operator()<int32_t>();
+    case Dtype::kUInt64: return body.template operator()<uint64_t>();
+    case Dtype::kInt64: return body.template operator()<int64_t>();
+    case Dtype::kFloat16: return body.template operator()<Half>();
+    case Dtype::kBFloat16: return body.template operator()<BFloat16>();
+    case Dtype::kFloat32: return body.template operator()<float>();
+    case Dtype::kFloat64: return body.template operator()<double>();
+  }
+}
+
 template <class T>
 void stage(Dtype dtype, const void* from, int64_t stride, int64_t size, T* to) {
-  switch (dtype) {
-    case Dtype::kBool: return stage_as<T, Truth>(from, stride, size, to);
-    case Dtype::kUInt8: return stage_as<T, uint8_t>(from, stride, size, to);
-    case Dtype::kInt8: return stage_as<T, int8_t>(from, stride, size, to);
-    case Dtype::kUInt16: return stage_as<T, uint16_t>(from, stride, size, to);
-    case Dtype::kInt16: return stage_as<T, int16_t>(from, stride, size, to);
-    case Dtype::kUInt32: return stage_as<T, uint32_t>(from, stride, size, to);
-    case Dtype::kInt32: return stage_as<T, int32_t>(from, stride, size, to);
-    case Dtype::kUInt64: return stage_as<T, uint64_t>(from, stride, size, to);
-    case Dtype::kInt64: return stage_as<T, int64_t>(from, stride, size, to);
-    case Dtype::kFloat16: return stage_as<T, Half>(from, stride, size, to);
-    case Dtype::kBFloat16: return stage_as<T, BFloat16>(from, stride, size, to);
-    case Dtype::kFloat32: return stage_as<T, float>(from, stride, size, to);
-    case Dtype::kFloat64: return stage_as<T, double>(from, stride, size, to);
-  }
+  with_dtype(dtype, [&]<class From>() { stage_as<T, From>(from, stride, size, to); });
 }
 
 template <class T, class To>

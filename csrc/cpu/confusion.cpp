@@ -352,12 +352,13 @@ std::tuple<Tensor, Tensor> confusion_score(arguments::Data&& data,
   STD_TORCH_CHECK(reading.extra == 0, "customloss: a score is made of four sums");
   const int64_t samples = operands.layout.sample.size, classes = classes_of(reading, operands);
   Tensor coefficients = empty({4, samples, classes}, true, reading.input);
+  // The sums lie where the coefficients will: a score reads those of a group before it writes.
   double* sums = static_cast<double*>(coefficients.mutable_data_ptr());
   sums_of(reading, operands, sums);
   Tensor loss = empty_loss(scoring, reading, operands.layout);
-  std::vector<double> wide(loss.numel());
-  GroupAverage(scoring, samples, classes, sums).run(wide.data());
-  store(wide, &loss);
+  std::vector<double> losses(loss.numel());
+  GroupAverage(scoring, samples, classes, sums).run(losses.data());
+  store(losses, &loss);
   return {loss, coefficients};
 }
 

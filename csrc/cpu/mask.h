@@ -23,7 +23,8 @@ struct MaskStep {
   Floats x[kVectors], c[kVectors], e[kVectors], large[kVectors], small[kVectors];
   Mask target[kVectors], wrong[kVectors];
 
-  // Lanes that do not exist are as those of a target 0 with an infinitely small logit.
+  // Lanes that do not exist have x, c and e of 0, so that their logarithm is 0 and no sum of losses
+  // sees them.
   inline __attribute__((always_inline)) void load(const Tile<float>& tile, int64_t cls, int64_t at,
                                                   Mask valid) {
     const float* const from = tile.lies + cls * tile.lies_pitch + at;
@@ -47,7 +48,7 @@ struct MaskStep {
   // What HardSums adds up.
   inline void flip(Floats (&d)[kVectors]) const { CUSTOMLOSS_EACH(d[u] = against(small[u], x[u])) }
 
-  // s, and 1 - s
+  // 1 - s, and s
   inline Floats rightness(int u) const { return choose(wrong[u], small[u], large[u]); }
   inline Floats wrongness(int u) const { return choose(wrong[u], large[u], small[u]); }
 
@@ -237,13 +238,13 @@ void mask_gradient_of(const Tile<float>& tile, const float* by, float* out, int6
 }
 
 void mask_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
-  tile.extra& kFocal ? mask_sums_of<kFocal>(tile, to, to_pitch)
-                     : mask_sums_of<kLogLoss>(tile, to, to_pitch);
+  (tile.extra & kFocal) != 0 ? mask_sums_of<kFocal>(tile, to, to_pitch)
+                             : mask_sums_of<kLogLoss>(tile, to, to_pitch);
 }
 
 void mask_gradient(const Tile<float>& tile, const float* by, float* out, int64_t out_pitch) {
-  tile.extra& kFocal ? mask_gradient_of<kFocal>(tile, by, out, out_pitch)
-                     : mask_gradient_of<kLogLoss>(tile, by, out, out_pitch);
+  (tile.extra & kFocal) != 0 ? mask_gradient_of<kFocal>(tile, by, out, out_pitch)
+                             : mask_gradient_of<kLogLoss>(tile, by, out, out_pitch);
 }
 
 }  // namespace

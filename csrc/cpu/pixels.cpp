@@ -53,13 +53,9 @@ class Scratch {
 // A class number as it lies in memory.
 int64_t label_at(const Memory& from, int64_t offset) {
   const char* const at = from.at(offset);
-  switch (from.dtype) {
-    case Dtype::kUInt8: return *reinterpret_cast<const uint8_t*>(at);
-    case Dtype::kInt8: return *reinterpret_cast<const int8_t*>(at);
-    case Dtype::kInt16: return *reinterpret_cast<const int16_t*>(at);
-    case Dtype::kInt32: return *reinterpret_cast<const int32_t*>(at);
-    default: return *reinterpret_cast<const int64_t*>(at);
-  }
+  return with_label_dtype(from.dtype, [&]<class From>() {
+    return static_cast<int64_t>(*reinterpret_cast<const From*>(at));
+  });
 }
 
 // Ignored values as Python writes them: one number, or [1, 2]; with `more`, one more of them.
@@ -119,12 +115,12 @@ class PixelStager {
                 (!options.labels && options.leaves_out());
     headline_ = (!backward || *wrt == Wrt::kInput) && is_headline(operands, options, backward);
     masks_ = (!backward || *wrt == Wrt::kInput) && is_mask(operands, options, cut);
-    // Few loops read class numbers as they are; the others need them spread out, class by class.
     // Smoothed class numbers need the logarithm of every class.
-    const bool logs = (options.extra & ~unsigned{kSupport}) == kLogLoss &&
-                      (backward || options.smoothing.log_off == 0.0);
-    const bool few = (options.extra == 0 || logs) && (!backward || *wrt == Wrt::kInput);
-    dense_ = options.labels ? !(headline_ || few) : !masks_;
+    const bool every_log =
+        !backward && options.smoothing.log_off != 0.0 && (options.extra & kLogLoss) != 0;
+    const bool as_numbers =
+        reads_class_numbers(options.extra) && !every_log && (!backward || *wrt == Wrt::kInput);
+    dense_ = options.labels ? !(headline_ || as_numbers) : !masks_;
     // logits are read where they lie if none is removed or written over
     readable_ = headline_ || (operands.activation != Activation::kSoftmax && !weighted &&
                               !options.labels && !options.leaves_out());

@@ -77,8 +77,7 @@ class SoftmaxSums {
       CUSTOMLOSS_EACH(is_target |= static_cast<uint64_t>(bits_of(k[u])) << (kLanes * u))
       if constexpr (kWeighted) {
         Floats of_q[kVectors];
-        CUSTOMLOSS_EACH(of_q[u] = choose(equal(step.leader[u], cls), rest[u],
-                                         one + rest[u] - load(e + kLanes * u)))
+        CUSTOMLOSS_EACH(of_q[u] = step.others(u, cls, load(e + kLanes * u)))
         CUSTOMLOSS_EACH(of_q[u] = of_q[u] * (step.weight[u] * inverse[u]))
         CUSTOMLOSS_EACH(p[u] = step.weight[u] * p[u])
         add_to<kVectors>(c, 0, k, other, p);
@@ -214,13 +213,15 @@ void softmax_sums(const Tile<float>& tile, double* to, int64_t to_pitch) {
 
 template <bool kWeighted>
 void softmax_sums_focal(const Tile<float>& tile, double* to, int64_t to_pitch) {
-  tile.extra& kLogLoss ? softmax_sums<kTrueLogs, true, false, kWeighted>(tile, to, to_pitch)
-                       : softmax_sums<kNoLogs, true, false, kWeighted>(tile, to, to_pitch);
+  (tile.extra & kLogLoss) != 0 ? softmax_sums<kTrueLogs, true, false, kWeighted>(tile, to, to_pitch)
+                               : softmax_sums<kNoLogs, true, false, kWeighted>(tile, to, to_pitch);
 }
 
 template <Logs kLogs, bool kDecisions, bool kWeighted>
 void softmax_sums_of(const Tile<float>& tile, double* to, int64_t to_pitch) {
-  if constexpr (!kDecisions && !kWeighted && kLogs != kEveryLogs) {  // those of most losses
+  if constexpr (!kDecisions && !kWeighted &&
+                kLogs != kEveryLogs) {  // those of most losses: every loop written out makes the
+                                        // library larger
     with_few(tile.classes, [&]<int kFew>() {
       softmax_sums<kLogs, false, false, false, kFew>(tile, to, to_pitch);
     });
@@ -245,8 +246,8 @@ void headline_softmax_sums(const Tile<float>& tile, bool weighted, double* to, i
                     : softmax_sums_focal<false>(tile, to, to_pitch);
   }
   if (weighted) return softmax_sums_logs<false, true>(tile, to, to_pitch);
-  tile.extra& kHard ? softmax_sums_logs<true, false>(tile, to, to_pitch)
-                    : softmax_sums_logs<false, false>(tile, to, to_pitch);
+  (tile.extra & kHard) != 0 ? softmax_sums_logs<true, false>(tile, to, to_pitch)
+                            : softmax_sums_logs<false, false>(tile, to, to_pitch);
 }
 
 }  // namespace

@@ -83,8 +83,7 @@ class SoftmaxGradient {
         if constexpr (kFocals) {
           CUSTOMLOSS_EACH(h[u] = add_where(equal(y[u], cls), h[u], focal[u]))
         }
-        CUSTOMLOSS_EACH(q[u] = choose(equal(e[u], one), step.rest[u], whole[u] - e[u]))
-        CUSTOMLOSS_EACH(q[u] = q[u] * inverse[u])
+        CUSTOMLOSS_EACH(q[u] = step.others(u, cls, e[u]) * inverse[u])
         CUSTOMLOSS_EACH(found[u] = fused(p[u], slope[u] - h[u], found[u]))
         CUSTOMLOSS_EACH(found[u] = less_product(found[u], q[u], h[u]))
       }
@@ -139,7 +138,7 @@ void softmax_gradient_by_hand(const Tile<float>& tile, const float* by, float* o
 template <bool kWeighted>
 void softmax_gradient_of(const Tile<float>& tile, const float* by, float* out, int64_t out_pitch) {
   const auto with = [&]<bool kLogs, bool kFocals>() {
-    if constexpr (!kFocals && !kWeighted) {  // that of most losses
+    if constexpr (!kFocals && !kWeighted) {  // that of most losses, as in softmax.h
       with_few(tile.classes, [&]<int kFew>() {
         softmax_gradient_by_hand<kLogs, false, false, kFew>(tile, by, out, out_pitch);
       });

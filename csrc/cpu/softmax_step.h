@@ -16,15 +16,16 @@ inline Floats logits_of(const Tile<float>& tile, int64_t c, int64_t at, Mask val
   return is_full(valid) ? load(from) : load(from, valid);
 }
 
-// Calls body(c) for all classes.  kFew is their number where the loop is written out for it, which
-// keeps more in registers, else 0.
-template <int kFew, class Body>
+// Calls body(c) for the classes from kFirst on.  kFew is the number of classes where the loop is
+// written out for it, which keeps more in registers, and else 0.
+template <int kFew, int kFirst = 0, class Body>
 inline __attribute__((always_inline)) void for_classes(int64_t classes, const Body& body) {
   if constexpr (kFew > 0) {
+    static_assert(kFew <= 4, "the loop below is written out for four classes at most");
 #pragma GCC unroll 4
-    for (int64_t c = 0; c < kFew; ++c) body(c);
+    for (int64_t c = kFirst; c < kFew; ++c) body(c);
   } else {
-    for (int64_t c = 0; c < classes; ++c) body(c);
+    for (int64_t c = kFirst; c < classes; ++c) body(c);
   }
 }
 
@@ -69,8 +70,7 @@ struct SoftmaxStep {
     }
     CUSTOMLOSS_EACH(most[u] = logits_of(tile, 0, at + kLanes * u, valid[u]))
     CUSTOMLOSS_EACH(leader[u] = ints(0))
-    for_classes<(kFew > 0 ? kFew - 1 : 0)>(tile.classes - 1, [&](int64_t others) {
-      const int64_t c = others + 1;
+    for_classes<kFew, 1>(tile.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       Floats own[kVectors];
       CUSTOMLOSS_EACH(own[u] = logits_of(tile, c, at + kLanes * u, valid[u]))
@@ -112,9 +112,15 @@ struct SoftmaxStep {
     CUSTOMLOSS_EACH(to[u] = customloss::cpu::load(log + kLanes * u))
   }
 
+  // (1 + rest) q of the classes `cls`, whose e is given: the sum of e of all other classes.  That
+  // of the leader is rest itself, in which nothing cancels.
+  inline __attribute__((always_inline)) Floats others(int u, Ints cls, Floats e) const {
+    return choose(equal(leader[u], cls), rest[u], floats(1.0f) + rest[u] - e);
+  }
+
   // q of the true class, given 1 / (1 + rest).
   inline __attribute__((always_inline)) Floats true_q(int u, Floats inverse) const {
-    return choose(equal(y[u], leader[u]), rest[u], floats(1.0f) + rest[u] - true_e[u]) * inverse;
+    return others(u, y[u], true_e[u]) * inverse;
   }
 };
 

@@ -26,6 +26,12 @@ enum PixelRow : int {
   kPixelRows,
 };
 
+// Whether the plain loops for these extra sums read class numbers as they are.  The others need
+// them spread out in `soft`, class by class.
+constexpr bool reads_class_numbers(unsigned extra) {
+  return extra == 0 || (extra & ~unsigned{kSupport}) == kLogLoss;
+}
+
 // Arrays have `classes` rows of `pitch` numbers, of which the first `pixels` are used.  `labels` is
 // set where the target holds class numbers; if `soft` is set too, it holds them as a row of 0 and 1
 // for each class.
@@ -73,8 +79,8 @@ struct PixelKernels {
   void (*sums)(const Tile<T>& tile, double* to, int64_t to_pitch);
   // The same for a softmax of class numbers with scale 1 and offset 0, whose only extra sums are
   // the support, the log-loss and either a focal loss of targets that are not smoothed or, unless
-  // `weighted` by kLive, the decisions.  It needs no settle().  Null where the instruction set has
-  // no such loops; they take at most most_classes classes.
+  // `weighted` by kLive, the decisions.  It needs no settle().  Null for doubles, and where the
+  // instruction set has no such loops; they take at most most_classes classes.
   void (*headline_sums)(const Tile<T>& tile, bool weighted, double* to, int64_t to_pitch);
   // The gradient by the logits of such a softmax, whose only extra sums are the log-loss and a
   // focal loss.

@@ -32,26 +32,6 @@ void stage_pixels_as(const void* from, int64_t class_stride, int64_t pixel_strid
   }
 }
 
-// Calls body<From>() with the type in memory.
-template <class Body>
-inline void with_dtype(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kBool: return body.template operator()<Truth>();
-    case Dtype::kUInt8: return body.template operator()<uint8_t>();
-    case Dtype::kInt8: return body.template operator()<int8_t>();
-    case Dtype::kUInt16: return body.template operator()<uint16_t>();
-    case Dtype::kInt16: return body.template operator()<int16_t>();
-    case Dtype::kUInt32: return body.template operator()<uint32_t>();
-    case Dtype::kInt32: return body.template operator()<int32_t>();
-    case Dtype::kUInt64: return body.template operator()<uint64_t>();
-    case Dtype::kInt64: return body.template operator()<int64_t>();
-    case Dtype::kFloat16: return body.template operator()<Half>();
-    case Dtype::kBFloat16: return body.template operator()<BFloat16>();
-    case Dtype::kFloat32: return body.template operator()<float>();
-    case Dtype::kFloat64: return body.template operator()<double>();
-  }
-}
-
 template <class T>
 void stage_pixels(Dtype dtype, const void* from, int64_t class_stride, int64_t pixel_stride,
                   int64_t classes, int64_t pixels, T* to, int64_t pitch) {
@@ -163,13 +143,7 @@ inline bool stage_labels(Dtype dtype, const void* from, int64_t stride, int64_t 
         return stage_labels_from<From, kMostIgnored>(from, stride, pixels, classes, ignored, to);
     }
   };
-  switch (dtype) {
-    case Dtype::kUInt8: return stage_as.template operator()<uint8_t>();
-    case Dtype::kInt8: return stage_as.template operator()<int8_t>();
-    case Dtype::kInt16: return stage_as.template operator()<int16_t>();
-    case Dtype::kInt32: return stage_as.template operator()<int32_t>();
-    default: return stage_as.template operator()<int64_t>();
-  }
+  return with_label_dtype(dtype, stage_as);
 }
 
 // Puts zeros where the target of a class does not count.

@@ -101,6 +101,7 @@ inline void with_activation(const Tile<T>& tile, const Body& body) {
 
 template <class T, unsigned kExtra, class Body>
 inline void with_target(const Tile<T>& tile, const Body& body) {
+  static_assert(reads_class_numbers(kExtra));
   tile.soft == nullptr ? with_activation<T, kExtra, true>(tile, body)
                        : with_activation<T, kExtra, false>(tile, body);
 }
@@ -109,6 +110,7 @@ inline void with_target(const Tile<T>& tile, const Body& body) {
 // loops of kEveryExtra.
 template <class T, unsigned kExtra, class Body>
 inline void with_logits(const Tile<T>& tile, const Body& body) {
+  static_assert(!reads_class_numbers(kExtra));
   if constexpr (sizeof(T) == 4) {
     if (tile.activation != Activation::kNone) {
       return tile.activation == Activation::kSoftmax

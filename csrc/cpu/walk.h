@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <exception>
+#include <mutex>
 
 #include "../layout.h"
 #include "../torch.h"
@@ -268,9 +270,19 @@ void for_units(int64_t units, int64_t elements, const Body& body) {
   }
   const int64_t grain =
       std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, elements / units));
+  // torch's C functions, which a callback is called through, would lose the message of an
+  // exception.
+  std::exception_ptr thrown;
+  std::mutex one_at_a_time;
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) body(unit);
+    try {
+      for (int64_t unit = begin; unit < end; ++unit) body(unit);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(one_at_a_time);
+      if (!thrown) thrown = std::current_exception();
+    }
   });
+  if (thrown) std::rethrow_exception(thrown);
 }
 
 }  // namespace customloss::cpu

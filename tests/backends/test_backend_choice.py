@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import FEW, OPTIONED, Case
 from judge import assert_right, soft_f1
+from paths import ROOT
 from process import run_python
 
 import customloss
@@ -188,3 +189,17 @@ def test_compiled_kernels_are_in_use_here() -> None:
     assert libraries.status["_C"] is None
     for name in ("confusion", "confusion_score", "confusion_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"customloss::{name}", "CPU")
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree")
+@pytest.mark.parametrize("name", ("avx2", "avx512"))
+def test_an_instruction_set_is_chosen_where_all_of_it_is_there(name: str) -> None:
+    """The processor is asked for every extension that the loops of a set are compiled with."""
+    header = (ROOT / f"csrc/cpu/target_{name}.h").read_text()
+    switched = [set(found.split(",")) for found in re.findall(r'"(avx[^"]*)"', header)]
+    features = set.union(*switched) - {"prefer-vector-width=512"}
+    assert len(switched) == 2 and len(features) >= 5  # those of clang, and of gcc
+    chosen = (ROOT / "csrc/cpu/isa.cpp").read_text()
+    asked = {*re.findall(r'__builtin_cpu_supports\("(\w+)"\)', chosen)}
+    asked |= {"f16c"} if "&& has_f16c()" in chosen else set()
+    assert features <= asked

@@ -278,8 +278,13 @@ MUTANTS = {
         "csrc/cpu/softmax_step.h", "choose(below(most[u], own[u]), cls, leader[u])",
         "choose(below(own[u], most[u]), leader[u], cls)",
     ),
-    "a focal loss by hand is that of 1 - q": Mutant(
-        "csrc/cpu/softmax_step.h", "equal(y[u], leader[u])", "equal(y[u], ints(-2))"
+    "q of a softmax's largest class cancels": Mutant(
+        "csrc/cpu/softmax_step.h", "equal(leader[u], cls), rest[u], floats",
+        "equal(leader[u], ints(-2)), rest[u], floats",
+    ),
+    "of three classes two are summed": Mutant(
+        "csrc/cpu/softmax_step.h", "body.template operator()<3>()",
+        "body.template operator()<2>()",
     ),
     "a focal loss by hand has the slope of a cross-entropy": Mutant(
         "csrc/cpu/softmax_gradient.h", "power[u] / larger(floats(kLeast), q[u])", "zero"

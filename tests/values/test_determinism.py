@@ -217,8 +217,18 @@ def test_every_instruction_set_is_right_and_repeats(isa: str) -> None:
     assert again.stdout == first.stdout
 
 
-def test_an_unknown_instruction_set_is_refused() -> None:
-    code = "import customloss, torch; customloss.soft_f1_loss(torch.zeros(3), torch.zeros(3))"
+@pytest.mark.parametrize(
+    "call",
+    (
+        "soft_f1_loss(torch.zeros(3), torch.zeros(3))",
+        # so large that several threads find it out
+        "soft_f1_loss(torch.zeros(2**18), torch.zeros(2**18))",
+        "dice_ce_loss(torch.zeros(1, 2, 2**18), torch.zeros(1, 2**18, dtype=torch.long))",
+    ),
+    ids=("small", "large", "softmax"),
+)
+def test_an_unknown_instruction_set_is_refused(call: str) -> None:
+    code = f"import customloss, torch; torch.set_num_threads(2); customloss.{call}"
     done = run_python(code, CUSTOMLOSS_CPU_ISA="mmx")
     assert done.returncode != 0
     known = " or ".join(INSTRUCTION_SETS).replace(" or ", ", ", len(INSTRUCTION_SETS) - 2)
