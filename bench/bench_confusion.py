@@ -96,7 +96,7 @@ def test_pass(
     threads: int,
 ) -> None:
     case, inputs = ready.case, ready.field.inputs
-    repeat = 200 if case.latency else 1
+    repeat = run.SETTINGS[pytestconfig.getoption("suite")].repeat if case.latency else 1
     racer = _racer(ready, which, family, repeat)
     assert racer.loss is not None
     assert racer.verdict is not None

@@ -64,7 +64,8 @@ def environment(wanted: Memory) -> dict[str, str]:
     return found
 
 
-def _keeps_gradients() -> bool:
+def keeps_gradients() -> bool:
+    """Whether customloss keeps the memory of freed gradients in this process."""
     return os.environ.get("CUSTOMLOSS_GRADIENT_CACHE") != "0"
 
 
@@ -77,7 +78,7 @@ def _find_jemalloc() -> str:
 
 def enter(wanted: Memory) -> None:
     """Returns if ``wanted`` is in force; else starts this command again with it, and does not."""
-    if current() is wanted and (wanted is Memory.default or not _keeps_gradients()):
+    if current() is wanted and (wanted is Memory.default or not keeps_gradients()):
         return
     if os.environ.get(_MARK) == wanted.value:
         raise SystemExit(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import customloss
+from customloss._bench import measure
 from customloss._bench.cases import Temperature
 from customloss._bench.rivals import FAMILIES, OURS
 
@@ -200,7 +201,7 @@ def roof_share(row: Row, family: str) -> float | None:
 # ---- verdicts --------------------------------------------------------------------------------
 
 LEVEL = 0.05  # how far the median of a level row may be from 1
-FEWEST = 5  # rounds, below which nothing is said
+FEWEST = measure.FIRST_ROUNDS  # rounds, below which nothing is said
 
 
 def judged(rounds: list[float]) -> Literal["faster", "slower", "level", "unsettled"]:
@@ -238,12 +239,16 @@ def save(document: Document, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Keeps an older result beside a new one, as DATE-TIME-NAME.json; None if there is none."""
+    """Keeps an older result beside a new one, as DATE-TIME-NAME.json, and its figure by the same
+    name; None if there is none."""
     if not path.is_file():
         return None
     changed = datetime.fromtimestamp(path.stat().st_mtime)
-    kept = path.with_stem(f"{changed:%Y%m%d-%H%M%S}-{path.stem}")
-    return path.replace(kept)
+    stem = f"{changed:%Y%m%d-%H%M%S}-{path.stem}"
+    figure = path.with_suffix(".png")
+    if figure.is_file():
+        figure.replace(figure.with_stem(stem))
+    return path.replace(path.with_stem(stem))
 
 
 def load(path: Path) -> Document:

@@ -1,7 +1,9 @@
 """The rivals: the same loss as others would write it, each in its fastest correct form.
 
 A family ("eager", "torch.compile", ...) may have several forms; ``run`` judges all of them and
-times those that pass the gate. ``formulas``, ``analytic`` and ``libraries`` say what they compute.
+times those that pass the gate. What they compute is in ``formulas`` (as people write it),
+``by_hand``, ``analytic`` (with the exponentials of ``arithmetic``) and ``at_once`` (gradients
+written out), and ``libraries``.
 """
 
 from __future__ import annotations
@@ -154,10 +156,9 @@ def _compiled_forms(device: torch.device, all_forms: bool) -> list[Rival]:
 def _arithmetics() -> list[Rival]:
     """Gradients by hand for the CPU, where an exponential is not one instruction.
 
-    In default memory they are written to memory that is kept. They are the same loops, and no
-    slower; in other memory customloss keeps no gradient either.
+    They are written to memory that is kept wherever customloss keeps that of its gradients.
     """
-    keeps = memory.current() is memory.Memory.default
+    keeps = memory.keeps_gradients()
     strongest = analytic.kept_form if keeps else analytic.analytic_form
 
     def of(maths: arithmetic.Arithmetic, check: Callable[[Case], None]) -> Form:

@@ -191,7 +191,7 @@ def run(
     tick: Callable[[], None] = lambda: None,
 ) -> Document:
     """Every case of a suite: ``"quick"``, ``"full"`` or ``"smoke"``."""
-    settings = settings or Settings()
+    settings = settings or SETTINGS[suite]
 
     def rows() -> Iterator[Row]:
         for case in chosen(suite, settings):

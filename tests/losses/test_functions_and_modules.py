@@ -12,7 +12,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from cases import FEW_OPTIONS, OPTIONS, Case
+from cases import FEW_OPTIONS, OPTIONS, PROBABILITIES, Case
 from judge import differentiated
 from selection import covering, one_of_each
 from torch import Tensor
@@ -75,7 +75,7 @@ def test_module_and_function_agree(name: str) -> None:
         if p.default is not inspect.Parameter.empty:
             assert options[n] == p.default
     sample = Case("x", (6, 4), target=None, weight="full").build(F64)
-    x = sample.input.sigmoid() if name in ("custom_f1", "any") else sample.input
+    x = sample.input.sigmoid() if name in PROBABILITIES else sample.input
     if options.get("activation") == "softmax" or name == "cross_entropy":
         sample.target.copy_(torch.eye(4)[torch.arange(6) % 4])
     module = cls()
@@ -445,7 +445,7 @@ def test_gradcheck(name: str, option: str) -> None:
         loss = customloss.loss(name, weighting="uniform", **shared(option, name), **ANY_DATA)
     x, t, w = (each.detach().requires_grad_() for each in leaves_of(
         Case("x", (4, 3), target=None, weight="full")))  # fmt: skip
-    if name in ("custom_f1", "any"):
+    if name in PROBABILITIES:
         x = (0.5 + 0.02 * x.detach().tanh()).requires_grad_()
     w = (w.detach() + 0.1).requires_grad_()
     assert gradcheck(loss, (x, t, w), check_forward_ad=True, check_undefined_grad=True,

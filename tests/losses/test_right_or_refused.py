@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import PROBABILITIES
 from drawn_operands import Draw
 from selection import one_of_each
 from torch import nn
@@ -33,6 +34,8 @@ SIGMOID = ("soft_f1", "dice", "tversky", "jaccard", "focal_tversky", "log_cosh_d
 COMPOUND = ("dice_bce", "dice_focal", "dice_ce", "tversky_ce")
 LABELLED = (*SIGMOID[:-1], *COMPOUND, "cross_entropy", "focal", "generalized_dice",
             "multiclass_mcc")  # fmt: skip
+# losses of which no kind draws one: presets of others, or with another vocabulary
+ELSEWHERE = ("any", "sigmoid_f1", "custom_f1", "bce")
 SEMIMETRIC = ("semimetric_dice", "semimetric_jaccard", "semimetric_tversky")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -40,6 +43,10 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def kind(check: Callable[[Draw], None]) -> Callable[[Draw], None]:
     KINDS[check.__name__] = check
     return check
+
+
+def test_every_loss_is_drawn_by_some_kind() -> None:
+    assert {*SIGMOID, *LABELLED, *ELSEWHERE} == {*LOSSES}
 
 
 @one_of_each(lambda name: name)
@@ -214,7 +221,7 @@ def logits_are_no_probabilities(draw: Draw) -> None:
     x = x.to(draw.choice((torch.float32, torch.float64, torch.float16)))
     t = draw.rand(shape) > 0.5
     name = draw.choice((*SIGMOID, "dice_bce", "dice_focal", "bce", "focal", "any", "custom_f1"))
-    options = {} if name in ("any", "custom_f1") else {"activation": "none"}
+    options = {} if name in PROBABILITIES else {"activation": "none"}
     if draw.rarely(0.5):
         refused(lambda: customloss.loss(name, **options)(x, t), "input", "logits")
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from cases import PROBABILITIES
 from parts import assert_equal
 from ranks import run
 from selection import one_of_each
@@ -62,7 +63,7 @@ def batch(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(6, CLASSES, 4, dtype=dtype, generator=generator)
     weight = torch.rand(6, CLASSES, 4, dtype=dtype, generator=generator)
-    x = x.sigmoid() if name in ("any", "custom_f1") else x
+    x = x.sigmoid() if name in PROBABILITIES else x
     if name in CLASS_NUMBERS:
         target = torch.randint(0, CLASSES, (6, 4), generator=generator)
     else:

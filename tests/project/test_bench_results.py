@@ -182,10 +182,13 @@ def test_an_older_result_is_kept_beside_a_new_one(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     assert results.set_aside(path) is None
     path.write_text("older")
+    path.with_suffix(".png").write_text("its figure")
     os.utime(path, (0, datetime(2026, 3, 4, 5, 6, 7).timestamp()))
     kept = results.set_aside(path)
     assert kept == tmp_path / "20260304-050607-bench.json"
     assert kept.read_text() == "older" and not path.exists()
+    assert kept.with_suffix(".png").read_text() == "its figure"
+    assert not path.with_suffix(".png").exists()
 
 
 @pytest.mark.parametrize("latency", [False, True])

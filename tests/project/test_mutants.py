@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(
 
 class Mutant(NamedTuple):
     file: str
-    line: str  # its first occurrence is replaced by `fault`
+    line: str  # occurs once, and is replaced by `fault`
     fault: str
 
 

@@ -21,7 +21,6 @@ from customloss._bench import (
     gate,
     libraries,
     measure,
-    memory,
     rivals,
     run,
 )
@@ -193,17 +192,15 @@ def test_loss_and_gradient_at_once_are_right(case: cases.Case) -> None:
     assert verdict.passed, verdict
 
 
-def test_only_default_memory_has_a_form_that_keeps_its_gradient(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("bytes, kept", (("0", False), ("1000000000", True)))
+def test_a_rival_keeps_its_gradient_where_ours_is_kept(
+    bytes: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the others customloss keeps none."""
-    named = {}
-    for each in memory.Memory:
-        monkeypatch.setattr(memory, "current", lambda each=each: each)
-        named[each] = {rival.form for rival in rivals.rivals(_CPU)}
-    assert named[memory.Memory.default] - named[memory.Memory.jemalloc] == _OWN - {"analytic"}
-    assert named[memory.Memory.jemalloc] - named[memory.Memory.default] == {*_ARITHMETICS}
-    assert named[memory.Memory.jemalloc] == named[memory.Memory.huge_pages]
+    """In huge pages and with jemalloc customloss keeps none."""
+    monkeypatch.setenv("CUSTOMLOSS_GRADIENT_CACHE", bytes)
+    named = {rival.form for rival in rivals.rivals(_CPU)}
+    assert (_OWN - {"analytic"} <= named) is kept
+    assert ({*_ARITHMETICS} <= named) is not kept
 
 
 @INDUCTOR

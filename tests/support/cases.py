@@ -136,7 +136,9 @@ def weight_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return ()
 
 
-# custom_f1 takes probabilities; losses that have no score have no options of one
+# losses that take probabilities whatever their options say
+PROBABILITIES = ("any", "custom_f1")
+# custom_f1 has few options; losses that have no score have no options of one
 FEW_OPTIONS = ("custom_f1", "cross_entropy", "bce", "focal")
 
 
