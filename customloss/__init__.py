@@ -1,7 +1,7 @@
 """Exact, fused F-measure losses for PyTorch.
 
-A loss is a score, such as F1, of the soft confusion sums tp, fp, fn and tn of a batch. They are added
-up in one pass over the logits, and the gradient is made in one more::
+A loss is a score, such as F1, of the soft confusion sums tp, fp, fn and tn of a batch. They are
+added up in one pass over the logits, and the gradient is made in one more::
 
     criterion = customloss.DiceCELoss(ignore_index=255)
     criterion(logits, target).backward()  # [N, C, H, W] and class numbers [N, H, W]

@@ -104,8 +104,8 @@ class ExtendedSums(NamedTuple):
     ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
     of a softmax, with t before smoothing too, in float64 and without a gradient, so that they can
     be added up over an epoch. A score takes the first four sums: ``scores.dice(*sums[:4])``, or
-    ``scores.dice(*sums.hard)`` of the decisions. ``a + b``, and ``sum`` of a list, are the sums of both batches;
-    ``0.9 * a + 0.1 * b`` is a moving average.
+    ``scores.dice(*sums.hard)`` of the decisions. ``a + b``, and ``sum`` of a list, are the
+    sums of both batches; ``0.9 * a + 0.1 * b`` is a moving average.
     """
 
     tp: Tensor

@@ -94,8 +94,8 @@ def soft_f1_loss(
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over what the average leaves, which is one
             number unless classes (``average="none"``) or samples (``samplewise``) are kept.
         absent: what a group without a positive target contributes: ``"score"`` (the formula as it
-            stands: loss 1 and no gradient), ``"skip"`` (left out of the mean and of its
-            denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
+            stands: without ``smooth`` loss 1 and no gradient), ``"skip"`` (left out of the mean and
+            of its denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
         link: ``"complement"`` 1 - F, ``"log"`` -log F, ``"focal"`` (1 - F)^gamma or
             ``"negative"`` -F.
         gamma: the exponent of ``link="focal"``, > 0. With 1, the default, that is
