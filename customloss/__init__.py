@@ -1,4 +1,30 @@
-"""Exact, fused F-measure losses for PyTorch."""
+"""Exact, fused F-measure losses for PyTorch.
+
+A loss is a score, such as F1, of the soft confusion sums tp, fp, fn and tn of a batch. They are
+added up in one pass over the logits, and the gradient is made in one more::
+
+    criterion = customloss.DiceCELoss(ignore_index=255)
+    criterion(logits, target).backward()  # [N, C, H, W] and class numbers [N, H, W]
+
+Begin with these:
+
+====================  ==============================================================================
+SoftF1Loss            soft F1, or Fβ, of yes or no for each sample or label
+DiceLoss              the same by the name that it has for segmentation
+DiceCELoss            Dice and cross-entropy, for classes that exclude each other
+DiceBCELoss           Dice and binary cross-entropy, for one class or classes that overlap
+ConfusionLoss         any score of the sums, also one of your own
+loss, loss_names      a loss by its name, and all the names
+confusion_sums        the sums themselves, differentiable, and the counts for a metric
+accumulate            one loss of a batch that is cut into micro-batches
+DeepSupervision       a loss of outputs at several resolutions
+scores                the scores, as functions of the sums
+====================  ==============================================================================
+
+Every loss is a module and a function: ``DiceCELoss`` and ``dice_ce_loss``. ``help`` of either lists
+its options. The README and the folder docs of the source tree have more: docs/losses.md says which
+loss is for which problem, docs/training.md how to measure F1 while training.
+"""
 
 from typing import TYPE_CHECKING, NoReturn
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 
@@ -197,7 +197,6 @@ def bench(
     json = json or DEFAULT_PLACES[roof]
     if json.suffix != ".json":
         raise SystemExit(f"customloss: --json: expected a name that ends in .json, got {json}")
-    _writable("--json", json, *([] if roof else [json.with_suffix(".png")]))
     if memory is not None:
         _enter_memory(memory)
     from customloss._bench import cases, measure, run
@@ -215,8 +214,8 @@ def bench(
         case=case,
     )
     if not run.chosen(suite, settings):
-        names = ", ".join(each.name for each in cases.SUITES[suite])
-        raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
+        _no_case(case, (each.name for each in cases.SUITES[suite]))
+    _writable("--json", json, json.with_suffix(".png"))
     on = _device(device)
     _no_fallback(on)
     with measure.threads(threads):
@@ -360,6 +359,12 @@ def _alone(option: str, others: dict[str, object]) -> None:
             raise SystemExit(f"customloss: {option} contradicts {other}; leave one out")
 
 
+def _no_case(asked: str, names: Iterable[str]) -> NoReturn:
+    """Exits with the names that there are, which have commas in them."""
+    listed = "".join(f"\n  {name!r}" for name in names)
+    raise SystemExit(f"customloss: --case: none of these contains {asked!r}:{listed}")
+
+
 def _roof(console: Console, small: bool, rounds: int, case: str, json: Path) -> None:
     from customloss._bench import roof, run
 
@@ -368,8 +373,8 @@ def _roof(console: Console, small: bool, rounds: int, case: str, json: Path) -> 
     room = roof.SMALL if small else roof.room()
     steps = roof.steps(room, settings)
     if not steps:
-        names = ", ".join(kind.part.name for kind in roof.KINDS)
-        raise SystemExit(f"customloss: --case: none of {names} contains {case!r}")
+        _no_case(case, (kind.part.name for kind in roof.KINDS))
+    _writable("--json", json)
     _no_fallback(torch.device("cpu"))
     if small:
         console.print("a smoke test, as if the caches were small: these are no measurements")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -132,17 +132,21 @@ def warning_due() -> bool:
     return dist.get_world_size() > 1
 
 
-def warn_of_parts() -> None:
-    """Warns that a loss without a group scores a part of a batch; once in a process."""
+def warn_of_parts(warn: Callable[[str], None] | None = None) -> None:
+    """Warns that a loss without a group scores a part of a batch; once in a process. ``warn`` is
+    called with the text; by default the warning shows the line of the caller."""
     global _to_warn
     _to_warn = False
-    warnings.warn(
+    text = (
         f"process_group is None, and torch.distributed has {dist.get_world_size()} ranks: each "
         "of them scores its own part of the batch, and the mean of these losses is not the loss of "
         "the batch. process_group='world' gives the loss of the whole batch. If parts are what you "
-        "mean, process_group='local' says so and silences this warning, which comes once",
-        stacklevel=2,
+        "mean, process_group='local' says so and silences this warning, which comes once"
     )
+    if warn is None:
+        warnings.warn(text, stacklevel=2)
+    else:
+        warn(text)
 
 
 # ---- the sums of all ranks -----------------------------------------------------------------------

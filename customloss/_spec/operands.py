@@ -50,6 +50,8 @@ def _part(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) for each in value):
         several = "customloss.DeepSupervision scores the outputs of several resolutions"
         return f": {several}" if name == "input" else ": pass torch.stack or one of them"
+    if isinstance(value, (list, tuple)):
+        return f": torch.tensor({name})"
     if hasattr(value, "__array__"):
         return f": torch.as_tensor({name})"
     return ""

@@ -16,7 +16,7 @@ from customloss._backends import choice
 from customloss._ops.modes import holds_values
 from customloss.distributed import is_group
 from customloss.losses import classes, help_text, keywords
-from customloss.losses.first_batch import ONCE, FirstBatch
+from customloss.losses.first_batch import ONCE, FirstBatch, warn_caller
 from customloss.losses.named_sums import ConfusionSums, ExtendedSums, SumsTaker
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class Loss(HoldsGroup):
         ours = type(self).function.__module__.partition(".")[0] == "customloss"
         if ours and not is_compiling():
             self._try_options(type(self).function, options)
+            self._warn_of_reduction()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Weights that are set later are checked and kept as those of the constructor are; a
@@ -198,6 +199,17 @@ class Loss(HoldsGroup):
         target = torch.zeros(shape, device="cpu", dtype=torch.uint8)
         with torch.no_grad(), choice.backend("auto"):
             function(input, target, None, **options)
+
+    def _warn_of_reduction(self) -> None:
+        """Of an option that asks to keep numbers of which the others leave one."""
+        average, kept = getattr(self, "average", "none"), getattr(self, "samplewise", False)
+        if getattr(self, "reduction", "") == "none" and average != "none" and not kept:
+            compound = "pointwise_class_weight" in self.defaults  # it refuses average="none"
+            per_class = "" if compound else "average='none' keeps one per class, "
+            warn_caller(
+                f"reduction: 'none' keeps nothing with average={average!r} and samplewise=False, "
+                f"which leave one number: {per_class}samplewise=True keeps one per sample"
+            )
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments for the function."""

@@ -15,7 +15,7 @@ from customloss._spec.arguments import Data
 from customloss._spec.options import Grouping, Linking, Options
 from customloss.losses import keywords, request, route
 from customloss.losses.base import Loss
-from customloss.losses.formula import Score, at, formula_of, score_name
+from customloss.losses.formula import Looks, Score, at, formula_of, score_name
 from customloss.losses.keywords import takes
 from customloss.losses.named_scores import score_of
 from customloss.losses.score_checks import check_score
@@ -63,7 +63,7 @@ def confusion_loss(
     """
     score = score_of(score)
     call = request.of_score(Data(input, target, weight), {**options}, scores.used_by(score))
-    looks = options.get("check_target", False)
+    looks = Looks(options.get("check_target", False), call.classes)
     return route.loss(call, formula_of(score, call.words, call.elements.extra, looks=looks))
 
 

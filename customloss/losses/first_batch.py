@@ -111,17 +111,23 @@ def check(
         errors, warnings, has_positives = batch_checks.found(batch)
     if errors:
         raise ValueError(errors[0])
-    warned = asked.warned if isinstance(asked, FirstBatch) else set()
-    for mistake, text in warnings.items():
-        if mistake not in warned:
-            warn_caller(f"{text} (check_target=False turns the checks off)")
-            warned.add(mistake)
+    warn_of(warnings, asked)
     if isinstance(asked, FirstBatch):
         of_batch = _outputs.get()
         if of_batch is None:
             asked.saw(has_positives)
         else:
             of_batch.saw(asked, has_positives)
+
+
+def warn_of(mistakes: Mapping[str, str], asked: object) -> None:
+    """Warns of the mistakes of a batch, of each once if a module asked; ``asked`` is the option
+    ``check_target``."""
+    warned = asked.warned if isinstance(asked, FirstBatch) else set()
+    for mistake, text in mistakes.items():
+        if mistake not in warned:
+            warn_caller(f"{text} (check_target=False turns the checks off)")
+            warned.add(mistake)
 
 
 def _batch(data: Data, given: dict[str, Any], counting: Tensor | None, exact: bool) -> Batch | None:

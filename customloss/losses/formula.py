@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from customloss import scores
@@ -13,7 +14,8 @@ from customloss._ops.modes import holds_values
 from customloss._spec import options
 from customloss._spec.arguments import SCORE_ALONE, Pointwise
 from customloss._spec.options import Ratio, ScoringWords
-from customloss.losses.first_batch import FirstBatch, warn_caller
+from customloss.losses import first_batch, score_values
+from customloss.losses.classes import ALL, Classes
 from customloss.losses.score_checks import check_score
 from customloss.reference import sums as reference
 
@@ -22,6 +24,16 @@ Score = Callable[..., Tensor]
 LossOfRows = Callable[[Sequence[Tensor]], Tensor]
 # values with names: a NamedTuple of options, a dict, or the names and the values
 Named = Any
+
+
+class Looks(NamedTuple):
+    """Whether what a score returns is looked at, and of which classes it is."""
+
+    asked: object = False  # the option ``check_target``
+    classes: Classes | None = None  # those that are scored; None: all of them alike
+
+
+NEVER = Looks()
 
 
 class Formula(NamedTuple):
@@ -37,10 +49,10 @@ class Formula(NamedTuple):
 
 
 def formula_of(
-    score: Score, words: ScoringWords, extra: int, *, looks: object = False, **more: Any
+    score: Score, words: ScoringWords, extra: int, *, looks: Looks = NEVER, **more: Any
 ) -> Formula:
-    """The formula of a score of the user's or of ``scores.py``, which may be a ratio. ``looks`` is
-    the option ``check_target``: whether what the score returns is looked at."""
+    """The formula of a score of the user's or of ``scores.py``, which may be a ratio. ``looks``
+    says whether what the score returns is looked at."""
     _, parameters = scores.unwrapped(score)
     if "smooth" in parameters:
         options.smooth_fits(parameters["smooth"], words.link)
@@ -49,7 +61,7 @@ def formula_of(
     return Formula(score_name(score), made, must_agree=(words, parameters), **more)
 
 
-def _linked(score: Score, words: ScoringWords, extra: int, looks: object) -> LossOfRows:
+def _linked(score: Score, words: ScoringWords, extra: int, looks: Looks) -> LossOfRows:
     """The linked score as a function of the rows; ``extra`` says which rows there are."""
     names = reference.rows(extra)
     wanted = [name for word in scores.used_by(score) for name in reference.ROWS[word]]
@@ -57,11 +69,27 @@ def _linked(score: Score, words: ScoringWords, extra: int, looks: object) -> Los
     def loss_of_rows(rows: Sequence[Tensor]) -> Tensor:
         further = {name: rows[names.index(name)] for name in wanted}
         similarity = _similarity(score, rows[:4], further)
-        if looks is not False and words.link not in scores.LINEAR_LINKS:
-            _check_at_most_1(score, similarity, words.link, looks)
+        if looks.asked is not False:
+            _look(score, similarity, rows, words, looks)
         return scores.linked(similarity, words.link, words.gamma, words.log_floor)
 
     return loss_of_rows
+
+
+def _look(
+    score: Score, similarity: Tensor, rows: Sequence[Tensor], words: ScoringWords, looks: Looks
+) -> None:
+    """Warns of what is no similarity."""
+    if not holds_values(similarity) or not similarity.numel():
+        return
+    of = looks.classes or ALL
+    by_support = words.absent != "score" or words.average == "weighted"
+    with torch.no_grad():
+        weight = None if of.weight is None else of.scored(of.weight)
+        counting = score_values.counting(similarity, rows, weight, by_support)
+        found = score_values.mistakes(similarity, counting, words.link, of.runs)
+    named = {each: f"score {score_name(score)!r}: {text}" for each, text in found.items()}
+    first_batch.warn_of(named, looks.asked)
 
 
 def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]) -> Tensor:
@@ -87,21 +115,6 @@ def _similarity(score: Score, sums: Sequence[Tensor], further: dict[str, Tensor]
         f"score {score_name(score)!r}: expected a floating tensor [{samples}, {classes}], one "
         f"similarity per sample and class, or [{samples}, 1], computed from the sums, got {got}"
     )
-
-
-def _check_at_most_1(score: Score, similarity: Tensor, link: str, looks: object) -> None:
-    """Warns of a similarity above 1, which only a link that is linear gives a meaning: the
-    logarithm of a sum is no loss, and a power of 1 - s is 0 there, without a gradient."""
-    warned = looks.warned if isinstance(looks, FirstBatch) else set()
-    if "similarity" in warned or not holds_values(similarity):
-        return
-    most = float(similarity.detach().amax()) if similarity.numel() else 0.0
-    if most > 1 + 1e-6:  # beyond rounding
-        warned.add("similarity")
-        warn_caller(
-            f"score {score_name(score)!r}: expected a similarity of at most 1 with link={link!r}, "
-            f"got {most:.6g} (check_target=False turns the checks off)"
-        )
 
 
 def at(score: Score, **parameters: Any) -> Score:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -46,12 +47,15 @@ def check_known(
 
 
 def known_only(function: _F) -> _F:
-    """Refuses keywords that a function does not have, with the one that is meant."""
+    """Refuses keywords that a function does not have, with the one that is meant. Of a method, as
+    ``forward``, the call is also refused in the name of the class of its object, if an operand is
+    missing or there is one too many: Python would name the class that defines it."""
     signature = inspect.signature(function)
     known = [name for name in signature.parameters if name != "self"]
     names = frozenset(known)
     # the first operand: of a constructor behind self, of other methods self, which has options
     first_place = 1 if function.__name__ == "__init__" else 0
+    fewest, most = (0, math.inf) if first_place else _operands(signature)
 
     @wraps(function)
     def checked(*operands: Any, **given: Any) -> Any:
@@ -59,10 +63,40 @@ def known_only(function: _F) -> _F:
             seen = len(operands) > first_place
             first = operands[first_place] if seen else given.get(known[0])
             check_known(given, known, function, first, known[0])
+        if not fewest <= len(operands) <= most:
+            _check_operands(function.__name__, signature, operands, given)
         return function(*operands, **given)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
     return cast(_F, checked)
+
+
+def _operands(signature: inspect.Signature) -> tuple[int, float]:
+    """How many operands a method has by position, with its object: at least and at most. Of a
+    function, whose name Python says, the number is not checked."""
+    if "self" not in signature.parameters:
+        return 0, math.inf
+    operands = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return sum(each.default is each.empty for each in operands), len(operands)
+
+
+def _check_operands(
+    method: str, signature: inspect.Signature, operands: tuple[Any, ...], given: Mapping[str, Any]
+) -> None:
+    """Raises for an operand of a method that is missing, or one too many. Those that are not there
+    by position may be ``given`` by name."""
+    shown = [each for each in signature.parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    left = [each for each in shown[len(operands) :] if each.default is each.empty]
+    missing = [each.name for each in left if each.name not in given]
+    if not operands or not (missing or len(operands) > len(shown)):
+        return
+    call = "criterion" if method == "forward" else f"criterion.{method}"
+    taken = ", ".join(
+        each.name if each.default is each.empty else f"{each.name}={each.default}"
+        for each in shown[1:]
+    )
+    got = f"no {' and no '.join(missing)}" if missing else f"{len(operands) - 1} operands"
+    raise TypeError(f"{type(operands[0]).__name__}: expected {call}({taken}), got {got}")
 
 
 def by_name(init: _F, options: Collection[str]) -> _F:

@@ -103,8 +103,9 @@ class ExtendedSums(NamedTuple):
     ``m = t (1-p) + (1-t) p`` (of a softmax m is 1-p, and the second is 0); ``focal`` is their sum.
     ``support = Σ w t``, with t before smoothing. ``hard`` counts decisions, p > 1/2 or the largest
     of a softmax, with t before smoothing too, in float64 and without a gradient, so that they can
-    be added up over an epoch. ``a + b``, and ``sum`` of a list, are the sums of both batches;
-    ``0.9 * a + 0.1 * b`` is a moving average.
+    be added up over an epoch. A score takes the first four sums: ``scores.dice(*sums[:4])``, or
+    ``scores.dice(*sums.hard)`` of the decisions. ``a + b``, and ``sum`` of a list, are the
+    sums of both batches; ``0.9 * a + 0.1 * b`` is a moving average.
     """
 
     tp: Tensor

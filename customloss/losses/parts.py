@@ -15,7 +15,7 @@ from customloss._spec import checks
 from customloss._spec.arguments import Data, Pointwise
 from customloss._spec.options import PointwiseOptions, ScoringWords
 from customloss.losses import classes, request, route
-from customloss.losses.formula import Formula, Score, at, formula_of
+from customloss.losses.formula import Formula, Looks, Score, at, formula_of
 from customloss.losses.named_scores import score_of
 from customloss.losses.named_sums import SumsTaker
 from customloss.losses.request import ExtraNumbers, Parts, Request, cached
@@ -51,7 +51,7 @@ def compound(
     """See :func:`compound_loss`. ``called`` and ``reduction_called`` are the caller's names for the
     weights and the reduction; ``parameters`` are those of a score of ``scores.py``."""
     of_part = _taken_from(options)
-    looks = {} if parameters else {"looks": options.get("check_target", False)}
+    asked = options.get("check_target", False)
     if options.get("average") == "none":
         raise ValueError(
             "average: expected 'macro', 'micro' or 'weighted' for a compound loss (a cross-entropy "
@@ -90,8 +90,11 @@ def compound(
     if isinstance(by_class, float):
         more = {"log_pos": factors.log_pos * by_class, "focal_pos": factors.focal_pos * by_class}
         factors, by_class = factors._replace(**more), None
-    make = _formula_at if parameters else formula_of
-    formula = make(score, call.words, call.elements.extra, **parameters, **looks)
+    reads = (call.words, call.elements.extra)
+    if parameters:
+        formula = _formula_at(score, *reads, **parameters)
+    else:
+        formula = formula_of(score, *reads, looks=Looks(asked, call.classes))
     must_agree = ((called, weights), of_part, *formula.must_agree)
     formula = formula._replace(
         pointwise=factors, pos_weight=by_class, must_agree=must_agree,

@@ -91,10 +91,11 @@ def soft_f1_loss(
             softmax still runs over all of them.
         include_background: False scores all classes but 0.
         samplewise: groups are also split along dim 0.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over what the average leaves.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over what the average leaves, which is one
+            number unless classes (``average="none"``) or samples (``samplewise``) are kept.
         absent: what a group without a positive target contributes: ``"score"`` (the formula as it
-            stands: loss 1 and no gradient), ``"skip"`` (left out of the mean and of its
-            denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
+            stands: without ``smooth`` loss 1 and no gradient), ``"skip"`` (left out of the mean and
+            of its denominator) or ``"penalize"`` (its soft false-positive rate fp / (fp + tn)).
         link: ``"complement"`` 1 - F, ``"log"`` -log F, ``"focal"`` (1 - F)^gamma or
             ``"negative"`` -F.
         gamma: the exponent of ``link="focal"``, > 0. With 1, the default, that is

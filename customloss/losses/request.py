@@ -150,7 +150,7 @@ def _of_pointwise(input: Tensor, class_weight: object, parts: Parts) -> Classes 
 def _warn_of_parts(input: Tensor) -> None:
     """Of a loss without a process group; DTensors know their ranks themselves."""
     if distributed.warning_due() and not is_dtensor.sharded(input, input, None):
-        distributed.warn_of_parts()
+        distributed.warn_of_parts(first_batch.warn_caller)
 
 
 def of_ratio(

@@ -87,8 +87,11 @@ def parts_are_warned_of_once() -> None:
         lambda: customloss.dice_bce_loss(x, t, class_weight=[1.0, 2.0, 3.0]),
         lambda: customloss.accumulate(customloss.DiceLoss()).add(x, t),
     ):
-        with pytest.warns(UserWarning, match=r"^process_group is None.*2 ranks.*'world'.*'local'"):
+        with pytest.warns(
+            UserWarning, match=r"^process_group is None.*2 ranks.*'world'.*'local'"
+        ) as w:
             call()
+        assert w[0].filename == __file__
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             call()

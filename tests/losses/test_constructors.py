@@ -271,3 +271,50 @@ def test_it_prints_where_there_are_no_numbers() -> None:
         for module in (built, make().to("meta"), torch.nn.Sequential(built)):
             assert "weight=<[2] on meta>" in repr(module)
         assert "weight=[1" in repr(make())
+
+
+# ---- a reduction that keeps nothing --------------------------------------------------------------
+
+KEEPS: dict[str, dict[str, Any]] = {
+    "samples": {"samplewise": True}, "classes": {"average": "none"},
+    "both": {"samplewise": True, "average": "none"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+@pytest.mark.parametrize("name", ["dice", "mcc", "dice_ce"])
+def test_a_reduction_that_keeps_nothing_is_warned_of(name: str, average: str) -> None:
+    """``reduction="none"`` of torch keeps elements, of which a score has none."""
+    with pytest.warns(UserWarning, match=r"^reduction: 'none' keeps nothing.*samplewise=True") as w:
+        customloss.loss(name, average=average, reduction="none")
+    assert w[0].filename == __file__
+    per_class = "average='none' keeps one per class" in str(w[0].message)
+    assert per_class == (name != "dice_ce")  # which refuses it
+
+
+@pytest.mark.parametrize("keeps", KEEPS)
+def test_a_reduction_that_keeps_something(keeps: str) -> None:
+    criterion = customloss.DiceLoss(**KEEPS[keeps], reduction="none")
+    assert criterion(torch.randn(4, 3), torch.rand(4, 3) > 0.5).dim() == len(KEEPS[keeps])
+    customloss.DiceLoss(**KEEPS[keeps])
+    customloss.CrossEntropyLoss(reduction="sum")
+
+
+# ---- calls ---------------------------------------------------------------------------------------
+
+
+def test_a_call_without_its_operands_names_the_class() -> None:
+    criterion, x, t = customloss.DiceCELoss(), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    for call, message in (
+        (lambda: criterion(x), r"criterion\(input, target, weight=None\), got no target"),
+        (lambda: criterion(target=t), r"criterion\(.*\), got no input"),
+        (lambda: criterion(), r"criterion\(.*\), got no input and no target"),
+        (lambda: criterion(x, t, None, 3), r"criterion\(.*\), got 4 operands"),
+        (lambda: criterion.with_sums(x), r"criterion\.with_sums\(.*\), got no target"),
+    ):
+        with pytest.raises(TypeError, match=rf"^DiceCELoss: expected {message}$"):
+            call()
+    expected = criterion(x, t)
+    assert criterion(x, target=t) == criterion(input=x, target=t, weight=None) == expected
+    with pytest.raises(TypeError, match=r"^DeepSupervision: expected .*got no targets$"):
+        customloss.DeepSupervision(criterion)([x])

@@ -349,6 +349,102 @@ def test_a_similarity_above_1_is_noticed_once(link: str, compound: bool) -> None
     criterion(x, t)  # warnings are errors in these tests
 
 
+def skill(tp: torch.Tensor, fp: torch.Tensor, fn: torch.Tensor, tn: torch.Tensor) -> torch.Tensor:
+    """Peirce's, in [-1, 1]."""
+    return (tp * tn - fp * fn) / ((tp + fn) * (fp + tn))
+
+
+@pytest.mark.parametrize("link", customloss.scores.LOG_LINKS)
+@pytest.mark.parametrize("compound", [False, True])
+def test_a_similarity_below_0_is_noticed_once(link: str, compound: bool) -> None:
+    """Its logarithm is that of the floor: the loss is constant, without a gradient."""
+    t = torch.rand(64, 3) > 0.5
+    x = torch.where(t, -3.0, 3.0)
+    if compound:
+        criterion = customloss.CompoundLoss(skill, cross_entropy_weight=1.0, link=link)
+    else:
+        criterion = customloss.ConfusionLoss(skill, link=link)
+    said = rf"^score 'skill': .*at least 0 with link='{link}' .*got -0\.9\d+: link='complement'"
+    with pytest.warns(UserWarning, match=said):
+        criterion(x, t)
+    criterion(x, t)
+
+
+def test_a_similarity_below_0_that_is_no_mistake() -> None:
+    t = torch.rand(64, 3) > 0.5
+    x = torch.where(t, -3.0, 3.0)
+    for link in ("complement", "negative", "focal", "log_cosh"):
+        customloss.ConfusionLoss(skill, link=link)(x, t)
+    customloss.ConfusionLoss(skill, link="log", check_target=False)(x, t)
+    customloss.ConfusionLoss("mcc", link="log")(torch.zeros_like(x), t)  # 0, but for rounding
+    # 0 is the worst of most scores
+    wrong = torch.where(t, -1e4, 1e4)
+    customloss.ConfusionLoss("fowlkes_mallows", link="log")(wrong, t)
+    customloss.ConfusionLoss(skill, link="log", class_weight=[1.0, 0.0, 0.0])(
+        torch.where(torch.arange(3) > 0, x, -x), t
+    )
+
+
+def plain_recall(
+    tp: torch.Tensor, fp: torch.Tensor, fn: torch.Tensor, tn: torch.Tensor
+) -> torch.Tensor:
+    return tp / (tp + fn)
+
+
+def without_positives(*classes: int) -> tuple[Tensor, Tensor]:
+    """A batch of five classes, of which these have no positive."""
+    target = torch.ones(6, 5, dtype=torch.bool)
+    target[:, list(classes)] = False
+    return torch.randn(6, 5), target
+
+
+@pytest.mark.parametrize(
+    ("options", "absent", "named"),
+    [
+        ({}, (2,), "class 2"),
+        ({}, (1, 3, 4), "class 1 and 2 more"),
+        ({"classes": (4, 2, 1)}, (2, 3), "class 2"),
+        ({"include_background": False}, (0, 3), "class 3"),
+        ({"class_weight": [1.0, 0.0, 1.0, 1.0, 1.0]}, (1, 4), "class 4"),
+        ({"samplewise": True}, (3,), "class 3 of sample 0 and 5 more"),
+        ({"samplewise": True, "average": "micro"}, range(5), "sample 0 and 5 more"),
+        ({"average": "micro"}, range(5), "the only group"),
+        ({"link": "log"}, (2,), "class 2"),
+    ],
+)
+def test_a_score_that_is_0_by_0(options: Any, absent: Any, named: str) -> None:
+    x, t = without_positives(*absent)
+    said = rf"^score 'plain_recall': .*got NaN for {named}, whose sums .*customloss\.scores\.ratio"
+    criterion = customloss.ConfusionLoss(plain_recall, **options)
+    with pytest.warns(UserWarning, match=said):
+        assert criterion(x, t).isnan()
+    criterion.check_target = True
+    with pytest.warns(UserWarning, match=said):
+        criterion(x, t)
+
+
+def test_a_score_of_all_classes_that_is_0_by_0() -> None:
+    def skill_of_all(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor) -> Tensor:
+        return (tp / (tp + fn)).mean(-1, keepdim=True)
+
+    with pytest.warns(UserWarning, match=r"^score 'skill_of_all': .*NaN for the only group"):
+        customloss.ConfusionLoss(skill_of_all)(*without_positives(1))
+
+
+def test_what_is_not_the_fault_of_a_score() -> None:
+    """Groups that do not count, and sums that are NaN themselves."""
+    x, t = without_positives(2)
+    for options in (
+        {"absent": "skip"}, {"absent": "penalize"}, {"average": "weighted"}, {"classes": (0, 1)},
+        {"class_weight": [1.0, 1.0, 0.0, 1.0, 1.0]}, {"check_target": False},
+    ):  # fmt: skip
+        loss = customloss.ConfusionLoss(plain_recall, **options)(x, t)
+        assert loss.isnan() == ("check_target" in options)
+    x[0, 0] = float("nan")
+    assert customloss.ConfusionLoss(plain_recall)(x[:, :2], t[:, :2]).isnan()
+    customloss.ConfusionLoss(customloss.scores.recall)(x[:, 1:], t[:, 1:])
+
+
 def test_a_similarity_above_1_that_is_meant() -> None:
     x, t = torch.randn(64, 3) + 2, torch.rand(64, 3) > 0.2
     customloss.ConfusionLoss(hits)(x, t)  # linear: the loss is 1 - tp

@@ -54,6 +54,7 @@ def shared(option: str, name: str) -> dict[str, Any]:
     found = {k: v for k, v in OPTIONS[option].items() if k in SHARED and k in known}
     if name in COMPOUND and found.get("average") == "none":
         found["average"] = "macro"
+        found.pop("reduction", None)  # there is nothing left to keep
     return found
 
 

@@ -93,3 +93,16 @@ def test_the_common_type_is_no_loss() -> None:
     assert all(issubclass(loss, customloss.Loss) for loss in LOSSES.values())
     for module in (customloss.StreamingLoss, customloss.DeepSupervision, customloss.CustomF1Loss):
         assert inspect.getdoc(module.forward) != inspect.getdoc(torch.nn.Module.forward)
+
+
+def test_the_package_says_what_to_begin_with() -> None:
+    """Names that there are, on less than a screen."""
+    text = inspect.getdoc(customloss) or ""
+    _, _, table = text.partition("Begin with these:")
+    rows = [line for line in table.partition("Every loss")[0].splitlines() if line[:1].isalpha()]
+    names = [name for row in rows for name in re.split(r" {2,}", row)[0].split(", ")]
+    assert {"SoftF1Loss", "ConfusionLoss", "accumulate", "scores"} < set(names)
+    assert set(names) <= set(customloss.__all__)
+    assert len(text.splitlines()) < 40
+    # there has to be help of each
+    assert all(inspect.getdoc(getattr(customloss, name)) for name in names)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import customloss
 from customloss import cli
 from customloss._backends import libraries
-from customloss._bench import report, rivals, run
+from customloss._bench import cases, report, rivals, roof, run
 
 _RUNNER = CliRunner()
 
@@ -68,7 +68,6 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         (("--full",), "--smoke contradicts --full"),
         (("--table", "a.json"), "--table contradicts --smoke; leave one out"),
         (("--json", "plain.png"), "--json: expected a name that ends in .json, got plain.png"),
-        (("--case", "dogs"), "--case: none of image float32, channels_last float16, image float32"),
         (("--against", "keras"), "--against: expected one of eager, compile, monai, nnunet, smp"),
     ],
 )
@@ -87,6 +86,23 @@ def test_what_cannot_be_measured_is_said_before_the_clock_starts(
     assert str(result.exception).startswith(f"customloss: {said}")
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "bench.json").exists()
+
+
+@pytest.mark.parametrize("what", [(), ("--roof",)])
+def test_a_case_that_is_none_is_told_those_there_are_and_makes_no_folder(
+    what: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run", pytest.fail)
+    place = tmp_path / "new" / "bench.json"
+    given = ["bench", "--smoke", *what, "--case", "dogs", "--json", str(place)]
+    result = _RUNNER.invoke(cli.app, given)
+    assert isinstance(result.exception, SystemExit)
+    first, *listed = str(result.exception).splitlines()
+    assert first == "customloss: --case: none of these contains 'dogs':"
+    names = [name.strip()[1:-1] for name in listed]
+    kinds = [kind.part.name for kind in roof.KINDS]
+    assert names == (kinds if what else [case.name for case in cases.SUITES["smoke"]])
+    assert not place.parent.exists()
 
 
 def test_a_result_is_saved_before_it_is_printed(

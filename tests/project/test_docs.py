@@ -118,6 +118,51 @@ def test_dice_and_cross_entropy_or_focal_are_monais():
     is_monais(at["monai_dice_focal"], "DiceFocalLoss", logits, labels, sigmoid=True, **given)
 
 
+MONAI_WORDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "softmax": ("DiceLoss", {"softmax": True}, "DiceLoss", {"activation": "softmax"}),
+    "sigmoid": ("DiceLoss", {"sigmoid": True}, "DiceLoss", {}),
+    "batch": (
+        "DiceLoss", {"sigmoid": True, "batch": True}, "DiceLoss", {"samplewise": False},
+    ),
+    "include_background": (
+        "DiceLoss", {"sigmoid": True, "include_background": False}, "DiceLoss",
+        {"include_background": False},
+    ),
+    "jaccard": (
+        "DiceLoss", {"sigmoid": True, "jaccard": True}, "JaccardLoss", {"smooth": (5e-6, 5e-4)},
+    ),
+    "squared_pred": ("DiceLoss", {"sigmoid": True, "squared_pred": True}, "SquaredDiceLoss", {}),
+    "alpha": (
+        "TverskyLoss", {"sigmoid": True, "alpha": 0.3, "beta": 0.7}, "TverskyLoss",
+        {"fp_weight": 0.3, "fn_weight": 0.7},
+    ),
+    "lambda_dice": (
+        "DiceCELoss", {"softmax": True, "lambda_dice": 0.3, "lambda_ce": 0.6}, "DiceCELoss",
+        {"dice_weight": 0.3, "ce_weight": 0.6},
+    ),
+    "lambda_focal": (
+        "DiceFocalLoss", {"sigmoid": True, "lambda_focal": 0.6, "gamma": 1.5, "alpha": 0.3},
+        "DiceFocalLoss", {"focal_weight": 0.6, "focal_gamma": 1.5, "focal_alpha": 0.3},
+    ),
+    "label_smoothing": (
+        "DiceCELoss", {"softmax": True, "label_smoothing": 0.2}, "DiceCELoss",
+        {"ce_label_smoothing": 0.2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("word", MONAI_WORDS)
+def test_the_words_of_monai_mean_what_the_table_says(word):
+    assert f"`{word}" in (ROOT / "docs" / "recipes.md").read_text()
+    theirs, given, ours, options = MONAI_WORDS[word]
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    options = {"samplewise": True, "smooth": (1e-5, 1e-3), **options}
+    own = getattr(customloss, ours)(**options)(logits, target)
+    given = {"to_onehot_y": True, "smooth_nr": 1e-5, "smooth_dr": 1e-3, **given}
+    is_monais(own, theirs, logits, target[:, None], **given)
+
+
 # ---- tables of docs/losses.md --------------------------------------------------------------------
 
 
