@@ -206,8 +206,10 @@ class _Asymmetric(DropIn):
 
 
 class AsymmetricFocalTverskyLoss(_Asymmetric):
-    """``1 - T`` of the background and ``(1 - T)^(1 - gamma)`` of class 1, of probabilities, with T =
-    (tp + epsilon) / (tp + delta fn + (1 - delta) fp + epsilon) of every sample."""
+    """``1 - T`` of the background and ``(1 - T)^(1 - gamma)`` of class 1, of probabilities.
+
+    T = (tp + epsilon) / (tp + delta fn + (1 - delta) fp + epsilon) of every sample.
+    """
 
     def __init__(
         self, to_onehot_y: bool = False, delta: float = 0.7, gamma: float = 0.75,
@@ -243,6 +245,7 @@ class AsymmetricFocalLoss(_Asymmetric):
         sums, count = self.sums(
             y_pred, y_true, log_loss=True, focal=True, focal_gamma=self.gamma, focal_split=True
         )
+        assert sums.focal_pos is not None and sums.log_loss_pos is not None
         total = (1 - self.delta) * sums.focal_pos[:, 0] + self.delta * sums.log_loss_pos[:, 1]
         if self.reduction == "sum":
             return total.sum()
@@ -288,7 +291,8 @@ class AsymmetricUnifiedFocalLoss(DropIn):
         for part in parts:
             part.to_onehot_y = y_true.shape[1] == 1 and self.to_onehot_y
         focal, tversky = (part(y_pred, y_true) for part in parts)
-        return self.weight * focal + (1 - self.weight) * tversky
+        loss: Tensor = self.weight * focal + (1 - self.weight) * tversky
+        return loss
 
     def _holed(self, y_pred: Tensor, y_true: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities and targets that are 0 where pixels are ignored, which MONAI counts as p =

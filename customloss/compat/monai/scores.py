@@ -29,6 +29,8 @@ class DiceLoss(OfScore):
     loss follows it.
     """
 
+    class_weight: Tensor | None
+
     def __init__(
         self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False,
         softmax: bool = False, other_act: Act | None = None, squared_pred: bool = False,
@@ -52,10 +54,9 @@ class DiceLoss(OfScore):
         if self.squared_pred:
             return at(_squared_jaccard if self.jaccard else scores.squared_dice, smooth=smooth)
         if self.soft_label:
-            kind = scores.semimetric_jaccard if self.jaccard else scores.semimetric_dice
-        else:
-            kind = scores.jaccard if self.jaccard else scores.dice
-        return at(kind, smooth=smooth)
+            soft = scores.semimetric_jaccard if self.jaccard else scores.semimetric_dice
+            return at(soft, smooth=smooth)
+        return at(scores.jaccard if self.jaccard else scores.dice, smooth=smooth)
 
     def weights(self, scored: int) -> Sequence[float]:
         """One number for each class that is scored, or none."""
