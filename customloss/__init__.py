@@ -35,6 +35,7 @@ from customloss.batches.accumulation import accumulate
 from customloss.batches.deep_supervision import DeepSupervision, deep_supervision_loss
 from customloss.batches.streaming import StreamingLoss
 from customloss.compat.custom_f1 import CustomF1Loss, custom_f1_loss
+from customloss.compat.patching import patch, unpatch
 from customloss.info import BuildInfo, build_info, empty_cache
 from customloss.info import __version__ as __version__
 from customloss.losses.base import Loss
@@ -183,6 +184,7 @@ __all__ = [
     "loss_names",
     "mcc_loss",
     "multiclass_mcc_loss",
+    "patch",
     "reference",
     "register_score",
     "scores",
@@ -194,6 +196,7 @@ __all__ = [
     "squared_dice_loss",
     "tversky_ce_loss",
     "tversky_loss",
+    "unpatch",
     "weighted_log_loss",
 ]
 

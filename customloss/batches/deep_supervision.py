@@ -218,12 +218,12 @@ def _resized(
         values = [values] * len(inputs)
     _sequence(name, values, len(inputs), none=name == "weight")
     return [
-        None if value is None else _nearest(name, value, input, resize == "nearest-exact")
+        None if value is None else nearest(name, value, input, resize == "nearest-exact")
         for value, input in zip(values, inputs)
     ]
 
 
-def _nearest(name: str, value: Tensor, input: Tensor, exact: bool) -> Tensor:
+def nearest(name: str, value: Tensor, input: Tensor, exact: bool) -> Tensor:
     """``value`` at the places of ``input``: number i of n is number ``floor(i m / n)`` of m, or if
     ``exact``, ``floor((i + 1/2) m / n)``."""
     spatial = max(input.dim() - 2, 0)
