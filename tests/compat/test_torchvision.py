@@ -107,7 +107,7 @@ def test_half_precision_and_nothing() -> None:
 
 
 def test_the_default_reduction_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="every element.*take 'mean', or 'sum'"):
+    with pytest.raises(NotImplementedError, match=r"every element.*take 'mean', or 'sum'"):
         torchvision.sigmoid_focal_loss(torch.randn(3), torch.ones(3))
 
 
