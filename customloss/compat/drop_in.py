@@ -4,7 +4,7 @@ numbers of a peer, and the numbers in a buffer."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from torch.nn.modules.loss import _Loss
 
 from customloss.losses.formula import Score
+from customloss.losses.request import cached
 
 
 class DropIn(_Loss):
@@ -47,7 +48,7 @@ def plain(operand: Any) -> Any:
     return operand if computes else operand.as_subclass(Tensor)
 
 
-@lru_cache(maxsize=256)
+@cached
 def at(score: Callable[..., Tensor], **parameters: Any) -> Score:
     """A score at these parameters: one object for each set, since formulas are kept by score."""
     return partial(score, **parameters)
