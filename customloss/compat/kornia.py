@@ -1,4 +1,4 @@
-"""The losses of kornia 0.9, in its words: the same functions, constructors, state dicts and numbers.
+"""The losses of kornia 0.9, in its words: the same signatures, state dicts and numbers.
 
 What a kornia loss is in our words::
 
@@ -7,7 +7,7 @@ What a kornia loss is in our words::
                               skipped in "macro"
     eps                       smooth=(0, eps)
     alpha, beta of Tversky    fp_weight, fn_weight
-    alpha of the focal loss   class weights 1 - alpha, alpha, alpha ...; of the binary one focal_alpha
+    alpha of the focal loss   class weights 1 - alpha, alpha ...; of the binary one focal_alpha
     focal reduction="mean"    pointwise_reduction="mean_all", divided by the number of classes
     binary focal loss         focal_split=True
 

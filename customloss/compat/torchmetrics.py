@@ -81,14 +81,13 @@ def _counts(sums: Any, metric: Any) -> _Counts:
     if hasattr(sums, "hard"):
         hard = sums.hard
         if hard is None:
-            raise ValueError(
-                "sums: expected hard ones, of with_sums(..., hard=True), got soft ones"
-            )
+            raise ValueError("sums: expected hard ones, of with_sums(..., hard=True), got none")
     given = torch.stack([plain(each).detach() for each in (hard.tp, hard.fp, hard.fn, hard.tn)])
     whole = given.round()
     if getattr(metric, "validate_args", True) and not torch.equal(given, whole):
         raise ValueError(
-            "sums: expected whole numbers (of hard targets, without a weight of fractions), got "
+            "sums: expected whole numbers, of with_sums(..., hard=True) with hard targets and "
+            "without a weight of fractions, got "
             f"{given.tolist()}"
         )
     return _Counts(*whole.to(device=metric.device, dtype=torch.long).unbind(0))
