@@ -179,6 +179,7 @@ def test_float16_is_summed_without_its_rounding():
     assert abs(loss.double() - exact) < 1e-6 < abs(theirs.double() - exact)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_what_is_refused():
     input, target = batch()
     with pytest.raises(NotImplementedError, match="reduction='none'"):
