@@ -54,7 +54,8 @@ def _of_classes(name: str, weight: Tensor | None, pred: Tensor) -> Tensor | None
             f"{name}: expected {pred.shape[1]} numbers, one for each class, got the shape "
             f"{list(weight.shape)}"
         )
-    return plain(weight).flatten()
+    numbers: Tensor = plain(weight)
+    return numbers.flatten()
 
 
 def _ignoring(ignore_index: Index) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def patch(peer: str, *, any_version: bool = False, quiet: bool = False) -> Patch
     The names are replaced in every module that has imported them, and in the library itself, so
     that later imports get ours too. Losses that were made before stay what they are. A second call
     replaces what was imported since the first.
+    A bundle of MONAI has to name a loss by its path, ``monai.losses.DiceCELoss``: by the name
+    alone MONAI finds what it defines itself.
 
     Args:
         peer: ``"monai"``, or ``"all"`` for all of these that are installed.
