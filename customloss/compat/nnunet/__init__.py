@@ -23,6 +23,10 @@ Warts that are kept, each with what ``strict=False`` does about it:
   DistributedDataParallel takes for an unused parameter; mended, they get zeros.
 
 Where ours differs: nnU-Net rounds the sums of its Dice to float32, and ours are float64.
+
+Lives here: dice.py, compounds.py and deep_supervision.py.
+May import: ``losses``, ``scores``, ``distributed``.
+Start with ``SoftDiceLoss`` in dice.py.
 """
 
 from __future__ import annotations
