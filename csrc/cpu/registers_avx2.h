@@ -164,6 +164,21 @@ inline Floats fused_elsewhere(Mask which, Floats a, Floats b, Floats sum) {
   return fused(_mm256_andnot_ps(as_floats(which.lanes), a), b, sum);
 }
 
+inline Ints sum_of(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+// 1 in byte `which` of a lane, 0 to 3, and 0 where it is -1.
+inline Ints unit_in_byte(Ints which) {
+  const Ints units = _mm256_setr_epi32(1, 1 << 8, 1 << 16, 1 << 24, 0, 0, 0, 0);
+  return _mm256_permutevar8x32_epi32(units, which);
+}
+// The sum of byte `which` of all lanes.
+inline int32_t byte_total(Ints a, int64_t which) {
+  const Ints low = _mm256_srl_epi32(a, _mm_cvtsi64_si128(8 * which));
+  const __m256i sums = _mm256_sad_epu8(_mm256_and_si256(low, ints(255)), _mm256_setzero_si256());
+  const __m128i two =
+      _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  return _mm_cvtsi128_si32(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
+}
+
 inline float total(Floats a) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -148,6 +148,19 @@ inline Floats fused_elsewhere(Mask which, Floats a, Floats b, Floats sum) {
   return _mm512_mask3_fmadd_ps(a, b, sum, static_cast<__mmask16>(~which.bits));
 }
 
+inline Ints sum_of(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+// 1 in byte `which` of a lane, 0 to 3, and 0 where it is -1.
+inline Ints unit_in_byte(Ints which) {
+  const Ints units =
+      _mm512_setr_epi32(1, 1 << 8, 1 << 16, 1 << 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_permutexvar_epi32(which, units);
+}
+// The sum of byte `which` of all lanes.
+inline int32_t byte_total(Ints a, int64_t which) {
+  const Ints low = _mm512_srl_epi32(a, _mm_cvtsi64_si128(8 * which));
+  return _mm512_reduce_add_epi32(_mm512_and_si512(low, ints(255)));
+}
+
 inline float total(Floats a) { return _mm512_reduce_add_ps(a); }
 
 // 1 / a for a >= 1, within a unit in the last place: an estimate of 14 bits and a Newton step,

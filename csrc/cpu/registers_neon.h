@@ -186,6 +186,16 @@ inline Floats fused_elsewhere(Mask which, Floats a, Floats b, Floats sum) {
   return fused(unless(which, a), b, sum);
 }
 
+inline Ints sum_of(Ints a, Ints b) { return vaddq_s32(a, b); }
+// 1 in byte `which` of a lane, 0 to 3, and 0 where it is -1: a shift to the left by a negative
+// number is one to the right.
+inline Ints unit_in_byte(Ints which) { return vshlq_s32(ints(1), vshlq_n_s32(which, 3)); }
+// The sum of byte `which` of all lanes.
+inline int32_t byte_total(Ints a, int64_t which) {
+  const Ints low = vshlq_s32(a, ints(static_cast<int32_t>(-8 * which)));
+  return vaddvq_s32(vandq_s32(low, ints(255)));
+}
+
 inline float total(Floats a) { return vaddvq_f32(a); }
 
 // 1 / a for a >= 1.

@@ -7,10 +7,10 @@
 //   sum of p = #(p > 1/2) + sum of d        sum of q = #(p <= 1/2) - sum of d
 // and neither cancels.  At most one class of a pixel has p > 1/2: the first of the largest, whose q
 // is the rest of the sum of exponentials over the whole.  So two masked additions and three
-// popcounts serve all four sums, as in hard.h.  With weights, which cannot be counted, w p
-// and w q are added instead.  A smoothed class number is t = on or off, so at the end its sums
-// follow from those over the pixels of the class and those over the others.  Only the log-loss then
-// needs a further sum, over the others.
+// popcounts serve all four sums, as in hard.h; of few classes one register counts all of them. With
+// weights, which cannot be counted, w p and w q are added instead.  A smoothed class number is t =
+// on or off, so at the end its sums follow from those over the pixels of the class and those over
+// the others.  Only the log-loss then needs a further sum, over the others.
 #pragma once
 
 #include "softmax_step.h"
@@ -20,6 +20,33 @@ namespace {
 
 // Which log-losses are summed: none, those of the true class, or those of every class.
 enum Logs { kNoLogs, kTrueLogs, kEveryLogs };
+
+// Counts of up to four classes, each in a byte of every lane: of the true class, of the class with
+// p > 1/2, and of the pixels where they are the same.  A lane counts kMostAdds pixels at most.
+class PackedCounts {
+ public:
+  PackedCounts() : target_(ints(0)), high_(ints(0)), both_(ints(0)) {}
+
+  // Class numbers; -1 is not counted.
+  template <int kVectors>
+  inline __attribute__((always_inline)) void add(const Ints (&target)[kVectors],
+                                                 const Ints (&high)[kVectors]) {
+    Ints unit[kVectors];
+    CUSTOMLOSS_EACH(unit[u] = unit_in_byte(target[u]))
+    CUSTOMLOSS_EACH(target_ = sum_of(target_, unit[u]))
+    CUSTOMLOSS_EACH(both_ = add_where(equal(target[u], high[u]), both_, unit[u]))
+    CUSTOMLOSS_EACH(high_ = sum_of(high_, unit_in_byte(high[u])))
+  }
+
+  int64_t target(int64_t c) const { return byte_total(target_, c); }
+  int64_t high(int64_t c) const { return byte_total(high_, c); }
+  int64_t both(int64_t c) const { return byte_total(both_, c); }
+
+ private:
+  static_assert(kMostAdds < 256);
+
+  Ints target_, high_, both_;
+};
 
 // Sums and counts of every class, over some pixels of a tile.
 template <Logs kLogs, bool kFocals, bool kDecisions, bool kWeighted, int kFew>
@@ -41,11 +68,8 @@ class SoftmaxSums {
     Floats true_loss[kVectors], focal[kVectors], inverse[kVectors], q[kVectors];
     SoftmaxStep<kVectors, kWeighted, kFew> step;
     step.load(tile_, at, valid);
-    for_classes<kFew>(tile_.classes, [&](int64_t c) {
-      Floats under[kVectors];
-      step.exponentials(tile_, c, at, valid, e_of[c], under);
-      if constexpr (kLogs == kTrueLogs || kFocals) step.note_true(c, e_of[c], under);
-    });
+    step.template exponentials<kLogs == kTrueLogs || kFocals, kPacked>(tile_, at, valid, e_of,
+                                                                       [](int64_t) {});
     const auto& rest = step.rest;
     CUSTOMLOSS_EACH(inverse[u] = reciprocal_of(one + rest[u]))
     CUSTOMLOSS_EACH(q[u] = rest[u] * inverse[u])
@@ -58,12 +82,15 @@ class SoftmaxSums {
       powers(focal, tile_.focal.gamma, focal);
       CUSTOMLOSS_EACH(focal[u] = focal[u] * true_loss[u])
     }
-    uint64_t alive = 0;
-    CUSTOMLOSS_EACH(alive |= static_cast<uint64_t>(bits_of(step.live[u])) << (kLanes * u))
-    live_count_ += __builtin_popcountll(alive);
+    if constexpr (!kPacked) {
+      uint64_t alive = 0;
+      CUSTOMLOSS_EACH(alive |= static_cast<uint64_t>(bits_of(step.live[u])) << (kLanes * u))
+      live_count_ += __builtin_popcountll(alive);
+    }
     // The leader where its p is above 1/2, which that of a NaN never is, else no class.
     Ints sure[kVectors];
     CUSTOMLOSS_EACH(sure[u] = choose(step.live[u] & below(rest[u], one), step.leader[u], ints(-1)))
+    if constexpr (kPacked) packed_.add(step.y, sure);
     for_classes<kFew>(tile_.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       const float* const e = e_of[c];
@@ -83,15 +110,17 @@ class SoftmaxSums {
         add_to<kVectors>(c, 0, k, other, p);
         add_to<kVectors>(c, 2, k, other, of_q);
       } else {
-        uint64_t is_high = 0;
-        Mask high[kVectors];
-        CUSTOMLOSS_EACH(high[u] = equal(sure[u], cls))
-        CUSTOMLOSS_EACH(p[u] = choose(high[u], floats(0.0f) - q[u], p[u]))
-        CUSTOMLOSS_EACH(is_high |= static_cast<uint64_t>(bits_of(high[u])) << (kLanes * u))
+        if constexpr (!kPacked) {
+          uint64_t is_high = 0;
+          Mask high[kVectors];
+          CUSTOMLOSS_EACH(high[u] = equal(sure[u], cls))
+          CUSTOMLOSS_EACH(p[u] = choose(high[u], floats(0.0f) - q[u], p[u]))
+          CUSTOMLOSS_EACH(is_high |= static_cast<uint64_t>(bits_of(high[u])) << (kLanes * u))
+          counts_[c].target += __builtin_popcountll(is_target);
+          counts_[c].high += __builtin_popcountll(is_high);
+          counts_[c].target_high += __builtin_popcountll(is_target & is_high);
+        }
         add_to<kVectors>(c, 0, k, other, p);
-        counts_[c].target += __builtin_popcountll(is_target);
-        counts_[c].high += __builtin_popcountll(is_high);
-        counts_[c].target_high += __builtin_popcountll(is_target & is_high);
       }
       if constexpr (kLogs == kTrueLogs) add_true<kVectors>(c, kLogLane, k, step.weight, true_loss);
       if constexpr (kFocals) add_true<kVectors>(c, kFocalLane, k, step.weight, focal);
@@ -113,7 +142,13 @@ class SoftmaxSums {
     });
   }
 
-  void flush(double* to, int64_t to_pitch) const {
+  void flush(double* to, int64_t to_pitch) {
+    if constexpr (kPacked) {
+      for (int64_t c = 0; c < kFew; ++c) {
+        counts_[c] = Counts{packed_.target(c), packed_.high(c), packed_.both(c), 0, 0};
+        live_count_ += counts_[c].target;
+      }
+    }
     for (int64_t c = 0; c < tile_.classes; ++c) {
       const Counts& count = counts_[c];
       const auto row = [&](int which) { return to + which * to_pitch + c; };
@@ -196,8 +231,12 @@ class SoftmaxSums {
     *rest += smoothed ? (1.0 - on) * own + (1.0 - off) * other : other;
   }
 
+  // Where nothing else is counted, and every live pixel has a class among few.
+  static constexpr bool kPacked = kFew > 0 && !kDecisions && !kWeighted;
+
   const Tile<float>& tile_;
   int64_t live_count_;
+  PackedCounts packed_;
   alignas(64) float lanes_[kMostClasses][kLanes * kSums];
   Counts counts_[kMostClasses];
 };

@@ -49,14 +49,11 @@ class SoftmaxGradient {
     step.load(tile_, at, valid);
     const auto& y = step.y;
     CUSTOMLOSS_EACH(dot[u] = shift[u] = slope[u] = floats(0.0f))
-    for_classes<kFew>(tile_.classes, [&](int64_t c) {
+    step.template exponentials<kFocals, false>(tile_, at, valid, e_of, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
-      Floats under[kVectors];
-      step.exponentials(tile_, c, at, valid, e_of[c], under);
       CUSTOMLOSS_EACH(shift[u] =
                           choose(equal(step.leader[u], cls), pick(u_[c], y[u], cls), shift[u]))
       if constexpr (kLogs) CUSTOMLOSS_EACH(slope[u] = slope[u] + pick(h_[c], y[u], cls))
-      if constexpr (kFocals) step.note_true(c, e_of[c], under);
     });
     CUSTOMLOSS_EACH(whole[u] = one + step.rest[u]; inverse[u] = reciprocal_of(whole[u]))
     for_classes<kFew>(tile_.classes, [&](int64_t c) {

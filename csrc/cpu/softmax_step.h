@@ -49,8 +49,7 @@ struct SoftmaxStep {
   Floats most[kVectors];  // the largest logit
   Ints leader[kVectors];  // the first class that has it
   Floats rest[kVectors];  // the sum of e without that of the leader
-  // of the true class: e, and how far its logit is below the largest; after note_true() of each
-  // class
+  // of the true class: e, and how far its logit is below the largest
   Floats true_e[kVectors], true_under[kVectors];
 
   // Reads the pixels from `at` on; `valid` are those that exist.
@@ -73,34 +72,49 @@ struct SoftmaxStep {
     for_classes<kFew, 1>(tile.classes, [&](int64_t c) {
       const Ints cls = ints(static_cast<int32_t>(c));
       Floats own[kVectors];
+      Mask leads[kVectors];
       CUSTOMLOSS_EACH(own[u] = logits_of(tile, c, at + kLanes * u, valid[u]))
-      CUSTOMLOSS_EACH(leader[u] = choose(below(most[u], own[u]), cls, leader[u]))
+      CUSTOMLOSS_EACH(leads[u] = below(most[u], own[u]))
+      CUSTOMLOSS_EACH(leader[u] = choose(leads[u], cls, leader[u]))
+      if constexpr (kFew > 0) {
+        CUSTOMLOSS_EACH(lead_[c - 1][u] = leads[u])
+        CUSTOMLOSS_EACH(lower_[c - 1][u] = choose(leads[u], most[u], own[u]))
+      }
       CUSTOMLOSS_EACH(most[u] = larger(own[u], most[u]))
     });
-    CUSTOMLOSS_EACH(true_e[u] = true_under[u] = floats(0.0f))
     // A largest logit that is not finite has no leader, and a rest that is NaN.
     CUSTOMLOSS_EACH(rest[u] = most[u] - most[u])
     CUSTOMLOSS_EACH(leader[u] = choose(equal(rest[u], rest[u]), leader[u], ints(-1)))
   }
 
-  // Writes e of class c; `under` is how far its logits are below the largest.
-  inline __attribute__((always_inline)) void exponentials(const Tile<float>& tile, int64_t c,
-                                                          int64_t at, const Mask (&valid)[kVectors],
-                                                          float* to, Floats (&under)[kVectors]) {
-    const Ints cls = ints(static_cast<int32_t>(c));
-    Floats e[kVectors];
-    CUSTOMLOSS_EACH(under[u] = most[u] - logits_of(tile, c, at + kLanes * u, valid[u]))
-    negative_exp(under, e);
-    CUSTOMLOSS_EACH(store(to + kLanes * u, e[u]))
-    CUSTOMLOSS_EACH(rest[u] = add_elsewhere(equal(leader[u], cls), rest[u], e[u]))
-  }
-
-  inline __attribute__((always_inline)) void note_true(int64_t c, const float* e_of,
-                                                       const Floats (&under)[kVectors]) {
-    const Ints cls = ints(static_cast<int32_t>(c));
-    CUSTOMLOSS_EACH(true_under[u] = choose(equal(y[u], cls), under[u], true_under[u]))
-    CUSTOMLOSS_EACH(
-        true_e[u] = choose(equal(y[u], cls), customloss::cpu::load(e_of + kLanes * u), true_e[u]))
+  // Writes e of all classes, and after each of them calls also(c).  kTrue: finds true_e and
+  // true_under too.  kMisses, of few classes: a leader with p > 1/2 gets -rest for its e, so that
+  // e / (1 + rest) is -q, and p for all others.
+  template <bool kTrue, bool kMisses, class Also>
+  inline __attribute__((always_inline)) void exponentials(const Tile<float>& tile, int64_t at,
+                                                          const Mask (&valid)[kVectors],
+                                                          float (*e_of)[kLanes * kVectors],
+                                                          const Also& also) {
+    if constexpr (kTrue) CUSTOMLOSS_EACH(true_e[u] = true_under[u] = floats(0.0f))
+    if constexpr (kFew > 0) few_exponentials<kMisses>(e_of);
+    for_classes<kFew>(tile.classes, [&](int64_t c) {
+      const Ints cls = ints(static_cast<int32_t>(c));
+      Floats under[kVectors];
+      CUSTOMLOSS_EACH(under[u] = most[u] - logits_of(tile, c, at + kLanes * u, valid[u]))
+      if constexpr (kFew == 0) {
+        Floats e[kVectors];
+        negative_exp(under, e);
+        CUSTOMLOSS_EACH(store(e_of[c] + kLanes * u, e[u]))
+        CUSTOMLOSS_EACH(rest[u] = add_elsewhere(equal(leader[u], cls), rest[u], e[u]))
+      }
+      if constexpr (kTrue) {
+        const float* const e = e_of[c];
+        CUSTOMLOSS_EACH(true_under[u] = choose(equal(y[u], cls), under[u], true_under[u]))
+        CUSTOMLOSS_EACH(
+            true_e[u] = choose(equal(y[u], cls), customloss::cpu::load(e + kLanes * u), true_e[u]))
+      }
+      also(c);
+    });
   }
 
   // -log p of the true class is true_under and this: log(1 + rest).
@@ -122,6 +136,37 @@ struct SoftmaxStep {
   inline __attribute__((always_inline)) Floats true_q(int u, Floats inverse) const {
     return others(u, y[u], true_e[u]) * inverse;
   }
+
+ private:
+  // The e of a leader is 1. So of few classes only the others are computed: each class has met the
+  // leader of those before it, and one of the two was lower. Going back through these meetings
+  // tells whose the e are.
+  template <bool kMisses>
+  inline __attribute__((always_inline)) void few_exponentials(float (*e_of)[kLanes * kVectors]) {
+    const Floats zero = floats(0.0f), one = floats(1.0f);
+    Floats lower_e[kMeetings][kVectors], leading[kVectors];
+#pragma GCC unroll 4
+    for (int64_t c = 1; c < kFew; ++c) {
+      Floats under[kVectors];
+      CUSTOMLOSS_EACH(under[u] = most[u] - lower_[c - 1][u])
+      negative_exp(under, lower_e[c - 1]);
+      CUSTOMLOSS_EACH(rest[u] = rest[u] + lower_e[c - 1][u])
+    }
+    CUSTOMLOSS_EACH(leading[u] = kMisses ? choose(below(rest[u], one), zero - rest[u], one) : one)
+#pragma GCC unroll 4
+    for (int64_t c = kFew - 1; c > 0; --c) {
+      const auto& lead = lead_[c - 1];
+      const auto& lower = lower_e[c - 1];
+      CUSTOMLOSS_EACH(store(e_of[c] + kLanes * u, choose(lead[u], leading[u], lower[u])))
+      CUSTOMLOSS_EACH(leading[u] = choose(lead[u], lower[u], leading[u]))
+    }
+    CUSTOMLOSS_EACH(store(e_of[0] + kLanes * u, leading[u]))
+  }
+
+  // Of few classes: where class c + 1 is above all before it, and the lower logit of the two.
+  static constexpr int kMeetings = kFew > 0 ? kFew - 1 : 1;
+  Mask lead_[kMeetings][kVectors];
+  Floats lower_[kMeetings][kVectors];
 };
 
 // base^gamma of every lane.

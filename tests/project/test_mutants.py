@@ -275,8 +275,18 @@ MUTANTS = {
         "csrc/cpu/mask.h", "if constexpr (kVectors == 1) e[0] = only(valid, e[0]);", ""
     ),
     "the last of several largest classes leads": Mutant(
-        "csrc/cpu/softmax_step.h", "choose(below(most[u], own[u]), cls, leader[u])",
-        "choose(below(own[u], most[u]), leader[u], cls)",
+        "csrc/cpu/softmax_step.h", "leads[u] = below(most[u], own[u])",
+        "leads[u] = without(all_lanes(), below(own[u], most[u]))",
+    ),
+    "of few classes the lower one gets the e of the leader": Mutant(
+        "csrc/cpu/softmax_step.h", "choose(lead[u], leading[u], lower[u])",
+        "choose(lead[u], lower[u], leading[u])",
+    ),
+    "of few classes the leader keeps its e in the sums": Mutant(
+        "csrc/cpu/softmax_step.h", "choose(below(rest[u], one), zero - rest[u], one)", "one"
+    ),
+    "of few classes the large p are counted as the targets are": Mutant(
+        "csrc/cpu/softmax.h", "byte_total(high_, c)", "byte_total(target_, c)"
     ),
     "q of a softmax's largest class cancels": Mutant(
         "csrc/cpu/softmax_step.h", "equal(leader[u], cls), rest[u], floats",
