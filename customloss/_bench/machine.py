@@ -160,8 +160,13 @@ def _git(tree: Path, *arguments: str) -> str:
 
 
 def kind(described: dict[str, Any]) -> str:
-    """The folder of bench/results that a result belongs to, e.g. ``cpu-intel-xeon-2-threads``."""
-    name = described.get("gpu") or f"cpu {described['cpu']} {described['threads']} threads"
+    """The folder of results of a machine, e.g. ``cpu-intel-xeon-avx512-2-threads``.
+
+    The instruction set is part of it, because processors of the same name differ in theirs.
+    """
+    loops = str(described["kernels"]).partition(", ")[2]
+    cpu = f"cpu {described['cpu']} {loops} {described['threads']} threads"
+    name = described.get("gpu") or cpu
     name = re.sub(r"\((r|tm)\)|\bprocessor\b", "", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 

@@ -226,8 +226,9 @@ def test_a_gap_in_the_tables_has_its_reasons_below() -> None:
 
 
 def test_results_are_kept_in_a_folder_named_after_the_processor() -> None:
-    for cpu, folder in (
-        ("Intel(R) Xeon(R) Processor", "cpu-intel-xeon-2-threads"),
-        ("AMD EPYC 9004 32-Core Processor", "cpu-amd-epyc-9004-32-core-2-threads"),
+    for cpu, kernels, folder in (
+        ("Intel(R) Xeon(R) Processor", "_C, avx512", "cpu-intel-xeon-avx512-2-threads"),
+        ("AMD EPYC", "_C, avx2", "cpu-amd-epyc-avx2-2-threads"),
+        ("AMD EPYC 9004 32-Core Processor", "fallback", "cpu-amd-epyc-9004-32-core-2-threads"),
     ):
-        assert machine.kind({"cpu": cpu, "threads": 2}) == folder
+        assert machine.kind({"cpu": cpu, "kernels": kernels, "threads": 2}) == folder
