@@ -3,11 +3,16 @@
 import sys
 from importlib.util import find_spec
 
+from customloss.compat import script
 from customloss.info import build_info
 
 
 def main() -> None:
-    """The entry point. What is installed can be asked for without what the commands are made of."""
+    """The entry point. What is installed can be asked for, and a script be run with our losses,
+    without what the other commands are made of."""
+    if sys.argv[1:2] == ["patch"]:
+        script.main(sys.argv[2:])
+        return
     if sys.argv[1:] == ["info"] and not (find_spec("typer") and find_spec("rich")):
         print(build_info())
         return

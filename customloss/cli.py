@@ -1,8 +1,9 @@
-"""The command line: ``customloss demo``, ``customloss bench`` and ``customloss info``."""
+"""The command line: ``customloss demo``, ``bench``, ``info`` and ``patch``."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
@@ -32,6 +33,8 @@ import typer  # noqa: E402
 from rich import progress as bars  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+
+from customloss.compat import script  # noqa: E402
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,6 +76,19 @@ def _progress(console: Console) -> bars.Progress:
         console=console,
         transient=True,
     )
+
+
+# ---- patch -----------------------------------------------------------------------------------
+
+
+@app.command(
+    "patch",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def run_patched() -> None:
+    """Run a script with our losses in the place of those of MONAI and others."""
+    script.main(sys.argv[2:])
 
 
 # ---- demo ------------------------------------------------------------------------------------
