@@ -61,6 +61,7 @@ def compared(
                 continue
             if not (expected.isfinite().all() and slope.isfinite().all()):
                 continue
+            assert not type(theirs).__module__.startswith("customloss."), "the peer is patched"
             accepted += 1
             try:
                 loss, gradient, criterion = value_and_gradient(ours, drawn)
