@@ -31,11 +31,11 @@ CPP := find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.
 ifeq ($(CI),true)
 export CUSTOMLOSS_WERROR ?= 1
 endif
-# installs the requirements of one extra, without building again
+# installs the requirements of one extra, without building again; $(2) are more options of pip
 extra = $(BIN)/python -c "import importlib.metadata as m; e = 'extra == \"$(1)\"'; \
 	print(*(r.replace(e, 'python_version > \"3\"') for r in m.requires('customloss') if e in r), \
 	sep='\n')" \
-	> $(VENV)/$(1).txt && $(PIP) install -q -r $(VENV)/$(1).txt
+	> $(VENV)/$(1).txt && $(PIP) install -q $(2) -r $(VENV)/$(1).txt
 # each test process has one thread; a test that is about threads sets its own number
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
@@ -45,15 +45,15 @@ DEFAULT := not more and not slow and not sanitize and not packaging
 .PHONY: test test-rest test-all demo bench lint format build wheel clean
 .DELETE_ON_ERROR:
 
-test: $(STAMP)
+test: $(VENV)/.peers
 	$(TEST) -m "$(DEFAULT)" $(PYTEST)
 
 # in the order in which the tests are collected, which has the wheels last
-test-rest: $(STAMP) $(VENV)/.wheel
+test-rest: $(VENV)/.peers $(VENV)/.wheel
 	$(TEST) --dist loadgroup --no-loadscope-reorder -m "not ($(DEFAULT))" \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(PYTEST)
 
-test-all: $(STAMP) $(VENV)/.wheel
+test-all: $(VENV)/.peers $(VENV)/.wheel
 	$(TEST) --dist loadgroup $(PYTEST)
 
 demo: $(VENV)/.demo
@@ -96,6 +96,11 @@ $(STAMP): $(TORCH_STAMP) $(SOURCES)
 	@echo "building customloss: about a minute on two cores, more with CUDA kernels"
 	$(PIP) install $(QUIET) --no-build-isolation -e ".[test,demo]"
 	$(BIN)/python -c "import customloss; print(customloss.build_info())"
+	touch "$@"
+
+$(VENV)/.peers: $(STAMP)
+	$(call extra,peers)
+	$(call extra,peers-alone,--no-deps)
 	touch "$@"
 
 $(VENV)/.demo: $(STAMP)

@@ -54,6 +54,31 @@ def test_accelerate(tmp_path: Path) -> None:
     assert float(whole[3]) == pytest.approx(float(parts[3]), abs=2e-6)
 
 
+def test_a_training_with_monai_keeps_its_curve(tmp_path: Path) -> None:
+    """To 1e-10 in float64; what the other libraries round to float32 agrees to fewer digits."""
+    pytest.importorskip("monai")
+    pytest.importorskip("matplotlib")
+    script = ROOT / "examples" / "switch_monai.py"
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), "--steps", "6", "--size", "16"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    printed = re.findall(
+        r"(\S+), .+: loss (\S+) -> (\S+), differs by at most (\S+) of it.+patched (\S+) MB",
+        found.stdout,
+    )
+    assert [name for name, *_ in printed[:2]] == ["MONAI", "MONAI"], found.stdout
+    for number, (_, first, last, gap, kept) in enumerate(printed):
+        assert float(last) < float(first)
+        assert float(gap) < (1e-5 if number else 1e-10)
+        assert number == 1 or float(kept) == 0
+    assert (tmp_path / "out" / "switch_monai.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_accelerate_on_two_processes(tmp_path: Path) -> None:
