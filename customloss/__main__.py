@@ -4,6 +4,7 @@ import sys
 from importlib.util import find_spec
 
 from customloss.compat import script
+from customloss.compat.nnunet import TRAINERS
 from customloss.info import build_info
 
 
@@ -15,6 +16,9 @@ def main() -> None:
         return
     if sys.argv[1:] == ["info"] and not (find_spec("typer") and find_spec("rich")):
         print(build_info())
+        return
+    if sys.argv[1:] == ["nnunet-trainers"]:
+        print(TRAINERS)
         return
     from customloss.cli import main as commands
 
