@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from customloss import scores
@@ -68,10 +69,10 @@ def _of_samples(
     """1 minus the mean similarity of the samples. One in which nothing counts has the similarity 0,
     and with ``strict=False`` none."""
     given = {"activation": "softmax", "samplewise": True, "absent": "skip", **options}
-    if not strict:
+    if not strict or given["absent"] == "score":
         return confusion_loss(score, pred, target, **given)
-    given |= {"link": "negative", "reduction": "none"}
-    return 1.0 + confusion_loss(score, pred, target, **given).mean()
+    given |= {"link": "negative", "reduction": "sum"}
+    return torch.rsub(confusion_loss(score, pred, target, **given), 1.0, alpha=-1.0 / len(pred))
 
 
 def dice_loss(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customloss import scores
 from customloss.compat.batch_scores import OfBatch
 from customloss.compat.drop_in import DropIn, at, plain, refused
 from customloss.losses.composed import confusion_loss
@@ -50,6 +51,10 @@ class DiceLoss(OfBatch):
         self.ignore_index = ignore_index
 
     def similarity(self, soft: bool) -> Score:
+        if (
+            not soft and 1.0 + self.smooth >= self.eps
+        ):  # the least denominator of a class with a pixel
+            return at(scores.dice if self.of_tp == 2 else scores.jaccard, smooth=self.smooth)
         return at(_ratio, of_tp=self.of_tp, smooth=self.smooth, eps=self.eps)
 
 

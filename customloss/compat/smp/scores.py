@@ -49,6 +49,10 @@ class DiceLoss(OfBatch):
         self.ignore_index = ignore_index
 
     def similarity(self, soft: bool) -> Score:
+        # a class with a pixel has tp + beta fn of at least that
+        if not soft and min(1.0, self.beta) + self.smooth >= self.eps:
+            weights = {"fp_weight": self.alpha, "fn_weight": self.beta}
+            return at(scores.tversky, smooth=self.smooth, **weights)
         return at(
             _semimetric_clamped if soft else _clamped,
             alpha=self.alpha, beta=self.beta, smooth=self.smooth, eps=self.eps,
