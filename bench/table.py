@@ -4,7 +4,8 @@ A result is what ``customloss bench``, with or without ``--roof``, saved as
 bench/results/FOLDER/FILE.json. All of it is written between ``<!-- table: FOLDER/FILE.json -->``
 and ``<!-- /table -->``. A few rows of one without ``--roof`` are written between
 ``<!-- headline: FOLDER/FILE.json -->`` and ``<!-- /headline -->``. What ``customloss demo`` saved
-is written between ``<!-- training: FILE.json -->`` and ``<!-- /training -->``. The files are those
+is written between ``<!-- training: FILE.json -->`` and ``<!-- /training -->``, and what switch.py
+saved between ``<!-- switch: FOLDER/FILE.json -->`` and ``<!-- /switch -->``. The files are those
 named, or bench/README.md and ``PAGES``::
 
     python bench/table.py [--check] [FILE.md ...]
@@ -18,12 +19,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import switch  # beside this file
+
 from customloss._bench import report, results, roof, roof_table
 from customloss._demo import report as training
 
 HERE = Path(__file__).parent
-PAGES = ("README.md", "docs/training.md")
-BLOCK = re.compile(r"(<!-- (table|headline|training): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+PAGES = ("README.md", "docs/training.md", "docs/switch.md")
+BLOCK = re.compile(
+    r"(<!-- (table|headline|training|switch): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL
+)
 
 
 def tables(path: Path) -> str:
@@ -37,6 +42,7 @@ def tables(path: Path) -> str:
 KINDS: dict[str, Callable[[Path], str]] = {
     "table": tables,
     "headline": lambda path: report.headline(results.load(path), results.in_other_memory(path)),
+    "switch": switch.markdown,
     "training": lambda path: training.markdown(json.loads(path.read_text())),
 }
 
