@@ -356,3 +356,11 @@ def test_torchscript_is_refused_with_the_way_that_there_is() -> None:
 def test_mistakes_are_told(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_alpha_that_is_ignored_is_told_as_its_peer_tells_it() -> None:
+    input, target = torch.randn(1, 3, 3), torch.ones(1, 3, 3)
+    options = {"include_background": False, "use_softmax": True, "alpha": 0.5}
+    for kind in (peers.FocalLoss, ours.FocalLoss):
+        with pytest.warns(UserWarning, match="scalar `alpha` ignored when using softmax"):
+            kind(**options)(input, target)

@@ -15,7 +15,8 @@ Warts that all of them have, and keep: an input of one channel has no softmax (i
 as they are), no background and no one-hot, of which they warn; an input without spatial dimensions
 is one group unless ``batch``. With ``soft_label`` probabilities have to be in [0, 1].
 
-Lives here: reading.py (how a batch is read), scores.py, focal.py, compounds.py and wrappers.py.
+Lives here: reading.py (how a batch is read), scores.py, focal.py, unified.py,
+compounds.py and wrappers.py.
 May import: ``batches``, ``losses``, ``scores``.
 Start with ``DiceLoss`` in scores.py.
 """
@@ -23,18 +24,18 @@ Start with ``DiceLoss`` in scores.py.
 from __future__ import annotations
 
 from customloss.compat.monai.compounds import DiceCELoss, DiceFocalLoss, GeneralizedDiceFocalLoss
-from customloss.compat.monai.focal import (
-    AsymmetricFocalLoss,
-    AsymmetricFocalTverskyLoss,
-    AsymmetricUnifiedFocalLoss,
-    FocalLoss,
-)  # fmt: skip
+from customloss.compat.monai.focal import FocalLoss
 from customloss.compat.monai.scores import (
     DiceLoss,
     GeneralizedDiceLoss,
     MaskedDiceLoss,
     MCCLoss,
     TverskyLoss,
+)  # fmt: skip
+from customloss.compat.monai.unified import (
+    AsymmetricFocalLoss,
+    AsymmetricFocalTverskyLoss,
+    AsymmetricUnifiedFocalLoss,
 )  # fmt: skip
 from customloss.compat.monai.wrappers import DeepSupervisionLoss, MaskedLoss
 
