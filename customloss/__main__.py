@@ -7,7 +7,13 @@ from customloss.info import build_info
 
 
 def main() -> None:
-    """The entry point. What is installed can be asked for without what the commands are made of."""
+    """The entry point. What is installed can be asked for, and a script can be patched, without
+    what the other commands are made of."""
+    if sys.argv[1:2] == ["patch"]:
+        from customloss.compat.patching.command import main as patched
+
+        patched(sys.argv[2:])
+        return
     if sys.argv[1:] == ["info"] and not (find_spec("typer") and find_spec("rich")):
         print(build_info())
         return

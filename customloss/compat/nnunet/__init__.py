@@ -24,7 +24,8 @@ Warts that are kept, each with what ``strict=False`` does about it:
 
 Where ours differs: nnU-Net rounds the sums of its Dice to float32, and ours are float64.
 
-Lives here: dice.py, compounds.py and deep_supervision.py.
+Lives here: dice.py, compounds.py, deep_supervision.py, and a trainer for nnU-Net's command line:
+trainer.py, which alone imports nnunetv2, trainer_folder.py and external/, where nnU-Net finds it.
 May import: ``losses``, ``scores``, ``distributed``.
 Start with ``SoftDiceLoss`` in dice.py.
 """
