@@ -1,4 +1,6 @@
-"""The command line: ``customloss demo``, ``customloss bench`` and ``customloss info``."""
+"""The command line: ``customloss demo``, ``customloss bench`` and ``customloss info``.
+
+``customloss patch`` is not here: it needs no extra (compat/patching/command.py)."""
 
 from __future__ import annotations
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Fused F-measure losses for PyTorch: see them train, see them run, see what is installed.",
+    epilog="One more command runs a script with these losses in the place of those of other "
+    "libraries: customloss patch -- SCRIPT; see customloss patch --help.",
     no_args_is_help=True,
     add_completion=False,
 )
