@@ -240,7 +240,7 @@ print(report(), file=sys.stderr, flush=True)
 setuptools.setup(
     packages=[*setuptools.find_packages(include=["customloss*"]), "customloss.kernels"],
     package_dir={"customloss.kernels": "kernels"},
-    package_data={"customloss": ["py.typed"], "customloss.compat.nnunet": ["trainers/*.py"]},
+    package_data={"customloss": ["py.typed"]},
     long_description=build_support.long_description(HERE),
     long_description_content_type="text/markdown",
     ext_modules=extensions,

@@ -35,7 +35,7 @@ from customloss.batches.accumulation import accumulate
 from customloss.batches.deep_supervision import DeepSupervision, deep_supervision_loss
 from customloss.batches.streaming import StreamingLoss
 from customloss.compat.custom_f1 import CustomF1Loss, custom_f1_loss
-from customloss.compat.patching import patch, unpatch
+from customloss.compat.patching.patch import patch, unpatch
 from customloss.info import BuildInfo, build_info, empty_cache
 from customloss.info import __version__ as __version__
 from customloss.losses.base import Loss

@@ -1,9 +1,10 @@
-"""The command line: ``customloss demo``, ``bench``, ``info`` and ``patch``."""
+"""The command line: ``customloss demo``, ``customloss bench`` and ``customloss info``.
+
+``customloss patch`` is not here: it needs no extra (compat/patching/command.py)."""
 
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
@@ -34,8 +35,6 @@ from rich import progress as bars  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from customloss.compat import script  # noqa: E402
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Fused F-measure losses for PyTorch: see them train, see them run, see what is installed.",
+    epilog="One more command runs a script with these losses in the place of those of other "
+    "libraries: customloss patch -- SCRIPT; see customloss patch --help.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -76,19 +77,6 @@ def _progress(console: Console) -> bars.Progress:
         console=console,
         transient=True,
     )
-
-
-# ---- patch -----------------------------------------------------------------------------------
-
-
-@app.command(
-    "patch",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def run_patched() -> None:
-    """Run a script with our losses in the place of those of MONAI and others."""
-    script.main(sys.argv[2:])
 
 
 # ---- demo ------------------------------------------------------------------------------------

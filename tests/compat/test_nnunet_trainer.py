@@ -1,105 +1,67 @@
-"""The trainer that nnU-Net finds by its name builds nnU-Net's loss out of ours."""
+"""Our trainer, and nnU-Net's own trainers while they are patched, build our losses through the code
+of nnU-Net; packages that it imports beside are stand-ins where they are not installed."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from process import run_python
 
-from customloss.compat import nnunet
+from customloss.compat.nnunet.trainer_folder import FOLDER
 
-dice = pytest.importorskip("nnunetv2.training.loss.dice")
-compounds = pytest.importorskip("nnunetv2.training.loss.compound_losses")
-deep = pytest.importorskip("nnunetv2.training.loss.deep_supervision")
+pytestmark = pytest.mark.skipif(find_spec("nnunetv2") is None, reason="needs nnunetv2")
 
-NAME = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
-FILE = Path(nnunet.TRAINERS) / "nnUNetTrainerCustomloss.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "nnunet_trainers.py"
 
 
-@pytest.fixture
-def trainer() -> Iterator[Any]:
-    """The class, over nnU-Net's own ``_build_loss``. The rest of its trainer, which needs a dozen
-    more packages, is left out."""
-    spec = find_spec("nnunetv2")
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / "training" / "nnUNetTrainer" / "nnUNetTrainer.py"
-    tree = ast.parse(path.read_text())
-    (whole,) = (each for each in tree.body if isinstance(each, ast.ClassDef))
-    whole.bases = []
-    whole.body = [each for each in whole.body if getattr(each, "name", "") == "_build_loss"]
-    assert whole.body
-    module: Any = ModuleType(NAME)
-    for source, words in (
-        (compounds, ("DC_and_CE_loss", "DC_and_BCE_loss")),
-        (deep, ("DeepSupervisionWrapper",)),
-        (dice, ("MemoryEfficientSoftDiceLoss",)),
-    ):
-        for word in words:
-            setattr(module, word, getattr(source, word))
-    module.np, module.torch = np, torch
-    exec(compile(ast.Module([whole], []), str(path), "exec"), vars(module))
-    module.nnUNetTrainer.__module__ = NAME
-    before = {name: sys.modules.get(name) for name in (NAME, NAME.rpartition(".")[0])}
-    sys.modules[NAME.rpartition(".")[0]] = ModuleType(NAME.rpartition(".")[0])
-    sys.modules[NAME] = module
-    found = spec_from_file_location("nnUNetTrainerCustomloss", FILE)
-    assert found is not None and found.loader is not None
-    own = module_from_spec(found)
-    found.loader.exec_module(own)
-    yield own.nnUNetTrainerCustomloss
-    for name, earlier in before.items():
-        sys.modules.pop(name)
-        if earlier is not None:
-            sys.modules[name] = earlier
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    ran = run_python(code, nnUNet_compile="f", **environment)
+    assert ran.returncode == 0, ran.stderr
+    return ran
 
 
-def built(kind: Any, regions: bool, ignored: bool, supervised: bool) -> Any:
-    """The loss that a trainer of this kind builds."""
-    of = object.__new__(kind)
-    of.label_manager = SimpleNamespace(
-        has_regions=regions, ignore_label=(2 if not regions else 3) if ignored else None
+def test_nnunet_finds_our_trainer_and_its_losses_are_those_of_nnunet(tmp_path: Path) -> None:
+    """Regions or labels, with and without an ignore label, batch Dice, ddp, deep supervision."""
+    given = {"nnUNet_extTrainer": str(FOLDER), "nnUNet_results": str(tmp_path)}
+    assert "compared 32" in run("import nnunet_trainers; nnunet_trainers.compare()", **given).stdout
+
+
+def command(name: str, folder: Path) -> list[str]:
+    code = (
+        "import sys\nfrom customloss.compat.patching.command import main\n"
+        f"main(['nnunet', '--quiet', '--', {str(SCRIPT)!r}])"
     )
-    of.configuration_manager = SimpleNamespace(batch_dice=True)
-    of.is_ddp, of.enable_deep_supervision = False, supervised
-    of._do_i_compile = lambda: False
-    of._get_deep_supervision_scales = lambda: [[1, 1]] * 3
-    return of._build_loss()
+    ran = run(code, NAME=name, nnUNet_results=str(folder))
+    return [line for line in ran.stdout.splitlines() if line.startswith(("customloss.", "nnunetv2.",
+                                                                         "ce "))]  # fmt: skip
 
 
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("ignored", [False, True])
-@pytest.mark.parametrize("supervised", [False, True])
-def test_it_builds_the_loss_of_nnunet_out_of_ours(
-    trainer: Any, regions: bool, ignored: bool, supervised: bool
-) -> None:
-    ours = built(trainer, regions, ignored, supervised)
-    theirs = built(trainer.__mro__[1], regions, ignored, supervised)
-    assert type(ours).__module__.startswith("customloss.compat.nnunet")
-    assert type(theirs).__module__.startswith("nnunetv2.")
-    logits = [torch.randn(2, 2, 8 // n, 8 // n, requires_grad=True) for n in (1, 2, 4)]
-    if regions:
-        targets = [torch.randint(2, (2, 2 + ignored, *x.shape[2:])).float() for x in logits]
-    else:
-        targets = [torch.randint(2 + ignored, (2, 1, *x.shape[2:])).float() for x in logits]
-    inputs = (logits, targets) if supervised else (logits[0], targets[0])
-    values = [loss(*inputs) for loss in (ours, theirs)]
-    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
-    of = logits[:2] if supervised else logits[:1]
-    for mine, other in zip(*(torch.autograd.grad(value, of) for value in values)):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+def test_the_command_gives_our_losses_to_nnunets_own_trainer(tmp_path: Path) -> None:
+    ours = "customloss.compat.nnunet"
+    assert command("nnUNetTrainer", tmp_path) == [
+        f"{ours}.deep_supervision.DeepSupervisionWrapper {ours}.compounds.DC_and_CE_loss "
+        f"{ours}.dice.MemoryEfficientSoftDiceLoss",
+        f"ce {ours}.compounds",
+    ]
 
 
-def test_the_command_names_the_folder() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "customloss", "nnunet-trainers"], capture_output=True, text=True
-    )
-    assert (Path(ran.stdout.strip()) / FILE.name).is_file()
+def test_a_loss_that_we_do_not_have_stays_and_its_dice_is_ours(tmp_path: Path) -> None:
+    ours = "customloss.compat.nnunet"
+    assert command("nnUNetTrainerDiceTopK10Loss", tmp_path) == [
+        f"{ours}.deep_supervision.DeepSupervisionWrapper "
+        f"nnunetv2.training.loss.compound_losses.DC_and_topk_loss {ours}.dice.SoftDiceLoss",
+        "ce nnunetv2.training.loss.robust_ce_loss",
+    ]
+
+
+def test_the_folder_is_printed_and_holds_the_trainer_alone() -> None:
+    module = "customloss.compat.nnunet.trainer_folder"
+    ran = run_python(f"import runpy; runpy.run_module({module!r}, run_name='__main__')")
+    assert ran.stdout == f"{FOLDER}\n"
+    files = {path.name for path in FOLDER.glob("*.py")}
+    assert files == {"__init__.py", "nnUNetTrainerCustomloss.py"}
+    assert sys.modules.get("nnunetv2.training.nnUNetTrainer") is None

@@ -24,15 +24,13 @@ Warts that are kept, each with what ``strict=False`` does about it:
 
 Where ours differs: nnU-Net rounds the sums of its Dice to float32, and ours are float64.
 
-Lives here: dice.py, compounds.py and deep_supervision.py; and trainers/, a folder for nnU-Net to
-search.
+Lives here: dice.py, compounds.py, deep_supervision.py, and a trainer for nnU-Net's command line:
+trainer.py, which alone imports nnunetv2, trainer_folder.py and external/, where nnU-Net finds it.
 May import: ``losses``, ``scores``, ``distributed``.
 Start with ``SoftDiceLoss`` in dice.py.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from customloss.compat.nnunet.compounds import (
     DC_and_BCE_loss,
@@ -51,5 +49,3 @@ __all__ = (
     "DC_and_BCE_loss", "DC_and_CE_loss", "DC_and_topk_loss", "DeepSupervisionWrapper",
     "MemoryEfficientSoftDiceLoss", "RobustCrossEntropyLoss", "SoftDiceLoss", "softmax_helper_dim1",
 )  # fmt: skip
-
-TRAINERS = str(Path(__file__).parent / "trainers")  # what nnUNet_extTrainer is set to
