@@ -40,7 +40,8 @@ LOOKS = """\
 import sys
 import beside
 print(__name__, __file__, __package__, __spec__ and __spec__.name, sys.argv, sys.path[0])
-print(sorted({*vars()} - {"__annotations__"}), type(__loader__).__name__, sys.modules["__main__"].__dict__ is globals())
+print(sorted({*vars()} - {"__annotations__"}), type(__loader__).__name__)
+print(vars(sys.modules["__main__"]) is globals())
 def annotated(x: "int") -> None: ...
 print(annotated.__annotations__)
 """
