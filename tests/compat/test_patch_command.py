@@ -7,25 +7,33 @@ import os
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 
+import like_torchvision
 import pytest
 
 import customloss
 
-pytestmark = pytest.mark.skipif(find_spec("monai") is None, reason="needs monai")
-
 PACKAGE = str(Path(customloss.__file__).parents[1])
 PATCH = ("-m", "customloss", "patch")
-OURS = "customloss.compat.monai.compounds"
+OURS, THEIRS = "customloss.compat.torchvision", "torchvision.ops.focal_loss"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A library whose loss is replaced, on the path of every process of these tests."""
+    folder = like_torchvision.write(tmp_path_factory.mktemp("library"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((PACKAGE, str(folder))))
+        yield
 
 
 def python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs Python in a folder that is not that of the repository."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": PACKAGE, **environment},
+        env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -53,9 +61,9 @@ def test_a_script_sees_what_python_shows_it(tmp_path: Path) -> None:
     given = ("a", "--any-version", "--", "-m")
     plain = python(tmp_path, "inside/train.py", *given)
     assert plain.returncode == 0, plain.stderr
-    ours = python(tmp_path, *PATCH, "monai", "--", "inside/train.py", *given)
+    ours = python(tmp_path, *PATCH, "torchvision", "--", "inside/train.py", *given)
     assert ours.stdout == plain.stdout
-    assert "customloss.patch: MONAI" in ours.stderr
+    assert "customloss.patch: torchvision 0.28.0" in ours.stderr
 
 
 def test_a_module_sees_what_python_shows_it(tmp_path: Path) -> None:
@@ -75,15 +83,19 @@ def test_a_folder_and_an_archive_run_as_python_runs_them(tmp_path: Path) -> None
         for name in ("__main__.py", "beside.py"):
             archive.write(tmp_path / "app" / name, name)
     for program in ("app", "app.pyz"):
-        ran = python(tmp_path, *PATCH, "monai", "--quiet", "--", program, "x")
+        ran = python(tmp_path, *PATCH, "torchvision", "--quiet", "--", program, "x")
         assert ran.stdout.splitlines()[0] == "beside", ran.stderr
         assert "__main__" in ran.stdout and "'x'" in ran.stdout
 
 
 def test_the_losses_of_a_script_are_ours(tmp_path: Path) -> None:
-    written(tmp_path, "train.py", "from monai.losses import DiceCELoss as L; print(L.__module__)")
-    assert python(tmp_path, "train.py").stdout == "monai.losses.dice\n"
-    for libraries in ((), ("monai", "kornia")):
+    written(
+        tmp_path,
+        "train.py",
+        "from torchvision.ops import sigmoid_focal_loss as f; print(f.__module__)",
+    )
+    assert python(tmp_path, "train.py").stdout == f"{THEIRS}\n"
+    for libraries in ((), ("torchvision", "torchvision")):
         ran = python(tmp_path, *PATCH, *libraries, "--", "train.py")
         assert ran.stdout == f"{OURS}\n", ran.stderr
 
@@ -100,7 +112,7 @@ def test_exit_codes_and_exceptions_pass_through(
 ) -> None:
     script = written(tmp_path, "train.py", f"import sys, atexit\natexit.register(print, 1)\n{ends}")
     plain = python(tmp_path, "train.py")
-    ours = python(tmp_path, *PATCH, "monai", "--quiet", "--", "train.py")
+    ours = python(tmp_path, *PATCH, "torchvision", "--quiet", "--", "train.py")
     assert ours.returncode == plain.returncode and code in (None, ours.returncode)
     assert ours.stdout == plain.stdout
     assert ours.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
@@ -115,7 +127,7 @@ def test_exit_codes_and_exceptions_pass_through(
         (("--", "-m", "no.such"), "-m: there is no module 'no.such'"),
         (("--", "-m"), "-m: expected a module, got none"),
         (("--", "-c", "1"), "expected a script or -m MODULE behind --, got '-c'"),
-        (("monai",), "expected a script behind --, got none"),
+        (("torchvision",), "expected a script behind --, got none"),
         ((), "expected a script behind --, got none"),
         (("train.py",), "got 'train.py'; the script stands behind --"),
         (("monay", "--", "train.py"), "or all, got 'monay'\n"),
@@ -133,10 +145,10 @@ def test_a_library_that_is_refused_stops_before_the_script(tmp_path: Path) -> No
     written(tmp_path, "train.py", "print('ran')")
     other = "import importlib.metadata as m; m.version = lambda name: '9.0'\n"
     code = other + "import sys\nfrom customloss.__main__ import main\nmain()"
-    ran = python(tmp_path, "-c", code, "patch", "monai", "--", "train.py")
+    ran = python(tmp_path, "-c", code, "patch", "torchvision", "--", "train.py")
     assert ran.returncode == 2 and ran.stdout == ""
     assert "compared with, got 9.0: --any-version takes it all the same" in ran.stderr
-    ran = python(tmp_path, "-c", code, "patch", "monai", "--any-version", "--", "train.py")
+    ran = python(tmp_path, "-c", code, "patch", "torchvision", "--any-version", "--", "train.py")
     assert ran.stdout == "ran\n" and ran.returncode == 0
 
 
@@ -150,18 +162,19 @@ def test_help_needs_nothing_but_python(tmp_path: Path) -> None:
 
 
 STARTS = """\
-import multiprocessing, sys
+import multiprocessing, os, sys
 import torch
-from monai.losses import DiceCELoss
+from torchvision.ops import sigmoid_focal_loss
 
 class Data(torch.utils.data.Dataset):
     def __len__(self): return 2
-    def __getitem__(self, index): return DiceCELoss.__module__
+    def __getitem__(self, index): return sigmoid_focal_loss.__module__
 
 def child(where):
-    print(where, DiceCELoss.__module__, __name__, flush=True)
+    print(where, sigmoid_focal_loss.__module__, __name__, flush=True)
 
 if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH"), os.chdir("..")  # what a new process would find customloss by
     for method in sys.argv[1:]:
         loader = torch.utils.data.DataLoader(
             Data(), num_workers=1, multiprocessing_context=method, batch_size=2
@@ -175,10 +188,10 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes in all three ways")
 def test_processes_that_the_script_starts_are_patched(tmp_path: Path) -> None:
-    """Also one whose path changed: the package is found as its parent found it."""
+    """They find the package where the process found it that started them."""
     written(tmp_path, "train.py", STARTS)
-    ran = python(tmp_path, *PATCH, "monai", "--quiet", "--", "train.py", "spawn", "forkserver",
-                 "fork")  # fmt: skip
+    ways = ("spawn", "forkserver", "fork")
+    ran = python(tmp_path, *PATCH, "torchvision", "--quiet", "--", "train.py", *ways)
     assert ran.returncode == 0, ran.stderr
     workers = [f"worker {OURS} {OURS}"] * 3
     assert [line for line in ran.stdout.splitlines() if line.startswith("worker")] == workers
@@ -192,22 +205,22 @@ def test_processes_are_left_alone_after_unpatch(tmp_path: Path) -> None:
         'if __name__ == "__main__":\n    import customloss\n    customloss.unpatch()',
     )
     written(tmp_path, "train.py", text)
-    ran = python(tmp_path, *PATCH, "monai", "--quiet", "--", "train.py", "spawn")
-    assert "spawn monai.losses.dice __mp_main__" in ran.stdout, ran.stderr
+    ran = python(tmp_path, *PATCH, "torchvision", "--quiet", "--", "train.py", "spawn")
+    assert f"spawn {THEIRS} __mp_main__" in ran.stdout, ran.stderr
 
 
 @pytest.mark.distributed
 def test_every_rank_of_torchrun_is_patched(tmp_path: Path) -> None:
     written(
         tmp_path, "train.py",
-        "import os, sys\nfrom monai.losses import DiceCELoss as L\n"
-        "sys.stdout.write(f'{os.environ[\"RANK\"]} {L.__module__} {sys.argv[1]}\\n')",
+        "import os, sys\nfrom torchvision.ops import sigmoid_focal_loss as f\n"
+        "sys.stdout.write(f'{os.environ[\"RANK\"]} {f.__module__} {sys.argv[1]}\\n')",
     )  # fmt: skip
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    ran = python(tmp_path, *launcher, *PATCH[:2], "patch", "monai", "--", "train.py", "x",
+    ran = python(tmp_path, *launcher, *PATCH[:2], "patch", "torchvision", "--", "train.py", "x",
                  OMP_NUM_THREADS="1")  # fmt: skip
     assert sorted(ran.stdout.splitlines()) == [f"0 {OURS} x", f"1 {OURS} x"], ran.stderr
-    assert ran.stderr.count("customloss.patch: MONAI") == 1  # one rank says it
+    assert ran.stderr.count("customloss.patch: torchvision 0.28.0") == 1  # one rank says it
 
 
 def test_the_other_commands_name_it(tmp_path: Path) -> None:

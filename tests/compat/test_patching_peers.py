@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.metadata
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import like_torchvision
 import pytest
 import toolbelt_losses
 import torch
@@ -48,54 +47,14 @@ def _as_it_was() -> Iterator[None]:
             del sys.modules[name]
 
 
-FOCAL = """
-import torch
-def sigmoid_focal_loss(
-    inputs: torch.Tensor, targets: torch.Tensor, alpha: float = 0.25, gamma: float = 2,
-    reduction: str = "none",
-) -> torch.Tensor:
-    return inputs
-"""
-
-
-@contextmanager
-def like_torchvision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package with the layout of torchvision 0.28, where that is not installed."""
-    if TORCHVISION:
-        yield
-        return
-    files = {
-        "__init__.py": "from torchvision import models, ops",
-        "ops/__init__.py": "from .focal_loss import sigmoid_focal_loss",
-        "ops/focal_loss.py": FOCAL,
-        "models/__init__.py": "",
-        "models/detection/__init__.py": "",
-        "models/detection/retinanet.py": "from ...ops import sigmoid_focal_loss",
-    }
-    for name, text in files.items():
-        path = folder / "torchvision" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    monkeypatch.syspath_prepend(folder)
-    version = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata, "version",
-        lambda name: "0.28.0+cpu" if name == "torchvision" else version(name),
-    )  # fmt: skip
-    yield
-
-
 @pytest.fixture
 def installed(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+) -> None:
     """torchvision is there for the tests that are about it."""
     given = getattr(request.node, "callspec", None)
-    if given is not None and given.params["peer"] != "torchvision":
-        yield
-        return
-    with like_torchvision(tmp_path, monkeypatch):
-        yield
+    if not TORCHVISION and (given is None or given.params["peer"] == "torchvision"):
+        monkeypatch.syspath_prepend(like_torchvision.write(tmp_path))
 
 
 def module_of(peer: str, name: str) -> ModuleType:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from customloss.compat import torchvision, transformers
+from customloss.compat.patching.peers import PEERS
 
 
 def dice(inputs: Tensor, targets: Tensor, num_boxes: float) -> Tensor:
@@ -84,19 +85,10 @@ def test_agrees_in_thousands(name: str) -> None:
     agree(name, FORMULAS[name], seed=1, trials=1000)
 
 
-@pytest.mark.parametrize(
-    ("module", "names"),
-    [
-        ("loss.loss_for_object_detection", ("dice_loss", "sigmoid_focal_loss")),
-        ("models.maskformer.modeling_maskformer", ("dice_loss", "sigmoid_focal_loss")),
-        ("models.mask2former.modeling_mask2former", ("dice_loss", "sigmoid_cross_entropy_loss")),
-        ("models.oneformer.modeling_oneformer", ("dice_loss", "sigmoid_cross_entropy_loss")),
-        ("models.eomt.modeling_eomt", ("dice_loss", "sigmoid_cross_entropy_loss")),
-    ],
-)
+@pytest.mark.parametrize(("module", "names"), PEERS["transformers"].names.items())
 def test_agrees_with_transformers(module: str, names: tuple[str, ...]) -> None:
     pytest.importorskip("transformers")
-    peer = importlib.import_module(f"transformers.{module}")
+    peer = importlib.import_module(module)
     for name in names:
         agree(name, getattr(peer, name), seed=2, trials=100)
 
