@@ -27,6 +27,7 @@ from customloss.compat.patching.peers import PEERS, Peer
 # compat has more than what stands for a name of the library
 NOT_REPLACED = {
     "nnunet": {"DC_and_topk_loss", "softmax_helper_dim1"},  # refused; known by its name
+    "toolbelt": {"CrossEntropyFocalLoss", "FocalLoss"},  # refused by default
 }
 TORCHVISION = find_spec("torchvision") is not None
 ALONE = ("nnunet", "smp")  # whose packages import much that need not be installed

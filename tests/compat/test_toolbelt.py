@@ -99,7 +99,6 @@ DRAWS: dict[str, tuple[str, Callable[[random.Random], Drawn]]] = {
 
 
 @needs_toolbelt
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", toolbelt.__all__)
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.more)])
 def test_drawn_options_agree_with_toolbelt(name: str, count: int) -> None:

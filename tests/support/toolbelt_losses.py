@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +27,11 @@ def load(module: str) -> Any:
         for part in ("", ".losses", ".utils"):
             bare = ModuleType(NEEDS + part)
             bare.__path__ = [str(top / part.strip("."))]
+            bare.__spec__ = ModuleSpec(bare.__name__, None, is_package=True)
             sys.modules[bare.__name__] = bare
         sys.modules[f"{NEEDS}.utils"].pytorch_toolbelt_deprecated = (  # type: ignore[attr-defined]
             lambda message: lambda function: function
         )
-    return importlib.import_module(f"{NEEDS}.losses.{module}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, about its autocast
+        return importlib.import_module(f"{NEEDS}.losses.{module}")
