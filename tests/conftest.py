@@ -22,6 +22,7 @@ sys.path[:1] = map(str, paths.IMPORTED)
 import patience  # noqa: E402
 import selection  # noqa: E402
 
+from customloss.compat.patching import patch  # noqa: E402
 from customloss.losses import named_scores  # noqa: E402
 
 # The examples are the same on every run, so that running the test again reproduces a failure.
@@ -42,12 +43,14 @@ with warnings.catch_warnings():
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Each test begins with one seed, and leaves threads, determinism and names as they were."""
+    """Each test begins with one seed, and leaves threads, determinism and names as they were, also
+    those of other libraries that a snippet of the docs replaced."""
     torch.manual_seed(0)
     registered = dict(named_scores.registered)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield
+    patch.unpatch("all")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
     named_scores.registered.clear()
