@@ -43,7 +43,8 @@ with warnings.catch_warnings():
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Each test begins with one seed, and leaves threads, determinism and names as they were."""
+    """Each test begins with one seed, and leaves threads, determinism and names as they were, also
+    those of other libraries that a snippet of the docs replaced."""
     torch.manual_seed(0)
     registered = dict(named_scores.registered)
     threads = torch.get_num_threads()

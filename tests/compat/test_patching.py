@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from process import run_python
 
 import customloss
 from customloss.compat import monai as ours
@@ -146,6 +147,15 @@ def test_a_bundle_that_names_a_loss_by_its_class_finds_ours() -> None:
     assert ComponentLocator._find_classes_or_functions is theirs
     assert during.get_component_module_name("DiceCELoss") == "monai.losses.dice"
     assert isinstance(ConfigParser(SHORT).get_parsed_content("loss"), ORIGINAL)
+
+
+def test_a_bundle_that_is_imported_later_finds_ours() -> None:
+    ran = run_python(
+        "import customloss\ncustomloss.patch('monai', quiet=True)\n"
+        "from monai.bundle import ConfigParser\n"
+        f"print(type(ConfigParser({SHORT}).get_parsed_content('loss')).__module__)"
+    )
+    assert ran.stdout.endswith("customloss.compat.monai.compounds\n"), ran.stderr
 
 
 def test_another_version_is_refused_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

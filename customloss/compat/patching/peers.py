@@ -104,8 +104,10 @@ PEERS = {
             "kornia.losses.tversky": ("TverskyLoss", "tversky_loss"),
         },
     ),
+    # one and the same file in all of these versions
     "torchvision": Peer(
-        "torchvision", "torchvision", "torchvision", ("0.28.",), "customloss.compat.torchvision",
+        "torchvision", "torchvision", "torchvision", ("0.25.", "0.26.", "0.27.", "0.28.", "0.29."),
+        "customloss.compat.torchvision",
         {"torchvision.ops.focal_loss": ("sigmoid_focal_loss",)},
     ),
     # Grounding DINO has a focal loss of its own, which is another formula, and stays
